@@ -1,0 +1,259 @@
+//! The complete register state of one logical processor.
+
+use crate::control::{cr0, cr4, dr, efer};
+use crate::cpuid::CpuModel;
+use crate::memory::Privilege;
+use crate::rflags::Rflags;
+use crate::segment::{DescriptorTable, Segment, SegmentIndex};
+
+/// General-purpose registers in encoding order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the architectural names say it all")]
+pub enum Gpr {
+    Rax,
+    Rcx,
+    Rdx,
+    Rbx,
+    Rsp,
+    Rbp,
+    Rsi,
+    Rdi,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+}
+
+impl Gpr {
+    /// All sixteen, in encoding order.
+    pub const ALL: [Self; 16] = [
+        Self::Rax,
+        Self::Rcx,
+        Self::Rdx,
+        Self::Rbx,
+        Self::Rsp,
+        Self::Rbp,
+        Self::Rsi,
+        Self::Rdi,
+        Self::R8,
+        Self::R9,
+        Self::R10,
+        Self::R11,
+        Self::R12,
+        Self::R13,
+        Self::R14,
+        Self::R15,
+    ];
+}
+
+/// x87 and MMX state, as FXSAVE lays it out in meaning (SDM vol. 1, 8.1 and 10.5).
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct X87State {
+    /// Physical registers R0..R7 (not stack-relative): 80-bit images in the low ten bytes. MMX registers alias the
+    /// low eight bytes.
+    pub registers: [[u8; 16]; 8],
+    /// Control word.
+    pub control: u16,
+    /// Status word, TOP in bits 11..=13.
+    pub status: u16,
+    /// Abridged tag word: bit i set means physical register i is not empty.
+    pub valid: u8,
+    /// Last opcode (11 bits).
+    pub opcode: u16,
+    /// Last instruction pointer.
+    pub instruction_pointer: u64,
+    /// Last data pointer.
+    pub data_pointer: u64,
+}
+
+impl Default for X87State {
+    fn default() -> Self {
+        Self {
+            registers: [[0; 16]; 8],
+            control: 0x37F,
+            status: 0,
+            valid: 0,
+            opcode: 0,
+            instruction_pointer: 0,
+            data_pointer: 0,
+        }
+    }
+}
+
+/// The register state of one logical processor in long mode.
+///
+/// The layout is `repr(C)` because translated code addresses it; `rflags` is exact whenever control is outside
+/// translated code.
+#[repr(C, align(64))]
+#[derive(Clone, Debug, PartialEq)]
+pub struct CpuState {
+    /// General-purpose registers, indexed by [`Gpr`].
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// Low halves of the vector registers: XMM0..XMM15.
+    pub xmm: [[u64; 2]; 16],
+    /// High halves of the vector registers (bits 128..=255 of YMM0..YMM15).
+    pub ymm_high: [[u64; 2]; 16],
+    /// SSE control and status.
+    pub mxcsr: u32,
+    /// Current privilege level: always `SS.DPL`, kept apart for speed.
+    pub cpl: u8,
+    /// One while interrupts and single-step traps are held off after MOV SS, POP SS or STI.
+    pub interrupt_shadow: u8,
+    /// Segment registers, indexed by [`SegmentIndex`]. FS and GS bases live here.
+    pub segments: [Segment; 6],
+    /// IA32_KERNEL_GS_BASE: what SWAPGS exchanges with the GS base.
+    pub kernel_gs_base: u64,
+    /// Local descriptor table register.
+    pub ldtr: Segment,
+    /// Task register.
+    pub tr: Segment,
+    /// Global descriptor table register.
+    pub gdtr: DescriptorTable,
+    /// Interrupt descriptor table register.
+    pub idtr: DescriptorTable,
+    /// Control register 0.
+    pub cr0: u64,
+    /// Page-fault linear address.
+    pub cr2: u64,
+    /// Page-table base; names an address space, tables are not walked.
+    pub cr3: u64,
+    /// Control register 4.
+    pub cr4: u64,
+    /// Task priority.
+    pub cr8: u64,
+    /// Extended control register 0.
+    pub xcr0: u64,
+    /// Debug registers; 4 and 5 are unused (they alias 6 and 7).
+    pub dr: [u64; 8],
+    /// IA32_EFER.
+    pub efer: u64,
+    /// IA32_STAR.
+    pub star: u64,
+    /// IA32_LSTAR.
+    pub lstar: u64,
+    /// IA32_CSTAR.
+    pub cstar: u64,
+    /// IA32_FMASK.
+    pub fmask: u64,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u32,
+    /// Time-stamp counter at the last update by the runtime.
+    pub tsc: u64,
+    /// IA32_APIC_BASE.
+    pub apic_base: u64,
+    /// IA32_PAT.
+    pub pat: u64,
+    /// IA32_MISC_ENABLE.
+    pub misc_enable: u64,
+    /// IA32_SYSENTER_CS, ESP, EIP.
+    pub sysenter: [u64; 3],
+    /// x87 and MMX state.
+    pub x87: X87State,
+    /// The processor the guest sees through CPUID.
+    pub model: CpuModel,
+}
+
+impl CpuState {
+    /// A processor in 64-bit mode at CPL 0 with flat segments, SYSCALL and NX enabled: the state in which a boot
+    /// loader enters a 64-bit kernel. MSRs that the kernel sets are zero.
+    #[must_use]
+    pub fn new(model: CpuModel) -> Self {
+        let mut segments = [Segment::flat_data(0x18, 0); 6];
+        segments[SegmentIndex::Cs as usize] = Segment::flat_code64(0x10, 0);
+        segments[SegmentIndex::Fs as usize].selector = 0;
+        segments[SegmentIndex::Gs as usize].selector = 0;
+        Self {
+            gpr: [0; 16],
+            rip: 0,
+            rflags: Rflags::FIXED.bits(),
+            xmm: [[0; 2]; 16],
+            ymm_high: [[0; 2]; 16],
+            mxcsr: 0x1F80,
+            cpl: 0,
+            interrupt_shadow: 0,
+            segments,
+            kernel_gs_base: 0,
+            ldtr: Segment { attributes: 0x82, ..Segment::default() },
+            tr: Segment { attributes: 0x8B, limit: 0x67, ..Segment::default() },
+            gdtr: DescriptorTable::default(),
+            idtr: DescriptorTable::default(),
+            cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG,
+            cr2: 0,
+            cr3: 0,
+            cr4: cr4::DE | cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE,
+            cr8: 0,
+            xcr0: 7,
+            dr: [0, 0, 0, 0, 0, 0, dr::DR6_FIXED, dr::DR7_FIXED],
+            efer: efer::SCE | efer::LME | efer::LMA | efer::NXE,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            fmask: 0,
+            tsc_aux: 0,
+            tsc: 0,
+            apic_base: 0xFEE0_0900,
+            pat: 0x0007_0406_0007_0406,
+            misc_enable: 1,
+            sysenter: [0; 3],
+            x87: X87State::default(),
+            model,
+        }
+    }
+
+    /// Reads a general-purpose register.
+    #[inline]
+    #[must_use]
+    pub const fn reg(&self, register: Gpr) -> u64 {
+        self.gpr[register as usize]
+    }
+
+    /// Writes a general-purpose register, all 64 bits.
+    #[inline]
+    pub const fn set_reg(&mut self, register: Gpr, value: u64) {
+        self.gpr[register as usize] = value;
+    }
+
+    /// RFLAGS with names; bits without a name are dropped.
+    #[inline]
+    #[must_use]
+    pub const fn flags(&self) -> Rflags {
+        Rflags::from_bits_truncate(self.rflags)
+    }
+
+    /// A segment register.
+    #[inline]
+    #[must_use]
+    pub const fn segment(&self, index: SegmentIndex) -> &Segment {
+        &self.segments[index as usize]
+    }
+
+    /// A segment register, to change.
+    #[inline]
+    pub const fn segment_mut(&mut self, index: SegmentIndex) -> &mut Segment {
+        &mut self.segments[index as usize]
+    }
+
+    /// Whether the processor executes 64-bit code (as opposed to compatibility mode).
+    #[inline]
+    #[must_use]
+    pub const fn is_64bit(&self) -> bool {
+        self.segment(SegmentIndex::Cs).is_long()
+    }
+
+    /// The privilege of explicit memory accesses at the current CPL.
+    #[inline]
+    #[must_use]
+    pub const fn privilege(&self) -> Privilege {
+        if self.cpl == 3 { Privilege::User } else { Privilege::Supervisor }
+    }
+}

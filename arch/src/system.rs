@@ -1,0 +1,1 @@
+//! System instructions: SYSCALL, SYSRET, SWAPGS, IRETQ, descriptor-table and control-register access.

@@ -1,0 +1,52 @@
+//! The oracle: executes guest code one instruction at a time, literally as the manual says.
+//!
+//! Semantics are written independently of the translator and share with it only the decoder, the state types and
+//! the leaf operations of `lstar_arch`. Exceptions are returned as values, never delivered: the caller decides.
+#![forbid(unsafe_code)]
+
+mod exec;
+mod sse;
+mod x87;
+
+use lstar_arch::{CpuState, Exception, GuestMemory};
+
+/// How a [`Interpreter::step`] or [`Interpreter::run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instruction retired (`step`), or the budget is used up (`run`).
+    Retired,
+    /// An exception to deliver. `cpu.rip` is the address to push (instruction for faults, successor for traps).
+    Exception(Exception),
+    /// INT n (not INT3): a software interrupt to deliver through the IDT; `cpu.rip` is behind the instruction.
+    SoftwareInterrupt(u8),
+    /// VMCALL at CPL 0: the service gate. `cpu.rip` is behind the instruction.
+    ServiceGate,
+    /// HLT at CPL 0. `cpu.rip` is behind the instruction.
+    Halt,
+    /// The instruction retired and wrote to a page that holds code: cached decodings and translations are stale.
+    CodeModified,
+    /// `cpu.rip` is a block entry that has been reached as often as the threshold says (`run` only).
+    Hot,
+    /// A near CALL retired (`run` with [`RunOptions::stop_at_calls`] only).
+    Call,
+    /// A near RET retired (`run` with [`RunOptions::stop_at_calls`] only).
+    Return,
+}
+
+/// What makes [`Interpreter::run`] return early.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Visits of a block entry after which `run` returns [`Outcome::Hot`] before executing it; `u32::MAX` for never.
+    pub hot_threshold: u32,
+    /// Return after each near CALL and near RET, so that the caller can keep track of nesting.
+    pub stop_at_calls: bool,
+}
+
+/// An instruction that had no implementation and raised #UD for that reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unimplemented {
+    /// Its address.
+    pub rip: u64,
+    /// Its text.
+    pub text: String,
+}

@@ -1,0 +1,1 @@
+//! x87 control and state-image instructions.

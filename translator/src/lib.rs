@@ -1,0 +1,69 @@
+//! Guest code to host code: regions, lifting, flags, Cranelift.
+//!
+//! The translator knows no operating system and holds no guest state. It reads guest code through [`CodeSource`],
+//! asks for link slots through [`LinkTable`], and returns a [`CompiledRegion`]: host code without relocations, and the
+//! table of its fault sites.
+//!
+//! **Addresses.** A guest access at `base + displacement` is made at host address `pinned + base + displacement`.
+//! Before it, `base` must have been *checked*: in user mode `base < USER_END`, else a trap is taken (one compare and a
+//! never-taken branch; a base is checked once per block and SSA value). A checked base plus a displacement in
+//! `-512 MiB..=i32::MAX` reaches only guest memory or guard zones; any other combination is folded into a new base and
+//! checked itself.
+//!
+//! **Precise state.** Before each instruction that can fault, the registers (and flag operands) changed since
+//! the last such point are stored to the block. A host fault or check trap maps through [`Site`] to the guest
+//! instruction, which the interpreter then executes from the block's state: it resolves the access or raises the
+//! exact exception. So a site never needs the cause of its fault.
+
+pub mod abi;
+pub mod flags;
+
+use abi::Mode;
+
+/// Reads guest code.
+pub trait CodeSource {
+    /// Fills as much of `buf` as is executable from `address` on in `mode`, and returns that count (0 if nothing is).
+    fn fetch(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> usize;
+}
+
+/// Hands out link slots.
+pub trait LinkTable {
+    /// Host address of the [`abi::Slot`] for jumps to `rip` in `mode`.
+    fn jump_slot(&mut self, rip: u64, mode: Mode) -> u64;
+    /// Host address of the [`abi::Slot`] for calls of `rip` in `mode`.
+    fn call_slot(&mut self, rip: u64, mode: Mode) -> u64;
+}
+
+/// What a fault at one point of translated code means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Offset in the region's code of the instruction that can fault.
+    pub host_offset: u32,
+    /// Guest instruction to execute in the interpreter.
+    pub rip: u64,
+    /// The value `lazy.op` has at this point (its operands are in the block).
+    pub lazy_op: u64,
+    /// Guest instructions retired since `budget` was last stored.
+    pub retired: u32,
+}
+
+/// A translated region.
+#[derive(Clone, Debug)]
+pub struct CompiledRegion {
+    /// Guest entry point.
+    pub entry: u64,
+    /// Mode it was translated for.
+    pub mode: Mode,
+    /// Host code, position-independent.
+    pub code: Vec<u8>,
+    /// Fault sites, sorted by `host_offset`.
+    pub sites: Vec<Site>,
+    /// Guest code covered, as address ranges sorted by start.
+    pub ranges: Vec<std::ops::Range<u64>>,
+    /// Guest instructions in it.
+    pub instructions: u32,
+    /// Guest basic blocks in it.
+    pub blocks: u32,
+    /// Instructions lowered to a call of the interpreter, by iced-x86 code, with counts.
+    pub fallbacks: Vec<(iced_x86::Code, u32)>,
+}
