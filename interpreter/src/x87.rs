@@ -1,1 +1,0 @@
-//! x87 control and state-image instructions.
