@@ -1,1 +1,14 @@
-//! placeholder
+//! The machine: guest memory, the engines' loop, helpers for translated code, the code cache, host faults.
+//!
+//! Everything above this crate sees [`Machine`], [`Vcpu`] and [`AddressSpace`](memory::AddressSpace); no host
+//! address leaves it.
+
+pub mod machine;
+pub mod memory;
+pub mod vcpu;
+
+pub use machine::{
+    Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit,
+};
+pub use memory::{AddressSpace, Frames, MapError, Protection};
+pub use vcpu::{Registers, ThreadContext, Vcpu};

@@ -1,0 +1,198 @@
+//! The machine: one virtual processor, its memory, and the engines that run guest code on it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lstar_arch::CpuModel;
+
+use crate::memory::{AddressSpace, MapError};
+use crate::vcpu::Vcpu;
+
+/// Which engine executes guest code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// The interpreter alone.
+    Interpreter,
+    /// The interpreter for cold code, translated regions for the rest.
+    #[default]
+    Translator,
+}
+
+/// How SYSCALL reaches a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SyscallDispatch {
+    /// Through the guest kernel's own entry code, always.
+    Architectural,
+    /// By the SYSCALL helper itself, as long as LSTAR points at unmodified entry code.
+    #[default]
+    Direct,
+}
+
+/// Settings of a [`Machine`].
+#[derive(Clone, Copy, Debug)]
+pub struct MachineConfig {
+    /// Which engine.
+    pub engine: Engine,
+    /// How SYSCALL is lowered in translated code.
+    pub dispatch: SyscallDispatch,
+    /// What CPUID says.
+    pub model: CpuModel,
+    /// Most bytes of guest memory that can be committed.
+    pub memory_limit: u64,
+    /// Visits of a block before its region is translated.
+    pub hot_threshold: u32,
+    /// Bytes of host code kept at most; translating more drops everything.
+    pub code_cache_size: usize,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            engine: Engine::default(),
+            dispatch: SyscallDispatch::default(),
+            model: CpuModel::default(),
+            memory_limit: 16 << 30,
+            hot_threshold: 50,
+            code_cache_size: 256 << 20,
+        }
+    }
+}
+
+/// What the service gate wants after serving a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateAction {
+    /// Go on behind the gate instruction. RIP and privilege are as they were; other registers may have changed.
+    Resume,
+    /// Go on with whatever state the processor now has (another thread, another RIP or privilege).
+    Redirect,
+    /// Leave [`Machine::run`] with [`VmExit::Stopped`]; the processor's state is kept.
+    Stop,
+}
+
+/// Serves the reserved gate instruction, VMCALL at CPL 0.
+///
+/// When called, RIP is behind the instruction, and RAX says what is asked for.
+pub trait ServiceGate {
+    /// Serves one request.
+    fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction;
+
+    /// An instruction without implementation is about to raise #UD: where, and its text. Reported once per address.
+    fn unimplemented_instruction(&mut self, rip: u64, text: &str) {
+        let _ = (rip, text);
+    }
+}
+
+/// Why [`Machine::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmExit {
+    /// The budget of instructions is used up.
+    Budget,
+    /// The service gate asked to stop.
+    Stopped,
+    /// HLT at CPL 0.
+    Halted,
+    /// An exception could not be delivered, nor could the double fault: the processor has shut down.
+    Shutdown,
+    /// RIP has reached an address of [`Machine::breakpoints`]; the instruction there has not executed.
+    Breakpoint(u64),
+}
+
+/// What happened so far.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics {
+    /// Guest instructions retired.
+    pub instructions: u64,
+    /// Of these, by the interpreter.
+    pub interpreted: u64,
+    /// Regions translated.
+    pub regions: u64,
+    /// Guest basic blocks in them.
+    pub blocks: u64,
+    /// Guest instructions in them.
+    pub translated_instructions: u64,
+    /// Bytes of host code made.
+    pub host_code_bytes: u64,
+    /// Time spent in translation.
+    pub translation_time: Duration,
+    /// SYSCALL instructions executed.
+    pub syscalls: u64,
+    /// Changes of privilege level, in either direction.
+    pub privilege_switches: u64,
+    /// Exceptions and software interrupts delivered.
+    pub exceptions: u64,
+    /// Host faults taken in translated code.
+    pub faults: u64,
+    /// Regions dropped because their guest code changed.
+    pub invalidations: u64,
+    /// Instructions translated to a call of the interpreter, by name.
+    pub fallbacks: BTreeMap<String, u64>,
+}
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Guest memory could not be reserved.
+    #[error("cannot reserve guest memory: {0}")]
+    Memory(#[from] MapError),
+    /// The host cannot run translated code.
+    #[error("cannot set up translation: {0}")]
+    Translation(String),
+}
+
+/// One virtual processor with its memory.
+#[derive(Debug)]
+pub struct Machine {
+    memory: AddressSpace,
+    cpu: Box<lstar_arch::CpuState>,
+    config: MachineConfig,
+    statistics: Statistics,
+    /// Addresses at which [`Machine::run`] stops before executing; while there are any, the interpreter runs everything.
+    pub breakpoints: std::collections::BTreeSet<u64>,
+}
+
+impl Machine {
+    /// A machine with empty memory and a processor at CPL 0 in 64-bit mode.
+    pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
+        Ok(Self {
+            memory: AddressSpace::new(config.memory_limit)?,
+            cpu: Box::new(lstar_arch::CpuState::new(config.model)),
+            config,
+            statistics: Statistics::default(),
+            breakpoints: std::collections::BTreeSet::new(),
+        })
+    }
+
+    /// Guest memory.
+    pub fn memory(&mut self) -> &mut AddressSpace {
+        &mut self.memory
+    }
+
+    /// The stopped processor.
+    pub fn vcpu(&mut self) -> Vcpu<'_> {
+        Vcpu { cpu: &mut self.cpu, memory: &mut self.memory, retired: self.statistics.instructions }
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.statistics.clone()
+    }
+
+    /// The settings the machine was made with.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Runs guest code for about `budget` instructions, or until something else ends it.
+    pub fn run(&mut self, gate: &mut dyn ServiceGate, budget: u64) -> VmExit {
+        let _ = (gate, budget);
+        VmExit::Budget
+    }
+
+    /// Executes exactly one guest instruction in the interpreter (delivering an exception counts as part of it).
+    pub fn step(&mut self, gate: &mut dyn ServiceGate) -> Option<VmExit> {
+        let _ = gate;
+        None
+    }
+}
