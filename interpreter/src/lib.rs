@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod exec;
+mod softfloat;
 mod sse;
 mod x87;
 

@@ -5,6 +5,8 @@
 //! operands use the low half. A group is a table from mnemonic to a function on such values, so that an operation is
 //! written once for its MMX, register and memory forms.
 
+mod convert;
+mod float;
 mod integer;
 mod lanes;
 mod moves;
@@ -39,7 +41,11 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
     if let Err(exception) = check_available(ex, required) {
         return Some(Err(exception));
     }
-    moves::execute(ex, mnemonic).or_else(|| integer::execute(ex, mnemonic)).or_else(|| shuffle::execute(ex, mnemonic))
+    moves::execute(ex, mnemonic)
+        .or_else(|| integer::execute(ex, mnemonic))
+        .or_else(|| shuffle::execute(ex, mnemonic))
+        .or_else(|| float::execute(ex, mnemonic))
+        .or_else(|| convert::execute(ex, mnemonic))
 }
 
 /// The CPUID features that the instruction needs beyond SSE2; `None` when it belongs to another group.
