@@ -61,6 +61,8 @@ impl Exception {
     pub const XM: Self = Self::bare(Vector::Simd, None);
     /// #AC(0).
     pub const AC: Self = Self::bare(Vector::AlignmentCheck, Some(0));
+    /// #DF, whose error code is always 0.
+    pub const DF: Self = Self::bare(Vector::DoubleFault, Some(0));
     /// #GP(0), by far the most frequent form.
     pub const GP0: Self = Self::gp(0);
     /// #SS(0).

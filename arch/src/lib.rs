@@ -13,6 +13,7 @@
 pub mod control;
 pub mod cpuid;
 pub mod delivery;
+pub mod descriptor;
 pub mod exception;
 pub mod memory;
 pub mod msr;

@@ -60,6 +60,18 @@ impl Segment {
         Self { base: 0, limit: u32::MAX, selector, attributes: 0xC093 | (dpl as u16) << 5 }
     }
 
+    /// The null stack segment that 64-bit code gets when it is entered from an outer privilege level.
+    #[must_use]
+    pub const fn null_stack(cpl: u8) -> Self {
+        Self { base: 0, limit: 0, selector: cpl as u16, attributes: (cpl as u16) << 5 }
+    }
+
+    /// Whether this is a conforming code segment.
+    #[must_use]
+    pub const fn is_conforming(&self) -> bool {
+        self.attributes & (Self::CODE_OR_DATA | 0xC) == Self::CODE_OR_DATA | 0xC
+    }
+
     /// Descriptor privilege level.
     #[must_use]
     pub const fn dpl(&self) -> u8 {

@@ -190,9 +190,10 @@ impl CpuState {
             cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG,
             cr2: 0,
             cr3: 0,
-            cr4: cr4::DE | cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE,
+            cr4: (cr4::DE | cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE) & model.supported_cr4(),
             cr8: 0,
-            xcr0: 7,
+            // Bit 0 (x87) is 1 even at reset.
+            xcr0: model.supported_xcr0() | 1,
             dr: [0, 0, 0, 0, 0, 0, dr::DR6_FIXED, dr::DR7_FIXED],
             efer: efer::SCE | efer::LME | efer::LMA | efer::NXE,
             star: 0,

@@ -1,0 +1,99 @@
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT and SWAPGS.
+
+use super::{OperandSize, require, require_cpl0};
+use crate::control::efer;
+use crate::cpuid::Vendor;
+use crate::exception::Exception;
+use crate::is_canonical;
+use crate::rflags::Rflags;
+use crate::segment::{Segment, SegmentIndex};
+use crate::state::{CpuState, Gpr};
+
+/// RFLAGS bits that SYSRET takes from R11 (SDM vol. 2, SYSRET).
+const SYSRET_RFLAGS: u64 = 0x3C_7FD7;
+
+fn load_flat(cpu: &mut CpuState, code: Segment, stack: Segment, cpl: u8) {
+    *cpu.segment_mut(SegmentIndex::Cs) = code;
+    *cpu.segment_mut(SegmentIndex::Ss) = stack;
+    cpu.cpl = cpl;
+}
+
+/// SYSCALL. In compatibility mode an Intel processor raises #UD and an AMD one enters at CSTAR.
+pub fn syscall(cpu: &mut CpuState) -> Result<(), Exception> {
+    let long = cpu.is_64bit();
+    require(cpu.efer & efer::SCE != 0, Exception::UD)?;
+    require(long || cpu.model.vendor == Vendor::Amd, Exception::UD)?;
+    let image = cpu.rflags & !Rflags::RF.bits();
+    cpu.set_reg(Gpr::Rcx, if long { cpu.rip } else { cpu.rip & 0xFFFF_FFFF });
+    cpu.set_reg(Gpr::R11, image);
+    cpu.rflags = image & !cpu.fmask & !Rflags::VM.bits() | Rflags::FIXED.bits();
+    cpu.rip = if long { cpu.lstar } else { cpu.cstar };
+    let selector = (cpu.star >> 32) as u16;
+    load_flat(cpu, Segment::flat_code64(selector & !3, 0), Segment::flat_data(selector.wrapping_add(8), 0), 0);
+    Ok(())
+}
+
+/// SYSRET; `Qword` (REX.W) returns to 64-bit mode, else to compatibility mode.
+///
+/// An Intel processor refuses a non-canonical RCX with #GP(0) at CPL 0; an AMD one returns, and the fetch of the next
+/// instruction raises #GP(0) at CPL 3, as any fetch from a non-canonical RIP must.
+pub fn sysret(cpu: &mut CpuState, size: OperandSize) -> Result<(), Exception> {
+    require(cpu.efer & efer::SCE != 0, Exception::UD)?;
+    require(cpu.is_64bit() || cpu.model.vendor == Vendor::Amd, Exception::UD)?;
+    require_cpl0(cpu)?;
+    let selector = (cpu.star >> 48) as u16;
+    let target = cpu.reg(Gpr::Rcx);
+    let code = if size == OperandSize::Qword {
+        require(is_canonical(target) || cpu.model.vendor == Vendor::Amd, Exception::GP0)?;
+        cpu.rip = target;
+        Segment::flat_code64(selector.wrapping_add(16) | 3, 3)
+    } else {
+        cpu.rip = target & 0xFFFF_FFFF;
+        Segment::flat_code32(selector | 3, 3)
+    };
+    cpu.rflags = cpu.reg(Gpr::R11) & SYSRET_RFLAGS | Rflags::FIXED.bits();
+    load_flat(cpu, code, Segment::flat_data(selector.wrapping_add(8) | 3, 3), 3);
+    Ok(())
+}
+
+/// SYSENTER: #UD on AMD processors in long mode (APM vol. 3, SYSENTER).
+pub fn sysenter(cpu: &mut CpuState) -> Result<(), Exception> {
+    require(cpu.model.vendor == Vendor::Intel, Exception::UD)?;
+    let [selector, rsp, rip] = cpu.sysenter;
+    let selector = selector as u16 & !3;
+    require(selector != 0, Exception::GP0)?;
+    cpu.rflags &= !(Rflags::VM | Rflags::IF | Rflags::RF).bits();
+    cpu.set_reg(Gpr::Rsp, rsp);
+    cpu.rip = rip;
+    load_flat(cpu, Segment::flat_code64(selector, 0), Segment::flat_data(selector.wrapping_add(8), 0), 0);
+    Ok(())
+}
+
+/// SYSEXIT; `Qword` (REX.W) returns to 64-bit mode, else to compatibility mode. #UD on AMD processors in long mode.
+pub fn sysexit(cpu: &mut CpuState, size: OperandSize) -> Result<(), Exception> {
+    require(cpu.model.vendor == Vendor::Intel, Exception::UD)?;
+    let selector = cpu.sysenter[0] as u16 & !3;
+    require(selector != 0, Exception::GP0)?;
+    require_cpl0(cpu)?;
+    let (rsp, rip) = (cpu.reg(Gpr::Rcx), cpu.reg(Gpr::Rdx));
+    let (code, stack) = if size == OperandSize::Qword {
+        require(is_canonical(rsp) && is_canonical(rip), Exception::GP0)?;
+        cpu.set_reg(Gpr::Rsp, rsp);
+        cpu.rip = rip;
+        (Segment::flat_code64(selector.wrapping_add(32) | 3, 3), selector.wrapping_add(40) | 3)
+    } else {
+        cpu.set_reg(Gpr::Rsp, rsp & 0xFFFF_FFFF);
+        cpu.rip = rip & 0xFFFF_FFFF;
+        (Segment::flat_code32(selector.wrapping_add(16) | 3, 3), selector.wrapping_add(24) | 3)
+    };
+    load_flat(cpu, code, Segment::flat_data(stack, 3), 3);
+    Ok(())
+}
+
+/// SWAPGS: exchanges the GS base with IA32_KERNEL_GS_BASE.
+pub fn swapgs(cpu: &mut CpuState) -> Result<(), Exception> {
+    require(cpu.is_64bit(), Exception::UD)?;
+    require_cpl0(cpu)?;
+    core::mem::swap(&mut cpu.kernel_gs_base, &mut cpu.segments[SegmentIndex::Gs as usize].base);
+    Ok(())
+}
