@@ -1,1 +1,14 @@
-//! placeholder
+//! The NT personality: executive components behind the guest kernel's service tables.
+//!
+//! Guest code reaches this crate only through the service gate: the guest kernel's own system-call and trap code runs
+//! first, on whichever engine. Nothing here sees host addresses or the CPU's internal state.
+#![forbid(unsafe_code)]
+
+pub mod kernel;
+pub mod memory;
+pub mod service;
+pub mod status;
+pub mod strings;
+pub mod thread;
+pub mod user_ptr;
+pub mod wait;
