@@ -1,7 +1,11 @@
 //! The context in which one instruction executes: processor, memory, decoded instruction.
 
 use iced_x86::{Instruction, Register};
-use lstar_arch::{CpuState, Exception, GuestMemory, SegmentIndex, is_canonical};
+use lstar_arch::cpuid::Features;
+use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, PageFault, PageFaultCode, SegmentIndex, is_canonical};
+
+use crate::decode::{Decoded, Place, is_high_byte, segment};
+use crate::flags::{STATUS, mask};
 
 /// Result of an instruction's body. On `Err` nothing visible has changed except what the manual says.
 pub(crate) type Op = Result<(), Exception>;
@@ -14,48 +18,44 @@ pub(crate) struct Exec<'a, M: GuestMemory> {
     pub mem: &'a mut M,
     /// The decoded instruction.
     pub insn: &'a Instruction,
+    /// The same with its operands prepared.
+    pub decoded: &'a Decoded,
 }
 
-impl<M: GuestMemory> Exec<'_, M> {
+impl<'a, M: GuestMemory> Exec<'a, M> {
+    pub fn new(cpu: &'a mut CpuState, mem: &'a mut M, decoded: &'a Decoded) -> Self {
+        Self { cpu, mem, insn: &decoded.insn, decoded }
+    }
+
     /// Base of the segment that `register` (CS, DS, ..) names; in 64-bit mode only FS and GS have one.
     pub fn segment_base(&self, register: Register) -> u64 {
-        let index = match register {
-            Register::FS => SegmentIndex::Fs,
-            Register::GS => SegmentIndex::Gs,
-            _ if self.cpu.is_64bit() => return 0,
-            Register::ES => SegmentIndex::Es,
-            Register::CS => SegmentIndex::Cs,
-            Register::SS => SegmentIndex::Ss,
-            _ => SegmentIndex::Ds,
-        };
-        self.cpu.segment(index).base
+        segment(register, self.cpu.is_64bit()).map_or(0, |index| self.cpu.segment(index).base)
     }
 
     /// Offset of the memory operand within its segment, truncated to the address size: what LEA yields.
+    #[inline]
     pub fn effective_address(&self) -> u64 {
-        let insn = self.insn;
-        if insn.is_ip_rel_memory_operand() {
-            return insn.ip_rel_memory_address();
-        }
-        let mut address = insn.memory_displacement64();
-        if insn.memory_base() != Register::None {
-            address = address.wrapping_add(self.gpr(insn.memory_base()));
-        }
-        if insn.memory_index() != Register::None {
-            address =
-                address.wrapping_add(self.gpr(insn.memory_index()).wrapping_mul(u64::from(insn.memory_index_scale())));
-        }
-        let narrow = insn.memory_base().is_gpr32() || insn.memory_index().is_gpr32();
-        if narrow || insn.memory_displ_size() == 4 && !self.cpu.is_64bit() { address & 0xFFFF_FFFF } else { address }
+        self.decoded.effective_address(&self.cpu.gpr)
     }
 
     /// Linear address of the memory operand.
+    #[inline]
     pub fn linear_address(&self) -> u64 {
-        let linear = self.effective_address().wrapping_add(self.segment_base(self.insn.memory_segment()));
-        if self.cpu.is_64bit() { linear } else { linear & 0xFFFF_FFFF }
+        let offset = self.effective_address();
+        match self.decoded.segment() {
+            None => offset,
+            Some(index) => self.linear(self.cpu.segments[index].base.wrapping_add(offset)),
+        }
+    }
+
+    /// Truncates a linear address in compatibility mode.
+    #[inline]
+    pub fn linear(&self, address: u64) -> u64 {
+        if self.cpu.is_64bit() { address } else { address & 0xFFFF_FFFF }
     }
 
     /// The exception for a non-canonical memory operand: #SS(0) for stack-segment references, else #GP(0).
+    #[cold]
     pub fn non_canonical(&self) -> Exception {
         if self.insn.memory_segment() == Register::SS { Exception::SS0 } else { Exception::GP0 }
     }
@@ -78,6 +78,98 @@ impl<M: GuestMemory> Exec<'_, M> {
         Ok(self.mem.store(linear, data, self.cpu.privilege())?)
     }
 
+    /// Loads `size` (1, 2, 4 or 8) bytes, zero-extended.
+    #[inline]
+    pub fn load_sized(&mut self, linear: u64, size: u8) -> Result<u64, Exception> {
+        Ok(match size {
+            1 => u64::from(u8::from_le_bytes(self.load(linear)?)),
+            2 => u64::from(u16::from_le_bytes(self.load(linear)?)),
+            4 => u64::from(u32::from_le_bytes(self.load(linear)?)),
+            _ => u64::from_le_bytes(self.load(linear)?),
+        })
+    }
+
+    /// Stores the low `size` (1, 2, 4 or 8) bytes of `value`.
+    #[inline]
+    pub fn store_sized(&mut self, linear: u64, value: u64, size: u8) -> Op {
+        match size {
+            1 => self.store(linear, (value as u8).to_le_bytes()),
+            2 => self.store(linear, (value as u16).to_le_bytes()),
+            4 => self.store(linear, (value as u32).to_le_bytes()),
+            _ => self.store(linear, value.to_le_bytes()),
+        }
+    }
+
+    /// Like [`Exec::load_sized`] for an instruction that will store to the same place: its #PF reports a write.
+    #[inline]
+    pub fn load_for_store(&mut self, linear: u64, size: u8) -> Result<u64, Exception> {
+        self.load_sized(linear, size).map_err(as_write)
+    }
+
+    /// Size of explicit operand `i` in bytes.
+    #[inline]
+    pub fn size(&self, i: usize) -> u8 {
+        self.decoded.operands[i].size
+    }
+
+    /// Value of explicit operand `i` (general-purpose register, memory or immediate), zero-extended.
+    #[inline]
+    pub fn read(&mut self, i: usize) -> Result<u64, Exception> {
+        let operand = self.decoded.operands[i];
+        match operand.place {
+            Place::Gpr => Ok(self.cpu.gpr[usize::from(operand.register & 15)] >> operand.shift & mask(operand.size)),
+            Place::Immediate => Ok(self.decoded.immediate & mask(operand.size)),
+            Place::Memory => self.load_sized(self.linear_address(), operand.size),
+            Place::Other => Err(Exception::UD),
+        }
+    }
+
+    /// Value of operand 0 of a read-modify-write instruction: a #PF reports a write, as hardware does.
+    #[inline]
+    pub fn read_destination(&mut self) -> Result<u64, Exception> {
+        match self.decoded.operands[0].place {
+            Place::Memory => self.load_for_store(self.linear_address(), self.size(0)),
+            _ => self.read(0),
+        }
+    }
+
+    /// Writes explicit operand `i` (general-purpose register or memory).
+    #[inline]
+    pub fn write(&mut self, i: usize, value: u64) -> Op {
+        let operand = self.decoded.operands[i];
+        match operand.place {
+            Place::Gpr => {
+                let full = &mut self.cpu.gpr[usize::from(operand.register & 15)];
+                let kept = match operand.size {
+                    4 | 8 => 0,
+                    size => *full & !(mask(size) << operand.shift),
+                };
+                *full = kept | (value & mask(operand.size)) << operand.shift;
+                Ok(())
+            }
+            Place::Memory => self.store_sized(self.linear_address(), value, operand.size),
+            Place::Immediate | Place::Other => Err(Exception::UD),
+        }
+    }
+
+    /// Replaces the flags in `which` by those bits of `flags`.
+    #[inline]
+    pub fn set_flags(&mut self, which: u64, flags: u64) {
+        self.cpu.rflags = self.cpu.rflags & !which | flags & which;
+    }
+
+    /// Replaces all six status flags.
+    #[inline]
+    pub fn set_status(&mut self, flags: u64) {
+        self.set_flags(STATUS, flags);
+    }
+
+    /// #UD unless the processor model advertises `feature`.
+    #[inline]
+    pub fn require(&self, feature: Features) -> Op {
+        if self.cpu.model.features.contains(feature) { Ok(()) } else { Err(Exception::UD) }
+    }
+
     /// Value of a general-purpose register of any width, zero-extended.
     #[inline]
     pub fn gpr(&self, register: Register) -> u64 {
@@ -86,7 +178,7 @@ impl<M: GuestMemory> Exec<'_, M> {
             8 => full,
             4 => full & 0xFFFF_FFFF,
             2 => full & 0xFFFF,
-            _ if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) => full >> 8 & 0xFF,
+            _ if is_high_byte(register) => full >> 8 & 0xFF,
             _ => full & 0xFF,
         }
     }
@@ -99,10 +191,94 @@ impl<M: GuestMemory> Exec<'_, M> {
             8 => value,
             4 => value & 0xFFFF_FFFF,
             2 => *full & !0xFFFF | value & 0xFFFF,
-            _ if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) => {
-                *full & !0xFF00 | (value & 0xFF) << 8
-            }
+            _ if is_high_byte(register) => *full & !0xFF00 | (value & 0xFF) << 8,
             _ => *full & !0xFF | value & 0xFF,
         };
+    }
+
+    /// Writes the `size` low bytes of a register of the given number (not AH..BH).
+    #[inline]
+    pub fn set_register(&mut self, register: Gpr, value: u64, size: u8) {
+        let kept = if size >= 4 { 0 } else { self.cpu.reg(register) & !mask(size) };
+        self.cpu.set_reg(register, kept | value & mask(size));
+    }
+
+    /// Width of the stack pointer in bytes: 8 in 64-bit mode, else by SS.B.
+    #[inline]
+    pub fn stack_size(&self) -> u8 {
+        match self.cpu.is_64bit() {
+            true => 8,
+            false if self.cpu.segment(SegmentIndex::Ss).is_big() => 4,
+            false => 2,
+        }
+    }
+
+    /// Linear address of a stack offset.
+    fn stack_linear(&self, offset: u64) -> u64 {
+        if self.cpu.is_64bit() {
+            offset
+        } else {
+            self.linear(offset.wrapping_add(self.cpu.segment(SegmentIndex::Ss).base))
+        }
+    }
+
+    /// Loads from the stack without moving the stack pointer; `offset` is relative to SS.
+    #[inline]
+    pub fn load_stack(&mut self, offset: u64, size: u8) -> Result<u64, Exception> {
+        let linear = self.stack_linear(offset);
+        if !is_canonical(linear) || !is_canonical(linear.wrapping_add(u64::from(size) - 1)) {
+            return Err(Exception::SS0);
+        }
+        self.load_sized(linear, size)
+    }
+
+    /// Stores to the stack without moving the stack pointer.
+    #[inline]
+    pub fn store_stack(&mut self, offset: u64, value: u64, size: u8) -> Op {
+        let linear = self.stack_linear(offset);
+        if !is_canonical(linear) || !is_canonical(linear.wrapping_add(u64::from(size) - 1)) {
+            return Err(Exception::SS0);
+        }
+        self.store_sized(linear, value, size)
+    }
+
+    /// Pushes the low `size` bytes of `value`; RSP moves only when the store succeeded.
+    #[inline]
+    pub fn push(&mut self, value: u64, size: u8) -> Op {
+        let width = self.stack_size();
+        let top = self.cpu.reg(Gpr::Rsp).wrapping_sub(u64::from(size)) & mask(width);
+        self.store_stack(top, value, size)?;
+        self.set_register(Gpr::Rsp, top, width);
+        Ok(())
+    }
+
+    /// Pops `size` bytes.
+    #[inline]
+    pub fn pop(&mut self, size: u8) -> Result<u64, Exception> {
+        let width = self.stack_size();
+        let top = self.cpu.reg(Gpr::Rsp) & mask(width);
+        let value = self.load_stack(top, size)?;
+        self.set_register(Gpr::Rsp, top.wrapping_add(u64::from(size)), width);
+        Ok(value)
+    }
+
+    /// Moves RIP to a near branch target; #GP(0) when it is not canonical.
+    #[inline]
+    pub fn jump(&mut self, target: u64) -> Op {
+        if !is_canonical(target) {
+            return Err(Exception::GP0);
+        }
+        self.cpu.rip = target;
+        Ok(())
+    }
+}
+
+/// Marks a #PF as caused by a write.
+fn as_write(exception: Exception) -> Exception {
+    match (exception.error_code, exception.cr2) {
+        (Some(code), Some(address)) => {
+            PageFault { address, code: PageFaultCode::from_bits_retain(code) | PageFaultCode::WRITE }.into()
+        }
+        _ => exception,
     }
 }

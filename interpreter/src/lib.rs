@@ -4,12 +4,28 @@
 //! the leaf operations of `lstar_arch`. Exceptions are returned as values, never delivered: the caller decides.
 #![forbid(unsafe_code)]
 
+mod arithmetic;
+mod bit;
+mod block_cache;
+mod bmi;
+mod control_flow;
+mod data_transfer;
+mod decode;
+mod dispatch;
+mod engine;
 mod exec;
+mod flags;
+mod logic;
+mod shift;
 mod softfloat;
 mod sse;
+mod string;
+mod system;
+mod watch;
 mod x87;
 
-use lstar_arch::{CpuState, Exception, GuestMemory};
+pub use engine::Interpreter;
+use lstar_arch::Exception;
 
 /// How a [`Interpreter::step`] or [`Interpreter::run`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,280 @@
+//! Decoded basic blocks, found by address and processor mode.
+//!
+//! A block never crosses into a second page except with its last instruction, so invalidation by page finds it. Blocks
+//! live in slots; a direct-mapped table in front of the hash map and a successor hint in each block make the common
+//! look-up one comparison. Hints may be stale: a slot's key says what it holds now.
+
+use std::collections::HashMap;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Privilege, SegmentIndex, Vendor, is_canonical};
+
+use crate::decode::Decoded;
+
+/// Instructions in a block at most.
+const BLOCK_LIMIT: usize = 64;
+/// Bytes fetched at once when decoding starts.
+const FETCH_LIMIT: usize = 256;
+/// Longest instruction (SDM vol. 2, 2.3.11).
+const INSTRUCTION_LIMIT: usize = 15;
+const DIRECT_BITS: u32 = 14;
+
+/// What a block is found by: its RIP with the mode in the bits that canonical addresses leave free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    /// Belongs to no block.
+    const EMPTY: Self = Self(u64::MAX);
+
+    /// The key of the code at RIP.
+    #[inline]
+    pub fn of(cpu: &CpuState) -> Self {
+        let cs = cpu.segment(SegmentIndex::Cs);
+        let mode = u64::from(cs.attributes >> 13 & 3) << 1 | u64::from(cpu.cpl == 3);
+        Self(cpu.rip & (1 << 56) - 1 | mode << 56)
+    }
+
+    fn direct_index(self) -> usize {
+        ((self.0 ^ self.0 >> DIRECT_BITS ^ self.0 >> 56) & (1 << DIRECT_BITS) - 1) as usize
+    }
+}
+
+/// A slot for a basic block.
+#[derive(Debug)]
+pub(crate) struct Block {
+    key: Key,
+    /// Linear addresses of the first byte and behind the last one.
+    span: (u64, u64),
+    pub instructions: Box<[Decoded]>,
+    /// How often the entry was reached since the last [`crate::Outcome::Hot`].
+    pub visits: u32,
+    /// Slot of the block that followed last time.
+    pub successor: u32,
+}
+
+/// All decoded blocks.
+#[derive(Debug)]
+pub(crate) struct BlockCache {
+    slots: Vec<Block>,
+    free: Vec<u32>,
+    by_key: HashMap<Key, u32>,
+    by_page: HashMap<u64, Vec<u32>>,
+    direct: Box<[u32]>,
+    /// CS base that compatibility-mode blocks were decoded with.
+    code_base: u64,
+}
+
+impl BlockCache {
+    pub fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            by_page: HashMap::new(),
+            direct: vec![0; 1 << DIRECT_BITS].into_boxed_slice(),
+            code_base: 0,
+        }
+    }
+
+    /// The block in a slot that [`BlockCache::find`] returned.
+    #[inline]
+    pub fn block_mut(&mut self, slot: u32) -> Option<&mut Block> {
+        self.slots.get_mut(slot as usize)
+    }
+
+    /// Slot of the block at RIP, decoding it when it is new. `hint` is the slot to try first. The error is the
+    /// exception that fetching or decoding its first instruction raises.
+    #[inline]
+    pub fn find<M: GuestMemory>(&mut self, cpu: &CpuState, mem: &mut M, hint: u32) -> Result<u32, Exception> {
+        let key = Key::of(cpu);
+        let holds = |slot: u32| self.slots.get(slot as usize).is_some_and(|block| block.key == key);
+        if !cpu.is_64bit() && self.code_base != cpu.segment(SegmentIndex::Cs).base {
+            self.clear();
+            self.code_base = cpu.segment(SegmentIndex::Cs).base;
+        } else if holds(hint) {
+            return Ok(hint);
+        } else if holds(self.direct[key.direct_index()]) {
+            return Ok(self.direct[key.direct_index()]);
+        }
+        self.find_slow(cpu, mem, key)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow<M: GuestMemory>(&mut self, cpu: &CpuState, mem: &mut M, key: Key) -> Result<u32, Exception> {
+        let slot = match self.by_key.get(&key) {
+            Some(slot) => *slot,
+            None => self.insert(key, decode_block(cpu, mem)?),
+        };
+        self.direct[key.direct_index()] = slot;
+        Ok(slot)
+    }
+
+    fn insert(&mut self, key: Key, (instructions, span): (Box<[Decoded]>, (u64, u64))) -> u32 {
+        let block = Block { key, span, instructions, visits: 0, successor: 0 };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = block;
+                slot
+            }
+            None => {
+                self.slots.push(block);
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.by_key.insert(key, slot);
+        for page in pages(span.0, span.1) {
+            self.by_page.entry(page).or_default().push(slot);
+        }
+        slot
+    }
+
+    /// Drops the blocks that overlap `start..end` (linear addresses).
+    pub fn invalidate(&mut self, start: u64, end: u64) {
+        if end <= start {
+            return;
+        }
+        let wanted = pages(start, end);
+        let affected: Vec<u64> = if wanted.end() - wanted.start() < self.by_page.len() as u64 {
+            wanted.filter(|page| self.by_page.contains_key(page)).collect()
+        } else {
+            self.by_page.keys().copied().filter(|page| wanted.contains(page)).collect()
+        };
+        for page in affected {
+            let slots = self.by_page.get(&page).cloned().unwrap_or_default();
+            for slot in slots {
+                let (first, last) = self.slots[slot as usize].span;
+                if first < end && start < last {
+                    self.remove(slot);
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let block = &mut self.slots[slot as usize];
+        let (key, span) = (block.key, block.span);
+        block.key = Key::EMPTY;
+        block.instructions = Box::default();
+        self.by_key.remove(&key);
+        for page in pages(span.0, span.1) {
+            if let Some(slots) = self.by_page.get_mut(&page) {
+                slots.retain(|other| *other != slot);
+                if slots.is_empty() {
+                    self.by_page.remove(&page);
+                }
+            }
+        }
+        self.free.push(slot);
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        self.free.clear();
+        self.by_key.clear();
+        self.by_page.clear();
+    }
+}
+
+fn pages(start: u64, end: u64) -> std::ops::RangeInclusive<u64> {
+    start / PAGE_SIZE..=end.saturating_sub(1).max(start) / PAGE_SIZE
+}
+
+/// Decodes from RIP up to the first instruction that ends a block, the end of the page, or the first one that raises.
+fn decode_block<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<(Box<[Decoded]>, (u64, u64)), Exception> {
+    let mode = DecodeMode::of(cpu);
+    let start = mode.linear(cpu.rip);
+    let mut buffer = [0; FETCH_LIMIT];
+    let in_page = (PAGE_SIZE - start % PAGE_SIZE) as usize;
+    let window = buffer.get_mut(..in_page.min(FETCH_LIMIT)).unwrap_or_default();
+    let fetched =
+        if is_canonical(start) { mem.fetch(start, window, mode.privilege)? } else { return Err(Exception::GP0) };
+    let mut decoder = Decoder::with_ip(mode.bitness, window.get(..fetched).unwrap_or_default(), cpu.rip, mode.options);
+    let mut instructions = Vec::new();
+    while instructions.len() < BLOCK_LIMIT && decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            break;
+        }
+        let decoded = Decoded::new(instruction, mode.bitness == 64);
+        let last = decoded.ends_block();
+        instructions.push(decoded);
+        if last {
+            break;
+        }
+    }
+    if instructions.is_empty() {
+        instructions.push(decode_one(cpu, mem)?);
+    }
+    let length: u64 = instructions.iter().map(|decoded| decoded.insn.len() as u64).sum();
+    Ok((instructions.into_boxed_slice(), (start, start.wrapping_add(length))))
+}
+
+/// Decodes the one instruction at RIP, across a page border if need be.
+pub(crate) fn decode_one<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<Decoded, Exception> {
+    let mode = DecodeMode::of(cpu);
+    let start = mode.linear(cpu.rip);
+    if !is_canonical(start) {
+        return Err(Exception::GP0);
+    }
+    let mut buffer = [0; INSTRUCTION_LIMIT];
+    let in_page = ((PAGE_SIZE - start % PAGE_SIZE) as usize).min(INSTRUCTION_LIMIT);
+    // The next page is touched only when the instruction really reaches into it.
+    for limit in [in_page, INSTRUCTION_LIMIT] {
+        let fetched = mem.fetch(start, buffer.get_mut(..limit).unwrap_or_default(), mode.privilege)?;
+        let bytes = buffer.get(..fetched).unwrap_or_default();
+        let mut decoder = Decoder::with_ip(mode.bitness, bytes, cpu.rip, mode.options);
+        let instruction = decoder.decode();
+        if !instruction.is_invalid() {
+            return Ok(Decoded::new(instruction, mode.bitness == 64));
+        }
+        if decoder.last_error() != DecoderError::NoMoreBytes {
+            return Err(Exception::UD);
+        }
+        if fetched < limit {
+            return Err(missing_byte(mem, start.wrapping_add(fetched as u64), mode.privilege));
+        }
+    }
+    Err(Exception::GP0)
+}
+
+/// The exception for an instruction that goes on at `address`, where nothing could be fetched.
+fn missing_byte<M: GuestMemory>(mem: &mut M, address: u64, privilege: Privilege) -> Exception {
+    if !is_canonical(address) {
+        return Exception::GP0;
+    }
+    match mem.fetch(address, &mut [0], privilege) {
+        Err(fault) => fault.into(),
+        Ok(_) => Exception::UD,
+    }
+}
+
+/// What decoding depends on besides the bytes.
+struct DecodeMode {
+    bitness: u32,
+    options: u32,
+    privilege: Privilege,
+    code_base: u64,
+}
+
+impl DecodeMode {
+    fn of(cpu: &CpuState) -> Self {
+        let cs = cpu.segment(SegmentIndex::Cs);
+        let (bitness, code_base) = match (cs.is_long(), cs.is_big()) {
+            (true, _) => (64, 0),
+            (false, true) => (32, cs.base),
+            (false, false) => (16, cs.base),
+        };
+        let options = match cpu.model.vendor {
+            Vendor::Intel => DecoderOptions::NONE,
+            Vendor::Amd => DecoderOptions::AMD,
+        };
+        Self { bitness, options, privilege: cpu.privilege(), code_base }
+    }
+
+    fn linear(&self, rip: u64) -> u64 {
+        if self.bitness == 64 { rip } else { rip.wrapping_add(self.code_base) & 0xFFFF_FFFF }
+    }
+}
