@@ -78,7 +78,6 @@ impl Interpreter {
             slot = next;
             let Some(block) = self.cache.block_mut(slot) else { continue };
             if block.visits >= options.hot_threshold {
-                block.visits = 0;
                 return Outcome::Hot;
             }
             block.visits += 1;

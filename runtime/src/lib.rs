@@ -3,6 +3,10 @@
 //! Everything above this crate sees [`Machine`], [`Vcpu`] and [`AddressSpace`](memory::AddressSpace); no host
 //! address leaves it.
 
+mod code_cache;
+mod entry;
+mod fault;
+mod helpers;
 pub mod machine;
 pub mod memory;
 pub mod vcpu;

@@ -1,6 +1,9 @@
 //! The machine: one virtual processor, its memory, and the engines that run guest code on it.
 
-use std::collections::BTreeMap;
+pub(crate) mod core;
+mod pending;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lstar_arch::CpuModel;
@@ -142,57 +145,51 @@ pub enum MachineError {
 /// One virtual processor with its memory.
 #[derive(Debug)]
 pub struct Machine {
-    memory: AddressSpace,
-    cpu: Box<lstar_arch::CpuState>,
-    config: MachineConfig,
-    statistics: Statistics,
-    /// Addresses at which [`Machine::run`] stops before executing; while there are any, the interpreter runs everything.
-    pub breakpoints: std::collections::BTreeSet<u64>,
+    core: Box<core::Core>,
 }
 
 impl Machine {
     /// A machine with empty memory and a processor at CPL 0 in 64-bit mode.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
-        Ok(Self {
-            memory: AddressSpace::new(config.memory_limit)?,
-            cpu: Box::new(lstar_arch::CpuState::new(config.model)),
-            config,
-            statistics: Statistics::default(),
-            breakpoints: std::collections::BTreeSet::new(),
-        })
+        Ok(Self { core: core::Core::new(config)? })
     }
 
     /// Guest memory.
     pub fn memory(&mut self) -> &mut AddressSpace {
-        &mut self.memory
+        &mut self.core.memory
     }
 
     /// The stopped processor.
     pub fn vcpu(&mut self) -> Vcpu<'_> {
-        Vcpu { cpu: &mut self.cpu, memory: &mut self.memory, retired: self.statistics.instructions }
+        self.core.vcpu()
     }
 
     /// What happened so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        self.statistics.clone()
+        self.core.statistics()
     }
 
     /// The settings the machine was made with.
     #[must_use]
     pub fn config(&self) -> &MachineConfig {
-        &self.config
+        &self.core.config
+    }
+
+    /// Addresses at which [`Machine::run`] stops before executing; while there are any, the interpreter runs everything,
+    /// instruction by instruction. A run that starts on one executes it.
+    pub fn breakpoints(&mut self) -> &mut BTreeSet<u64> {
+        &mut self.core.breakpoints
     }
 
     /// Runs guest code for about `budget` instructions, or until something else ends it.
     pub fn run(&mut self, gate: &mut dyn ServiceGate, budget: u64) -> VmExit {
-        let _ = (gate, budget);
-        VmExit::Budget
+        core::run(&mut self.core, gate, budget)
     }
 
-    /// Executes exactly one guest instruction in the interpreter (delivering an exception counts as part of it).
+    /// Executes one guest instruction in the interpreter; delivering an exception, or serving the gate, counts as part
+    /// of it. `None` when there is no reason to stop.
     pub fn step(&mut self, gate: &mut dyn ServiceGate) -> Option<VmExit> {
-        let _ = gate;
-        None
+        core::step(&mut self.core, gate)
     }
 }

@@ -1,0 +1,165 @@
+//! Translated regions: their host code, how guest addresses and link slots lead to it, and what a fault in it means.
+
+mod arena;
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+
+use lstar_arch::PAGE_SIZE;
+use lstar_translator::abi::{Mode, Slot, Target};
+use lstar_translator::{CompiledRegion, LinkTable, Site};
+
+use arena::{CodeArena, SlotArena, TargetTable};
+
+use crate::entry;
+
+/// What is kept of a region.
+#[derive(Debug)]
+struct Region {
+    entry: u64,
+    mode: Mode,
+    /// Executable host addresses.
+    code: Range<u64>,
+    sites: Vec<Site>,
+    live: bool,
+}
+
+/// All translated code of one machine.
+#[derive(Debug)]
+pub(crate) struct CodeCache {
+    code: CodeArena,
+    slots: SlotArena,
+    tables: [TargetTable; 2],
+    /// In order of host address.
+    regions: Vec<Region>,
+    by_entry: HashMap<(u64, Mode), usize>,
+    by_page: HashMap<u64, Vec<usize>>,
+    /// Slots by target.
+    links: HashMap<(u64, Mode), u64>,
+}
+
+impl CodeCache {
+    pub fn new(size: usize) -> io::Result<Self> {
+        Ok(Self {
+            code: CodeArena::new(size)?,
+            slots: SlotArena::default(),
+            tables: [TargetTable::new(), TargetTable::new()],
+            regions: Vec::new(),
+            by_entry: HashMap::new(),
+            by_page: HashMap::new(),
+            links: HashMap::new(),
+        })
+    }
+
+    /// The target tables, by mode, for the block.
+    pub fn table_pointers(&self) -> [*mut Target; 2] {
+        [self.tables[0].pointer(), self.tables[1].pointer()]
+    }
+
+    /// Host code of the region that starts at `rip`. Found ones enter the target table.
+    pub fn lookup(&mut self, rip: u64, mode: Mode) -> Option<u64> {
+        let &index = self.by_entry.get(&(rip, mode))?;
+        let code = self.regions[index].code.start;
+        self.tables[mode as usize].insert(rip, code);
+        Some(code)
+    }
+
+    /// Target RIP of a slot.
+    pub fn slot_rip(&self, slot: u64) -> u64 {
+        self.slots.rip(slot)
+    }
+
+    /// Takes a region in and links it; `None` when the code memory is full.
+    pub fn insert(&mut self, region: CompiledRegion) -> Option<u64> {
+        let start = self.code.push(&region.code)?;
+        let key = (region.entry, region.mode);
+        let index = self.regions.len();
+        for range in &region.ranges {
+            let first = range.start & !(PAGE_SIZE - 1);
+            for page in (first..range.end).step_by(PAGE_SIZE as usize) {
+                let regions = self.by_page.entry(page).or_default();
+                if regions.last() != Some(&index) {
+                    regions.push(index);
+                }
+            }
+        }
+        self.regions.push(Region {
+            entry: region.entry,
+            mode: region.mode,
+            code: start..start + region.code.len() as u64,
+            sites: region.sites,
+            live: true,
+        });
+        self.by_entry.insert(key, index);
+        self.tables[region.mode as usize].insert(region.entry, start);
+        if let Some(&slot) = self.links.get(&key) {
+            self.slots.set_code(slot, start);
+        }
+        Some(start)
+    }
+
+    /// Drops the regions translated from any page of `range`; returns how many. Their host code stays in place, since
+    /// it may be on the stack, but nothing leads to it any more.
+    pub fn invalidate(&mut self, range: &Range<u64>) -> u64 {
+        let mut dropped = 0;
+        for page in (range.start & !(PAGE_SIZE - 1)..range.end).step_by(PAGE_SIZE as usize) {
+            for index in self.by_page.remove(&page).unwrap_or_default() {
+                let region = &mut self.regions[index];
+                if !std::mem::replace(&mut region.live, false) {
+                    continue;
+                }
+                dropped += 1;
+                let key = (region.entry, region.mode);
+                if self.by_entry.get(&key) == Some(&index) {
+                    self.by_entry.remove(&key);
+                    self.tables[region.mode as usize].remove(region.entry);
+                    if let Some(&slot) = self.links.get(&key) {
+                        self.slots.set_code(slot, entry::miss_slot_address());
+                    }
+                }
+            }
+        }
+        dropped
+    }
+
+    /// Drops everything. Only while no translated code is on the stack.
+    pub fn clear(&mut self) {
+        self.code.clear();
+        self.tables.iter_mut().for_each(TargetTable::clear);
+        self.regions.clear();
+        self.by_entry.clear();
+        self.by_page.clear();
+        self.links.clear();
+        self.slots = SlotArena::default();
+    }
+
+    /// The site at a host address, if it is one. Async-signal-safe.
+    pub fn site_at(&self, pc: u64) -> Option<Site> {
+        let index = self.regions.partition_point(|region| region.code.end <= pc);
+        let region = self.regions.get(index)?;
+        let offset = u32::try_from(pc.checked_sub(region.code.start)?).ok()?;
+        let site = region.sites.binary_search_by_key(&offset, |site| site.host_offset).ok()?;
+        Some(region.sites[site])
+    }
+
+    fn slot(&mut self, rip: u64, mode: Mode) -> u64 {
+        let key = (rip, mode);
+        if let Some(&slot) = self.links.get(&key) {
+            return slot;
+        }
+        let linked = self.by_entry.get(&key).map(|&index| self.regions[index].code.start);
+        let slot = self.slots.push(Slot { code: linked.unwrap_or_else(entry::miss_slot_address), rip });
+        self.links.insert(key, slot);
+        slot
+    }
+}
+
+impl LinkTable for CodeCache {
+    fn jump_slot(&mut self, rip: u64, mode: Mode) -> u64 {
+        self.slot(rip, mode)
+    }
+    fn call_slot(&mut self, rip: u64, mode: Mode) -> u64 {
+        self.slot(rip, mode)
+    }
+}

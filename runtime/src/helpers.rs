@@ -1,0 +1,196 @@
+//! Functions that translated code calls: thin `extern "C"` shims around safe methods of the machine.
+//!
+//! Shims run with the guest's MXCSR in the processor; those that reach Rust code of any size put the host's in place
+//! for its duration and write changes of the guest's back. A shim never unwinds: a panic aborts the process.
+#![expect(unsafe_code, reason = "entered from translated code with raw pointers")]
+
+use lstar_translator::abi::{ExitReason, Helper, UNWIND, VcpuBlock};
+
+use crate::entry::{MissKind, Resolution};
+use crate::machine::core::{After, Core};
+
+/// MXCSR of host code: everything masked, round to nearest.
+static HOST_MXCSR: u32 = 0x1F80;
+
+/// Keeps the guest's MXCSR in `cpu.mxcsr` and the host's in the processor while alive.
+struct HostMxcsr {
+    block: *mut VcpuBlock,
+    guest: u32,
+}
+
+impl HostMxcsr {
+    /// `block` is live and not otherwise referenced.
+    fn new(block: *mut VcpuBlock) -> Self {
+        let mut guest = 0u32;
+        // SAFETY: stores the control register to a local, loads it from a constant; the block is live.
+        unsafe {
+            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut guest, options(nostack));
+            (*block).cpu.mxcsr = guest;
+            if guest & !0x3F != HOST_MXCSR {
+                std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const HOST_MXCSR, options(nostack, readonly));
+            }
+        }
+        Self { block, guest }
+    }
+}
+
+impl Drop for HostMxcsr {
+    fn drop(&mut self) {
+        // SAFETY: the block outlives the shim's call; the value came from the guest and has no reserved bit set.
+        unsafe {
+            let guest = (*self.block).cpu.mxcsr;
+            if guest != self.guest || guest & !0x3F != HOST_MXCSR {
+                std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const guest, options(nostack, readonly));
+            }
+        }
+    }
+}
+
+/// Runs `body` on the machine behind the block, for a `Check` helper: 0 to go on, [`UNWIND`] otherwise.
+fn check(block: *mut VcpuBlock, body: impl FnOnce(&mut Core) -> After) -> u64 {
+    let _mxcsr = HostMxcsr::new(block);
+    // SAFETY: `context` was set by the core that runs this code, which holds no reference to itself meanwhile.
+    let core = unsafe { &mut *(*block).context.cast::<Core>() };
+    core.fold_flags();
+    match body(core) {
+        After::Continue if !core.must_redispatch() => 0,
+        After::Continue | After::Redirect => {
+            core.block_mut().exit = ExitReason::Redispatch as u64;
+            UNWIND
+        }
+        After::Exit => {
+            core.block_mut().exit = ExitReason::Helper as u64;
+            UNWIND
+        }
+    }
+}
+
+/// As [`check`], for a `Jump` helper: the host code to go on with.
+fn jump(block: *mut VcpuBlock, body: impl FnOnce(&mut Core) -> After) -> u64 {
+    let _mxcsr = HostMxcsr::new(block);
+    // SAFETY: as in `check`.
+    let core = unsafe { &mut *(*block).context.cast::<Core>() };
+    core.fold_flags();
+    let after = body(core);
+    if after == After::Exit {
+        core.block_mut().exit = ExitReason::Helper as u64;
+        return crate::entry::unwind_address();
+    }
+    core.continue_at_rip()
+}
+
+extern "C" fn interpret(block: *mut VcpuBlock, rip: u64) -> u64 {
+    check(block, |core| core.interpret_one(rip))
+}
+
+extern "C" fn interpret_jump(block: *mut VcpuBlock, rip: u64) -> u64 {
+    jump(block, |core| core.interpret_one(rip))
+}
+
+extern "C" fn syscall(block: *mut VcpuBlock, next: u64) -> u64 {
+    jump(block, |core| core.syscall(next))
+}
+
+extern "C" fn sysret(block: *mut VcpuBlock, rip: u64, _size: u64) -> u64 {
+    jump(block, |core| core.interpret_one(rip))
+}
+
+extern "C" fn swapgs(block: *mut VcpuBlock, rip: u64) -> u64 {
+    check(block, |core| core.interpret_one(rip))
+}
+
+extern "C" fn iret(block: *mut VcpuBlock, rip: u64) -> u64 {
+    jump(block, |core| core.interpret_one(rip))
+}
+
+extern "C" fn service_gate(block: *mut VcpuBlock, next: u64) -> u64 {
+    check(block, |core| core.service_gate(next))
+}
+
+extern "C" fn read_flags(block: *mut VcpuBlock, _: u64) -> u64 {
+    // SAFETY: translated code passes its own live block and is stopped.
+    let block = unsafe { &mut *block };
+    let _ = block;
+    block.cpu.rflags
+}
+
+extern "C" fn read_tsc(block: *mut VcpuBlock, _: u64) -> u64 {
+    // SAFETY: as in `check`.
+    let core = unsafe { &mut *(*block).context.cast::<Core>() };
+    core.read_tsc()
+}
+
+extern "C" fn unsigned_divide(_: *mut VcpuBlock, high: u64, low: u64, divisor: u64) -> u64 {
+    let dividend = u128::from(high) << 64 | u128::from(low);
+    dividend.checked_div(u128::from(divisor)).unwrap_or(0) as u64
+}
+
+extern "C" fn signed_divide(_: *mut VcpuBlock, high: u64, low: u64, divisor: u64) -> u64 {
+    let dividend = (u128::from(high) << 64 | u128::from(low)) as i128;
+    dividend.checked_div(i128::from(divisor as i64)).unwrap_or(0) as u64
+}
+
+extern "C" fn crc32(_: *mut VcpuBlock, initial: u64, data: u64, bytes: u64) -> u64 {
+    // The reflected Castagnoli polynomial, bit by bit: rare enough not to need a table.
+    let mut crc = initial as u32;
+    for byte in data.to_le_bytes().into_iter().take(bytes as usize) {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ 0x82F6_3B78 & (crc & 1).wrapping_neg();
+        }
+    }
+    u64::from(crc)
+}
+
+extern "C" fn parallel_extract(_: *mut VcpuBlock, source: u64, mask: u64) -> u64 {
+    let (mut result, mut bit, mut rest) = (0, 0, mask);
+    while rest != 0 {
+        let lowest = rest & rest.wrapping_neg();
+        result |= u64::from(source & lowest != 0) << bit;
+        bit += 1;
+        rest ^= lowest;
+    }
+    result
+}
+
+extern "C" fn parallel_deposit(_: *mut VcpuBlock, source: u64, mask: u64) -> u64 {
+    let (mut result, mut bit, mut rest) = (0, 0, mask);
+    while rest != 0 {
+        let lowest = rest & rest.wrapping_neg();
+        if source >> bit & 1 != 0 {
+            result |= lowest;
+        }
+        bit += 1;
+        rest ^= lowest;
+    }
+    result
+}
+
+/// Resolves what a slot or the target table could not; called by the stubs.
+pub(crate) extern "C" fn resolve(block: *mut VcpuBlock, argument: u64, kind: u64) -> Resolution {
+    let kind = if kind == MissKind::Slot as u64 { MissKind::Slot } else { MissKind::Target };
+    let _mxcsr = HostMxcsr::new(block);
+    // SAFETY: the block is live and its context points to the core that runs this code; `Core::resolve` takes the
+    // pointer, because it runs guest code again.
+    unsafe { Core::resolve((*block).context.cast::<Core>(), argument, kind) }
+}
+
+/// Host address of a helper.
+pub(crate) fn address(helper: Helper) -> u64 {
+    (match helper {
+        Helper::Interpret => interpret as *const (),
+        Helper::InterpretJump => interpret_jump as *const (),
+        Helper::Syscall => syscall as *const (),
+        Helper::Sysret => sysret as *const (),
+        Helper::Swapgs => swapgs as *const (),
+        Helper::Iret => iret as *const (),
+        Helper::ServiceGate => service_gate as *const (),
+        Helper::ReadTsc => read_tsc as *const (),
+        Helper::UDiv128 => unsigned_divide as *const (),
+        Helper::IDiv128 => signed_divide as *const (),
+        Helper::Crc32 => crc32 as *const (),
+        Helper::Pext => parallel_extract as *const (),
+        Helper::Pdep => parallel_deposit as *const (),
+        Helper::ReadFlags => read_flags as *const (),
+    }) as u64
+}

@@ -1,0 +1,638 @@
+//! The engines' loop.
+//!
+//! [`dispatch`] picks, for the current RIP, a translated region or the interpreter, runs it, and deals with how it ended.
+//! It is re-entered (*nested*) when translated code calls or jumps to code that has no translation: the interpreter then
+//! runs until the guest returns from that function, and the result goes back to the translated caller as if a region
+//! had returned it. So cold callees cost no host frames. Whatever cannot be expressed as such a return (a stop, an
+//! exception that leaves the function for good, a change of the code itself) unwinds all host frames by returning
+//! [`UNWIND`] from each, down to the outermost loop, which goes on from the registers in the block.
+#![expect(unsafe_code, reason = "enters translated code and shares the vCPU block with it")]
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ptr;
+use std::time::Instant;
+
+use super::pending::{Translator, TranslatorConfig, flags};
+use lstar_arch::control::{cr0, dr};
+use lstar_arch::delivery::{self, Event};
+use lstar_arch::{CpuState, GuestMemory, Privilege, Rflags, system};
+use lstar_interpreter::{Interpreter, Outcome, RunOptions};
+use lstar_translator::CodeSource;
+use lstar_translator::abi::{ExitReason, Helper, Mode, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
+
+use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, VmExit};
+use crate::code_cache::CodeCache;
+use crate::entry::{self, FAULT, MissKind, Resolution};
+use crate::fault::{self, Scope};
+use crate::helpers;
+use crate::memory::AddressSpace;
+use crate::vcpu::Vcpu;
+
+/// Host stack kept free for Rust code below the point where translated code stops making host calls.
+const STACK_RESERVE: u64 = 256 << 10;
+
+/// Guest ticks of the time-stamp counter for each instruction retired.
+const TSC_PER_INSTRUCTION: u64 = 1;
+
+/// How the guest goes on after a helper's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Behind the instruction.
+    Continue,
+    /// At whatever RIP and privilege the block now says.
+    Redirect,
+    /// Not at all: `exit` is set.
+    Exit,
+}
+
+/// Everything behind a [`super::Machine`].
+pub(crate) struct Core {
+    pub memory: AddressSpace,
+    pub config: MachineConfig,
+    pub breakpoints: BTreeSet<u64>,
+    block: *mut VcpuBlock,
+    interpreter: Interpreter,
+    translator: Option<Translator>,
+    cache: CodeCache,
+    /// Entries whose translation failed: left to the interpreter.
+    untranslatable: HashSet<(u64, Mode)>,
+    gate: Option<*mut (dyn ServiceGate + 'static)>,
+    exit: Option<VmExit>,
+    /// Code memory is full; cleared from the outermost loop.
+    cache_full: bool,
+    statistics: Statistics,
+    fallbacks: BTreeMap<String, u64>,
+    /// Budget at the start of the current run.
+    granted: i64,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("config", &self.config).field("exit", &self.exit).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub fn new(config: MachineConfig) -> Result<Box<Self>, MachineError> {
+        let mut memory = AddressSpace::new(config.memory_limit)?;
+        let block = memory.map_vcpu_block(VCPU_OFFSET, size_of::<VcpuBlock>() as u64)?.cast::<VcpuBlock>();
+        let cache = CodeCache::new(config.code_cache_size)
+            .map_err(|error| MachineError::Translation(format!("no memory for host code: {error}")))?;
+        let translator = match config.engine {
+            Engine::Interpreter => None,
+            Engine::Translator => Some(
+                Translator::new(TranslatorConfig::default())
+                    .map_err(|error| MachineError::Translation(error.to_string()))?,
+            ),
+        };
+        let mut core = Box::new(Self {
+            memory,
+            config,
+            breakpoints: BTreeSet::new(),
+            block,
+            interpreter: Interpreter::new(),
+            translator,
+            cache,
+            untranslatable: HashSet::new(),
+            gate: None,
+            exit: None,
+            cache_full: false,
+            statistics: Statistics::default(),
+            fallbacks: BTreeMap::new(),
+            granted: 0,
+        });
+        let context: *mut Self = &raw mut *core;
+        let mut stubs = [0; Stub::COUNT];
+        stubs[Stub::MissJump as usize] = entry::miss_target_address();
+        stubs[Stub::MissCall as usize] = entry::miss_target_address();
+        stubs[Stub::Unwind as usize] = entry::unwind_address();
+        let mut helper_table = [0; Helper::COUNT];
+        for &helper in Helper::ALL {
+            helper_table[helper as usize] = helpers::address(helper);
+        }
+        let initial = VcpuBlock {
+            cpu: CpuState::new(config.model),
+            lazy: lstar_translator::abi::LazyFlags::default(),
+            budget: 0,
+            exit: ExitReason::None as u64,
+            view_base: core.memory.view_base(Privilege::Supervisor),
+            targets: core.cache.table_pointers(),
+            stack_limit: 0,
+            recovery_rsp: 0,
+            context: context.cast(),
+            stubs,
+            helpers: helper_table,
+        };
+        // SAFETY: `block` is a fresh mapping of the right size and alignment, owned by `memory`.
+        unsafe { block.write(initial) };
+        fault::install();
+        Ok(core)
+    }
+
+    fn block(&self) -> &VcpuBlock {
+        // SAFETY: the block lives as long as `memory`; translated code is stopped while Rust code of the core runs.
+        unsafe { &*self.block }
+    }
+
+    pub fn block_mut(&mut self) -> &mut VcpuBlock {
+        // SAFETY: as in `block`, and `self` is borrowed exclusively.
+        unsafe { &mut *self.block }
+    }
+
+    fn cpu(&self) -> &CpuState {
+        &self.block().cpu
+    }
+
+    fn cpu_mut(&mut self) -> &mut CpuState {
+        &mut self.block_mut().cpu
+    }
+
+    /// The processor, memory and interpreter at once.
+    fn parts(&mut self) -> (&mut VcpuBlock, &mut AddressSpace, &mut Interpreter) {
+        // SAFETY: the block is no field of `self`, and nothing else refers to it while Rust code of the core runs.
+        (unsafe { &mut *self.block }, &mut self.memory, &mut self.interpreter)
+    }
+
+    pub fn vcpu(&mut self) -> Vcpu<'_> {
+        let retired = self.retired();
+        let (block, memory, _) = self.parts();
+        Vcpu { cpu: &mut block.cpu, memory, retired }
+    }
+
+    pub fn retired(&self) -> u64 {
+        self.statistics.instructions + (self.granted - self.block().budget) as u64
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        let mut statistics = self.statistics.clone();
+        statistics.instructions = self.retired();
+        statistics.fallbacks = self.fallbacks.clone();
+        statistics
+    }
+
+    pub fn read_tsc(&mut self) -> u64 {
+        self.retired().wrapping_mul(TSC_PER_INSTRUCTION)
+    }
+
+    /// Makes `cpu.rflags` exact.
+    pub fn fold_flags(&mut self) {
+        flags::materialize(self.block_mut());
+    }
+
+    fn mode(&self) -> Mode {
+        if self.cpu().cpl == 3 { Mode::User } else { Mode::Kernel }
+    }
+
+    /// Whether only the interpreter, instruction by instruction, gives the right behaviour: single-stepping, hardware
+    /// or debugger breakpoints, alignment checks.
+    fn must_step(&self) -> bool {
+        let cpu = self.cpu();
+        let alignment = cpu.rflags & Rflags::AC.bits() != 0 && cpu.cpl == 3 && cpu.cr0 & cr0::AM != 0;
+        cpu.rflags & Rflags::TF.bits() != 0 || cpu.dr[7] & 0xFF != 0 || alignment || !self.breakpoints.is_empty()
+    }
+
+    /// Whether translated code cannot go on after a helper.
+    pub fn must_redispatch(&self) -> bool {
+        self.must_step() || !self.cpu().is_64bit()
+    }
+
+    /// Brings the view in line with the privilege, and says which host code continues at RIP.
+    pub fn continue_at_rip(&mut self) -> u64 {
+        let mode = self.mode();
+        let privilege = self.cpu().privilege();
+        self.block_mut().view_base = self.memory.view_base(privilege);
+        if self.must_redispatch() {
+            self.block_mut().exit = ExitReason::Redispatch as u64;
+            return entry::unwind_address();
+        }
+        let rip = self.cpu().rip;
+        self.cache.lookup(rip, mode).unwrap_or_else(entry::miss_target_address)
+    }
+
+    /// Executes the instruction at `rip`, all of it if it is a repeated string instruction.
+    pub fn interpret_one(&mut self, rip: u64) -> After {
+        self.cpu_mut().rip = rip;
+        loop {
+            let outcome = self.step_once();
+            let after = self.finish(outcome);
+            let repeat = after == After::Continue && self.cpu().rip == rip && outcome == Outcome::Retired;
+            if !repeat {
+                return after;
+            }
+            if self.block().budget <= 0 {
+                return After::Redirect;
+            }
+            self.block_mut().budget -= 1;
+        }
+    }
+
+    fn step_once(&mut self) -> Outcome {
+        let tsc = self.read_tsc();
+        let (block, memory, interpreter) = self.parts();
+        block.cpu.tsc = tsc;
+        let cpl = block.cpu.cpl;
+        let outcome = interpreter.step(&mut block.cpu, memory);
+        self.statistics.interpreted += 1;
+        self.count_switch(cpl);
+        outcome
+    }
+
+    fn count_switch(&mut self, cpl: u8) {
+        if self.cpu().cpl != cpl {
+            self.statistics.privilege_switches += 1;
+        }
+    }
+
+    /// SYSCALL, from translated code.
+    pub fn syscall(&mut self, next: u64) -> After {
+        let rip = next.wrapping_sub(2);
+        let cpu = self.cpu_mut();
+        cpu.rip = next;
+        match system::syscall(cpu) {
+            Ok(()) => {
+                self.statistics.syscalls += 1;
+                self.statistics.privilege_switches += 1;
+                After::Redirect
+            }
+            Err(exception) => {
+                self.cpu_mut().rip = rip;
+                self.deliver(Event::Exception(exception))
+            }
+        }
+    }
+
+    /// The gate instruction has executed; RIP is `next`.
+    pub fn service_gate(&mut self, next: u64) -> After {
+        self.cpu_mut().rip = next;
+        let Some(gate) = self.gate else {
+            self.exit = Some(VmExit::Halted);
+            return After::Exit;
+        };
+        let cpl = self.cpu().cpl;
+        // SAFETY: the pointer was made from the exclusive reference that `run` holds for the whole run; the gate has no way
+        // to reach the core, so this is the only use of it at a time.
+        let action = unsafe { (*gate).service(&mut self.vcpu()) };
+        self.count_switch(cpl);
+        let stale = self.drop_stale();
+        match action {
+            GateAction::Resume if !stale => After::Continue,
+            GateAction::Resume | GateAction::Redirect => After::Redirect,
+            GateAction::Stop => {
+                self.exit = Some(VmExit::Stopped);
+                After::Exit
+            }
+        }
+    }
+
+    fn deliver(&mut self, event: Event) -> After {
+        self.statistics.exceptions += 1;
+        let (block, memory, _) = self.parts();
+        let cpl = block.cpu.cpl;
+        let result = delivery::deliver(&mut block.cpu, memory, event);
+        self.count_switch(cpl);
+        if result.is_err() {
+            self.exit = Some(VmExit::Shutdown);
+            return After::Exit;
+        }
+        self.drop_stale();
+        After::Redirect
+    }
+
+    /// Drops decoded and translated code from pages that have changed; says whether there were any.
+    fn drop_stale(&mut self) -> bool {
+        if !self.memory.code_modified() {
+            return false;
+        }
+        for range in self.memory.take_modified() {
+            self.interpreter.invalidate(range.start, range.end);
+            self.statistics.invalidations += self.cache.invalidate(&range);
+            self.untranslatable.retain(|&(rip, _)| !range.contains(&rip));
+        }
+        true
+    }
+
+    /// Deals with how an interpreted instruction ended.
+    fn finish(&mut self, outcome: Outcome) -> After {
+        match outcome {
+            Outcome::Retired | Outcome::Hot | Outcome::Call | Outcome::Return => After::Continue,
+            Outcome::Exception(exception) => {
+                self.report_unimplemented();
+                self.deliver(Event::Exception(exception))
+            }
+            Outcome::SoftwareInterrupt(vector) => self.deliver(Event::Software(vector)),
+            Outcome::ServiceGate => {
+                let next = self.cpu().rip;
+                self.service_gate(next)
+            }
+            Outcome::Halt => {
+                self.exit = Some(VmExit::Halted);
+                After::Exit
+            }
+            Outcome::CodeModified => {
+                self.drop_stale();
+                After::Redirect
+            }
+        }
+    }
+
+    fn report_unimplemented(&mut self) {
+        for instruction in self.interpreter.take_unimplemented() {
+            if let Some(gate) = self.gate {
+                // SAFETY: as in `service_gate`.
+                unsafe { (*gate).unimplemented_instruction(instruction.rip, &instruction.text) };
+            }
+        }
+    }
+
+    /// Translates the region at RIP, if it can be.
+    fn translate(&mut self) -> Option<u64> {
+        let (rip, mode) = (self.cpu().rip, self.mode());
+        let translator = self.translator.as_mut()?;
+        let start = Instant::now();
+        let result = translator.translate(rip, mode, &mut Fetcher(&mut self.memory), &mut self.cache);
+        self.statistics.translation_time += start.elapsed();
+        let Ok(region) = result else {
+            self.untranslatable.insert((rip, mode));
+            return None;
+        };
+        self.statistics.regions += 1;
+        self.statistics.blocks += u64::from(region.blocks);
+        self.statistics.translated_instructions += u64::from(region.instructions);
+        self.statistics.host_code_bytes += region.code.len() as u64;
+        for &(code, count) in &region.fallbacks {
+            *self.fallbacks.entry(format!("{code:?}")).or_default() += u64::from(count);
+        }
+        let code = self.cache.insert(region);
+        self.cache_full = code.is_none();
+        code
+    }
+
+    /// Where a stub goes on: with code, or, after running the guest until it returned to the caller, with a value.
+    ///
+    /// # Safety
+    /// `core` is the core whose translated code called the stub; no reference to it is live.
+    pub unsafe fn resolve(core: *mut Self, argument: u64, kind: MissKind) -> Resolution {
+        // SAFETY: by contract; the reference ends before guest code runs again.
+        let this = unsafe { &mut *core };
+        let rip = match kind {
+            MissKind::Slot => this.cache.slot_rip(argument),
+            MissKind::Target => argument,
+        };
+        let mode = this.mode();
+        if let Some(code) = this.cache.lookup(rip, mode) {
+            return Resolution { code, value: rip };
+        }
+        this.fold_flags();
+        this.cpu_mut().rip = rip;
+        let marker = 0u8;
+        let room = ptr::from_ref(&marker) as u64 > this.block().stack_limit;
+        if mode == Mode::Kernel || !room {
+            this.block_mut().exit = ExitReason::Redispatch as u64;
+            return Resolution { code: 0, value: UNWIND };
+        }
+        // SAFETY: by contract, and `this` is not used any more.
+        Resolution { code: 0, value: unsafe { dispatch(core, true) } }
+    }
+}
+
+/// Reads code for the translator.
+struct Fetcher<'a>(&'a mut AddressSpace);
+
+impl CodeSource for Fetcher<'_> {
+    fn fetch(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> usize {
+        let privilege = match mode {
+            Mode::User => Privilege::User,
+            Mode::Kernel => Privilege::Supervisor,
+        };
+        self.0.fetch(address, buf, privilege).unwrap_or(0)
+    }
+}
+
+/// What the loop does next.
+enum Next {
+    Again,
+    Leave(u64),
+}
+
+/// Turns what a helper-like operation asks for into the loop's next action.
+fn next(core: &mut Core, after: After, nested: bool) -> Next {
+    match after {
+        After::Continue => Next::Again,
+        After::Redirect if nested => {
+            core.block_mut().exit = ExitReason::Redispatch as u64;
+            Next::Leave(UNWIND)
+        }
+        After::Redirect => Next::Again,
+        After::Exit => {
+            core.block_mut().exit = ExitReason::Helper as u64;
+            Next::Leave(UNWIND)
+        }
+    }
+}
+
+/// Runs guest code until something ends the run ([`UNWIND`], `exit` set) or, when nested, until the guest returns from
+/// the function it is in (the RIP returned to).
+///
+/// # Safety
+/// `core` is live and no reference to it is. The thread's fault scope names it.
+unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
+    // Guest calls made by interpreted code since this loop began.
+    let mut depth = 0u64;
+    loop {
+        // SAFETY: by contract; the reference ends before translated code is entered.
+        let this = unsafe { &mut *core };
+        if this.exit.is_some() {
+            this.block_mut().exit = ExitReason::Helper as u64;
+            return UNWIND;
+        }
+        if this.block().budget <= 0 {
+            this.exit = Some(VmExit::Budget);
+            continue;
+        }
+        if this.cache_full {
+            if nested {
+                this.block_mut().exit = ExitReason::Redispatch as u64;
+                return UNWIND;
+            }
+            this.cache.clear();
+            this.cache_full = false;
+        }
+        let translated = this.translator.is_some() && !this.must_redispatch();
+        let (rip, mode) = (this.cpu().rip, this.mode());
+        let code = if translated { this.cache.lookup(rip, mode) } else { None };
+        let Some(code) = code else {
+            match interpret(this, translated, nested, &mut depth) {
+                Next::Again => continue,
+                Next::Leave(value) => return value,
+            }
+        };
+        let privilege = this.cpu().privilege();
+        this.block_mut().view_base = this.memory.view_base(privilege);
+        this.block_mut().exit = ExitReason::None as u64;
+        let block = this.block;
+        // SAFETY: the block is set up, `code` is a live region of it, and `this` is not used across the call.
+        let result = unsafe { entry::enter(block, code, rip) };
+        // SAFETY: by contract; translated code has returned.
+        let this = unsafe { &mut *core };
+        this.fold_flags();
+        let step = match result {
+            UNWIND if this.exit.is_none() && this.block().exit == ExitReason::Budget as u64 => {
+                this.exit = Some(VmExit::Budget);
+                Next::Again
+            }
+            // The outermost loop forgets a redispatch; a nested one passes it on.
+            UNWIND if nested || this.exit.is_some() => Next::Leave(UNWIND),
+            UNWIND => Next::Again,
+            FAULT => {
+                this.statistics.faults += 1;
+                this.block_mut().budget -= 1;
+                let outcome = this.step_once();
+                let after = this.finish(outcome);
+                next(this, after, nested)
+            }
+            returned => {
+                this.cpu_mut().rip = returned;
+                if nested && depth == 0 {
+                    return returned;
+                }
+                depth = depth.saturating_sub(1);
+                Next::Again
+            }
+        };
+        match step {
+            Next::Again => {}
+            Next::Leave(value) => return value,
+        }
+    }
+}
+
+/// One turn of the interpreter.
+fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -> Next {
+    if this.must_step() {
+        if this.breakpoints.contains(&this.cpu().rip) && this.block().budget != this.granted {
+            this.exit = Some(VmExit::Breakpoint(this.cpu().rip));
+            return Next::Again;
+        }
+        this.block_mut().budget -= 1;
+        let cs_is_64bit = this.cpu().is_64bit();
+        let outcome = this.step_once();
+        debug_assert!(cs_is_64bit || this.cpu().cpl <= 3);
+        let after = this.finish(outcome);
+        return next(this, after, nested);
+    }
+    let key = (this.cpu().rip, this.mode());
+    let threshold =
+        if translated && !this.untranslatable.contains(&key) { this.config.hot_threshold } else { u32::MAX };
+    let options = RunOptions { hot_threshold: threshold, stop_at_calls: nested };
+    let tsc = this.read_tsc();
+    let (block, memory, interpreter) = this.parts();
+    block.cpu.tsc = tsc;
+    let (before, cpl) = (block.budget, block.cpu.cpl);
+    // An untranslatable block gets a short leash, so that what follows it can be translated again.
+    let mut budget = if threshold == u32::MAX && translated { before.min(256) } else { before };
+    let leash = budget;
+    let outcome = interpreter.run(&mut block.cpu, memory, &mut budget, options);
+    let used = leash - budget;
+    block.budget -= used;
+    this.statistics.interpreted += used as u64;
+    this.count_switch(cpl);
+    match outcome {
+        Outcome::Hot => {
+            this.translate();
+            Next::Again
+        }
+        Outcome::Call if nested && this.cpu().cpl == 3 => {
+            *depth += 1;
+            Next::Again
+        }
+        Outcome::Return if nested && this.cpu().cpl == 3 => {
+            if *depth == 0 {
+                return Next::Leave(this.cpu().rip);
+            }
+            *depth -= 1;
+            Next::Again
+        }
+        other => {
+            let after = this.finish(other);
+            next(this, after, nested)
+        }
+    }
+}
+
+/// Lowest address of the current thread's stack that translated code may reach.
+fn stack_limit() -> u64 {
+    // SAFETY: the attribute object is initialised by the first call, read by the second and destroyed by the third.
+    unsafe {
+        let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return u64::MAX;
+        }
+        let mut attributes = attributes.assume_init();
+        let mut start = ptr::null_mut();
+        let mut size = 0;
+        let result = libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut size);
+        libc::pthread_attr_destroy(&raw mut attributes);
+        if result == 0 { start as u64 + STACK_RESERVE } else { u64::MAX }
+    }
+}
+
+/// Restores the previous fault scope and forgets the gate, however the run ends.
+struct Running {
+    core: *mut Core,
+    previous: *const Scope,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        fault::activate(self.previous);
+        // SAFETY: the core outlives the run, and nothing else refers to it when the run ends.
+        unsafe { (*self.core).gate = None };
+    }
+}
+
+fn prepare<'a>(core: &mut Core, gate: &'a mut (dyn ServiceGate + 'a)) {
+    let gate: *mut (dyn ServiceGate + 'a) = gate;
+    // SAFETY: only the lifetime bound changes; the pointer is dropped by `Running` before the reference ends.
+    core.gate =
+        Some(unsafe { std::mem::transmute::<*mut (dyn ServiceGate + 'a), *mut (dyn ServiceGate + 'static)>(gate) });
+    core.exit = None;
+    core.block_mut().stack_limit = stack_limit();
+}
+
+/// See [`super::Machine::run`].
+pub(crate) fn run(core: &mut Core, gate: &mut dyn ServiceGate, budget: u64) -> VmExit {
+    prepare(core, gate);
+    let granted = i64::try_from(budget).unwrap_or(i64::MAX);
+    core.granted = granted;
+    core.block_mut().budget = granted;
+    core.drop_stale();
+    let scope = Scope { block: core.block, cache: &raw const core.cache };
+    let core: *mut Core = core;
+    let running = Running { core, previous: fault::activate(&raw const scope) };
+    // SAFETY: `core` comes from an exclusive reference that is not used until the call returns; the scope is active.
+    unsafe { dispatch(core, false) };
+    drop(running);
+    // SAFETY: as above; guest code has stopped.
+    let core = unsafe { &mut *core };
+    core.statistics.instructions = core.retired();
+    core.granted = 0;
+    core.block_mut().budget = 0;
+    core.exit.take().unwrap_or(VmExit::Budget)
+}
+
+/// See [`super::Machine::step`].
+pub(crate) fn step(core: &mut Core, gate: &mut dyn ServiceGate) -> Option<VmExit> {
+    prepare(core, gate);
+    core.drop_stale();
+    core.granted = 1;
+    let running = Running { core, previous: ptr::null() };
+    let outcome = core.step_once();
+    core.finish(outcome);
+    drop(running);
+    core.statistics.instructions += 1;
+    core.granted = 0;
+    core.block_mut().budget = 0;
+    core.exit.take()
+}
+
+const _: () = assert!(dr::DR7_FIXED & 0xFF == 0, "DR7's fixed bits must not look like an enabled breakpoint");

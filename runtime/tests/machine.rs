@@ -1,0 +1,185 @@
+//! The machine with small guest programs, on both engines.
+
+use iced_x86::code_asm::*;
+use lstar_arch::{Gpr, SegmentIndex};
+use lstar_runtime::{Engine, GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit};
+
+const CODE: u64 = 0x1_4000_0000;
+const DATA: u64 = 0x1_5000_0000;
+const STACK: u64 = 0x1_6000_0000;
+
+/// Stops at the gate.
+struct Stop;
+
+impl ServiceGate for Stop {
+    fn service(&mut self, _: &mut Vcpu<'_>) -> GateAction {
+        GateAction::Stop
+    }
+}
+
+/// Counts gates, and stops when RAX is zero.
+#[derive(Default)]
+struct Count(u64);
+
+impl ServiceGate for Count {
+    fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        if vcpu.reg(Gpr::Rax) == 0 {
+            return GateAction::Stop;
+        }
+        self.0 += 1;
+        vcpu.set_reg(Gpr::Rax, self.0);
+        GateAction::Resume
+    }
+}
+
+fn machine(engine: Engine, program: impl FnOnce(&mut CodeAssembler)) -> Machine {
+    let mut assembler = CodeAssembler::new(64).unwrap();
+    program(&mut assembler);
+    let code = assembler.assemble(CODE).unwrap();
+    let config = MachineConfig { engine, hot_threshold: 3, memory_limit: 1 << 30, ..MachineConfig::default() };
+    let mut machine = Machine::new(config).unwrap();
+    machine.memory().map(CODE, 0x10000, Protection::RWX).unwrap();
+    machine.memory().map(DATA, 0x10000, Protection::RW).unwrap();
+    machine.memory().map(STACK, 0x10000, Protection::RW).unwrap();
+    machine.memory().write_unchecked(CODE, &code).unwrap();
+    let mut vcpu = machine.vcpu();
+    vcpu.set_rip(CODE);
+    vcpu.set_reg(Gpr::Rsp, STACK + 0x8000);
+    machine
+}
+
+const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Translator];
+
+#[test]
+fn a_loop_runs_to_its_end() {
+    for engine in ENGINES {
+        let mut machine = machine(engine, |a| {
+            let mut top = a.create_label();
+            a.xor(eax, eax).unwrap();
+            a.mov(ecx, 100_000).unwrap();
+            a.set_label(&mut top).unwrap();
+            a.add(rax, rcx).unwrap();
+            a.dec(ecx).unwrap();
+            a.jnz(top).unwrap();
+            a.vmcall().unwrap();
+        });
+        assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Stopped);
+        assert_eq!(machine.vcpu().reg(Gpr::Rax), 5_000_050_000, "{engine:?}");
+        assert_eq!(machine.statistics().instructions, 300_003, "{engine:?}");
+    }
+}
+
+#[test]
+fn the_budget_ends_an_endless_loop_and_it_goes_on_from_there() {
+    for engine in ENGINES {
+        let mut machine = machine(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top).unwrap();
+            a.inc(rax).unwrap();
+            a.jmp(top).unwrap();
+        });
+        for _ in 0..10 {
+            assert_eq!(machine.run(&mut Stop, 1000), VmExit::Budget);
+        }
+        let instructions = machine.statistics().instructions;
+        assert!((10_000..10_100).contains(&instructions), "{engine:?}: {instructions}");
+        assert_eq!(machine.vcpu().reg(Gpr::Rax), instructions.div_ceil(2), "{engine:?}");
+    }
+}
+
+#[test]
+fn user_mode_calls_nest_and_return() {
+    for engine in ENGINES {
+        // fib(n): recursion in user mode; a privileged instruction ends it (no IDT: shutdown).
+        let mut machine = machine(engine, |a| {
+            let mut fib = a.create_label();
+            let mut small = a.create_label();
+            a.mov(edi, 20).unwrap();
+            a.call(fib).unwrap();
+            a.mov(qword_ptr(DATA), rax).unwrap();
+            a.hlt().unwrap();
+            a.set_label(&mut fib).unwrap();
+            a.cmp(edi, 2).unwrap();
+            a.jb(small).unwrap();
+            a.push(rdi).unwrap();
+            a.dec(edi).unwrap();
+            a.call(fib).unwrap();
+            a.pop(rdi).unwrap();
+            a.push(rax).unwrap();
+            a.sub(edi, 2).unwrap();
+            a.call(fib).unwrap();
+            a.pop(rcx).unwrap();
+            a.add(rax, rcx).unwrap();
+            a.ret().unwrap();
+            a.set_label(&mut small).unwrap();
+            a.mov(eax, edi).unwrap();
+            a.ret().unwrap();
+        });
+        machine.vcpu().enter_user_mode(0x33, 0x2B);
+        assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Shutdown);
+        let mut result = [0; 8];
+        machine.memory().read_unchecked(DATA, &mut result).unwrap();
+        assert_eq!(u64::from_le_bytes(result), 6765, "{engine:?}");
+        assert_eq!(machine.vcpu().reg(Gpr::Rsp), STACK + 0x8000);
+    }
+}
+
+#[test]
+fn gates_resume_behind_the_instruction() {
+    for engine in ENGINES {
+        let mut machine = machine(engine, |a| {
+            let mut top = a.create_label();
+            a.mov(ebx, 50).unwrap();
+            a.set_label(&mut top).unwrap();
+            a.mov(eax, 7).unwrap();
+            a.vmcall().unwrap();
+            a.add(rsi, rax).unwrap();
+            a.dec(ebx).unwrap();
+            a.jnz(top).unwrap();
+            a.xor(eax, eax).unwrap();
+            a.vmcall().unwrap();
+        });
+        let mut gate = Count::default();
+        assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::Stopped);
+        assert_eq!(machine.vcpu().reg(Gpr::Rsi), 50 * 51 / 2, "{engine:?}");
+    }
+}
+
+#[test]
+fn a_program_that_rewrites_itself_runs_its_new_code() {
+    for engine in ENGINES {
+        // The immediate of `mov eax, imm32` in a hot loop counts up by rewriting itself.
+        let mut machine = machine(engine, |a| {
+            let mut top = a.create_label();
+            a.mov(ecx, 200).unwrap();
+            a.lea(rdx, ptr(top)).unwrap();
+            a.set_label(&mut top).unwrap();
+            a.mov(eax, 1000).unwrap();
+            a.add(rsi, rax).unwrap();
+            a.inc(dword_ptr(rdx + 1)).unwrap();
+            a.dec(ecx).unwrap();
+            a.jnz(top).unwrap();
+            a.vmcall().unwrap();
+        });
+        assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Stopped);
+        let expected: u64 = (0..200).map(|i| 1000 + i).sum();
+        assert_eq!(machine.vcpu().reg(Gpr::Rsi), expected, "{engine:?}");
+    }
+}
+
+#[test]
+fn breakpoints_stop_before_the_instruction() {
+    for engine in ENGINES {
+        let mut machine = machine(engine, |a| {
+            a.mov(eax, 1).unwrap();
+            a.mov(eax, 2).unwrap();
+            a.vmcall().unwrap();
+        });
+        machine.breakpoints().insert(CODE + 5);
+        assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Breakpoint(CODE + 5));
+        assert_eq!(machine.vcpu().reg(Gpr::Rax), 1);
+        assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Stopped);
+        assert_eq!(machine.vcpu().reg(Gpr::Rax), 2);
+        assert_eq!(machine.vcpu().selector(SegmentIndex::Cs), 0x10);
+    }
+}

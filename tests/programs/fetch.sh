@@ -1,0 +1,50 @@
+#!/bin/sh
+# Downloads the real programs that the tests run, from the registries their makers publish them in, and builds hello.exe.
+# Usage: fetch.sh DIR [NAME...]. Each program ends as DIR/NAME.exe; versions and hashes: programs.tsv beside this file.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+dir=${1:?usage: fetch.sh DIR [NAME...]}
+shift
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package version sha executable; do
+    if [ $# -gt 0 ]; then
+        case " $* " in *" $name "*) ;; *) continue ;; esac
+    fi
+    [ -f "$dir/$name.exe" ] && continue
+    echo "fetching $name $version" >&2
+    rm -rf "$work/$name"
+    mkdir -p "$work/$name/out"
+    case $registry in
+    pypi)
+        python3 -m pip download --quiet --disable-pip-version-check --platform win_amd64 --only-binary=:all: --no-deps \
+            --dest "$work/$name" "$package==$version"
+        file=$(ls "$work/$name"/*.whl)
+        ;;
+    npm)
+        (cd "$work/$name" && npm pack --silent "$package@$version" >/dev/null)
+        file=$(ls "$work/$name"/*.tgz)
+        ;;
+    esac
+    echo "$sha  $file" | sha256sum --check --quiet || {
+        echo "fetch.sh: $file is not the file that programs.tsv names: not using it" >&2
+        exit 1
+    }
+    case $file in
+    *.whl) python3 -m zipfile -e "$file" "$work/$name/out" ;;
+    *.tgz) tar -xzf "$file" -C "$work/$name/out" ;;
+    esac
+    mv "$work/$name/out/$executable" "$dir/$name.exe"
+done
+
+if [ ! -f "$dir/hello.exe" ]; then
+    if command -v x86_64-w64-mingw32-gcc >/dev/null; then
+        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/hello.exe" "$here/hello.c"
+    else
+        echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): hello.exe not built" >&2
+        exit 1
+    fi
+fi
