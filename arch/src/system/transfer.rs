@@ -1,6 +1,6 @@
 //! Loading segment registers, far transfers and IRET (SDM vol. 2; vol. 3, 5.8).
 //!
-//! Code segments are checked by [`load_code`]; what differs between the instructions is the privilege rule.
+//! Code segments are checked by `load_code`; what differs between the instructions is the privilege rule.
 
 use super::flags::iret_flags;
 use super::{OperandSize, require};
