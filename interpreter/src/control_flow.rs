@@ -112,6 +112,11 @@ pub(crate) fn int3<M: GuestMemory>(_: &mut Exec<'_, M>) -> Op {
     Err(Exception::BP)
 }
 
+/// INT1: a #DB trap that reports nothing in DR6.
+pub(crate) fn int1<M: GuestMemory>(_: &mut Exec<'_, M>) -> Op {
+    Err(Exception::db(0))
+}
+
 pub(crate) fn into<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     if ex.cpu.rflags & OF != 0 { Err(Exception::OF) } else { Ok(()) }
 }

@@ -101,6 +101,7 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
         M::Loop | M::Loope | M::Loopne => control_flow::loop_cc(ex),
         M::Jcxz | M::Jecxz | M::Jrcxz => control_flow::jrcxz(ex),
         M::Int3 => control_flow::int3(ex),
+        M::Int1 => control_flow::int1(ex),
         M::Into => control_flow::into(ex),
         M::Bound => control_flow::bound(ex),
         // The driver hands the vector out when the instruction has retired.
@@ -114,8 +115,25 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
         M::Clflush | M::Clflushopt => data_transfer::clflush(ex),
         M::Ud0 | M::Ud1 | M::Ud2 => Err(Exception::UD),
 
-        M::Hlt => system::hlt(ex),
+        M::Syscall | M::Sysret | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq => system::fast_call(ex),
+        M::Swapgs | M::Cli | M::Sti | M::Rdmsr | M::Wrmsr | M::Rdtsc | M::Rdtscp | M::Rdpmc => system::implicit(ex),
+        M::Xgetbv | M::Xsetbv | M::Clts | M::Invd | M::Wbinvd | M::Invlpg | M::Hlt | M::Cpuid => system::implicit(ex),
+        M::Pushf | M::Pushfd | M::Pushfq => system::pushf(ex),
+        M::Popf | M::Popfd | M::Popfq => system::popf(ex),
+        M::Iret | M::Iretd | M::Iretq => system::iret(ex),
+        M::Retf => system::far_return(ex),
+        M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => system::load_far(ex),
+        M::Lgdt | M::Lidt | M::Sgdt | M::Sidt => system::descriptor_table(ex),
+        M::Lldt | M::Ltr | M::Verr | M::Verw | M::Lmsw => system::selector_source(ex),
+        M::Sldt | M::Str | M::Smsw | M::Rdpid => system::store_system_value(ex),
+        M::Lar | M::Lsl => system::inspect_selector(ex),
+        M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => system::segment_base(ex),
+        M::Rdrand | M::Rdseed => system::random(ex),
         M::Vmcall => system::vmcall(ex),
+        // Virtualization, SMAP and monitoring are offered by no model.
+        M::Vmmcall | M::Vmlaunch | M::Vmresume | M::Vmxoff | M::Vmrun | M::Clac | M::Stac | M::Monitor | M::Mwait => {
+            Err(Exception::UD)
+        }
 
         _ => return sse::execute(ex).or_else(|| x87::execute(ex)),
     })

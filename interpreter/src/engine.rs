@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use iced_x86::Mnemonic;
 use lstar_arch::control::{cr0, dr};
-use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, Vector};
+use lstar_arch::{CpuState, Exception, GuestMemory, Rflags};
 
 use crate::block_cache::{BlockCache, decode_one};
 use crate::decode::{After, Decoded};
@@ -35,14 +36,15 @@ impl Interpreter {
     /// so stale cached blocks do no harm. Counts no visit and never returns [`Outcome::Hot`], [`Outcome::Call`] or
     /// [`Outcome::Return`].
     pub fn step<M: GuestMemory>(&mut self, cpu: &mut CpuState, mem: &mut M) -> Outcome {
-        match self.step_in_full(cpu, mem) {
+        match self.step_in_full(cpu, mem).0 {
             Outcome::Call | Outcome::Return => Outcome::Retired,
             outcome => outcome,
         }
     }
 
     /// Executes until `budget` instructions are used up or something happens. `budget` goes down by the number of
-    /// instructions that retired; a raised exception is not counted. See [`Outcome`] and [`RunOptions`].
+    /// instructions that retired; one that faults is not counted. When code has been modified since the last
+    /// invalidation, returns [`Outcome::CodeModified`] at once. See [`Outcome`] and [`RunOptions`].
     pub fn run<M: GuestMemory>(
         &mut self,
         cpu: &mut CpuState,
@@ -50,15 +52,14 @@ impl Interpreter {
         budget: &mut i64,
         options: RunOptions,
     ) -> Outcome {
+        if mem.code_modified() {
+            return Outcome::CodeModified;
+        }
         let mut slot = 0;
         while *budget > 0 {
             if needs_care(cpu) {
-                let outcome = self.step_in_full(cpu, mem);
-                match outcome {
-                    Outcome::Exception(exception) if exception.vector != Vector::Debug => return outcome,
-                    Outcome::Exception(_) => {}
-                    _ => *budget -= 1,
-                }
+                let (outcome, retired) = self.step_in_full(cpu, mem);
+                *budget -= i64::from(retired);
                 match outcome {
                     Outcome::Retired => continue,
                     Outcome::Call | Outcome::Return if !options.stop_at_calls => continue,
@@ -130,51 +131,53 @@ impl Interpreter {
     }
 
     /// One instruction with everything that can happen around it: interrupt shadow, RF, single step, breakpoints,
-    /// alignment check.
-    fn step_in_full<M: GuestMemory>(&mut self, cpu: &mut CpuState, mem: &mut M) -> Outcome {
+    /// alignment check. Also says whether it retired.
+    fn step_in_full<M: GuestMemory>(&mut self, cpu: &mut CpuState, mem: &mut M) -> (Outcome, bool) {
         let rf = Rflags::RF.bits();
+        // Whatever happens, the shadow of the instruction before ends here.
+        cpu.interrupt_shadow = 0;
         if cpu.rflags & rf == 0
             && let Some(hit) = watch::instruction_breakpoint(cpu)
         {
-            return Outcome::Exception(hit);
+            return (Outcome::Exception(hit), false);
         }
         let decoded = match decode_one(cpu, mem) {
             Ok(decoded) => decoded,
-            Err(exception) => return Outcome::Exception(exception),
+            Err(exception) => return (Outcome::Exception(exception), false),
         };
         if let Some(exception) = watch::misaligned(cpu, mem, &decoded) {
-            return Outcome::Exception(exception);
+            return (Outcome::Exception(exception), false);
         }
-        let (flags_before, shadow_before) = (cpu.rflags, cpu.interrupt_shadow);
-        let data_hits = watch::data_breakpoints(cpu, &decoded);
+        let flags_before = cpu.rflags;
+        let mut dr6 = watch::data_breakpoints(cpu, &decoded);
         let start = cpu.rip;
         cpu.rip = decoded.insn.next_ip();
-        cpu.interrupt_shadow = 0;
         let result = execute(&mut Exec::new(cpu, mem, &decoded));
         if !matches!(result, Some(Ok(()))) {
-            cpu.interrupt_shadow = shadow_before;
-            return self.unimplemented.exception(cpu, &decoded, result);
+            return (self.unimplemented.exception(cpu, &decoded, result), false);
         }
         let repeating = cpu.rip == start && decoded.insn.is_string_instruction();
         if flags_before & rf != 0 && !repeating && !watch::loads_rf(&decoded) {
             cpu.rflags &= !rf;
         }
-        let mut dr6 = data_hits;
-        if flags_before & Rflags::TF.bits() != 0 && cpu.interrupt_shadow == 0 && !watch::absorbs_trap(&decoded) {
+        match decoded.after {
+            After::Interrupt => return (software_interrupt(Some(&decoded)), true),
+            After::ServiceGate => return (Outcome::ServiceGate, true),
+            After::Halt => return (Outcome::Halt, true),
+            _ => {}
+        }
+        if flags_before & Rflags::TF.bits() != 0 && watch::traps_after(&decoded, cpu) {
             dr6 |= dr::DR6_BS;
         }
-        if dr6 != 0 {
-            return Outcome::Exception(Exception::db(dr6));
-        }
-        match decoded.after {
-            After::Interrupt => software_interrupt(Some(&decoded)),
-            After::ServiceGate => Outcome::ServiceGate,
-            After::Halt => Outcome::Halt,
-            _ if decoded.after != After::Continue && mem.code_modified() => Outcome::CodeModified,
+        let outcome = match decoded.after {
+            _ if dr6 != 0 => Outcome::Exception(Exception::db(dr6)),
+            After::Continue => Outcome::Retired,
+            _ if mem.code_modified() => Outcome::CodeModified,
             After::Call => Outcome::Call,
             After::Return => Outcome::Return,
-            After::Continue | After::Stored => Outcome::Retired,
-        }
+            _ => Outcome::Retired,
+        };
+        (outcome, true)
     }
 }
 
@@ -208,7 +211,7 @@ struct UnimplementedLog {
 }
 
 impl UnimplementedLog {
-    /// The outcome of an instruction that did not retire. RIP goes back to it, except for the traps INT3 and INTO.
+    /// The outcome of an instruction that did not retire. RIP goes back to it, except for the traps INT3, INTO and INT1.
     #[cold]
     fn exception(&mut self, cpu: &mut CpuState, decoded: &Decoded, result: Option<crate::exec::Op>) -> Outcome {
         let rip = decoded.insn.ip();
@@ -221,7 +224,7 @@ impl UnimplementedLog {
                 Exception::UD
             }
         };
-        if !exception.software {
+        if !exception.software && decoded.mnemonic != Mnemonic::Int1 {
             cpu.rip = rip;
         }
         Outcome::Exception(exception)

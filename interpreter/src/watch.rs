@@ -2,7 +2,7 @@
 //! single step, alignment.
 
 use iced_x86::{InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, Register, UsedMemory};
-use lstar_arch::{CpuState, Exception, GuestMemory, is_canonical};
+use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, is_canonical};
 
 use crate::decode::{Decoded, is_high_byte, segment};
 use crate::engine::checks_alignment;
@@ -88,9 +88,14 @@ pub(crate) fn loads_rf(decoded: &Decoded) -> bool {
     )
 }
 
-/// Whether no single-step trap follows although TF was set: INT n clears TF and enters a handler first.
-pub(crate) fn absorbs_trap(decoded: &Decoded) -> bool {
-    matches!(decoded.mnemonic, Mnemonic::Int)
+/// Whether a single-step trap follows, given that TF was set before: INT n hands over to a handler that runs without TF,
+/// and SYSCALL takes the trap only when FMASK leaves TF set.
+pub(crate) fn traps_after(decoded: &Decoded, cpu: &CpuState) -> bool {
+    match decoded.mnemonic {
+        Mnemonic::Int => false,
+        Mnemonic::Syscall => cpu.rflags & Rflags::TF.bits() != 0,
+        _ => cpu.interrupt_shadow == 0,
+    }
 }
 
 /// A memory access an instruction will make.
