@@ -6,13 +6,17 @@
 //!
 //! * [`layout`]: offsets of KPCR, KTHREAD and KTRAP_FRAME per Windows build, as data.
 //! * [`kernel`]: `ntoskrnl.exe`: system-call entry and exit, service tables, trap handlers, start-up.
+//! * [`ntdll`]: `ntdll.dll` and `win32u.dll` with the service stubs of Windows 7.
+//! * [`demo`]: the demonstration program.
 //! * [`image`]: reads any PE image into mappable pieces; safe on malformed input.
 #![forbid(unsafe_code)]
 
 mod assemble;
+pub mod demo;
 pub mod image;
 pub mod kernel;
 pub mod layout;
+pub mod ntdll;
 mod pe;
 
 pub use image::{ImageError, MappedImage, map_pe};
@@ -63,4 +67,27 @@ pub struct Symbol {
     pub address: u64,
     /// Bytes up to the end of the function or datum.
     pub size: u64,
+}
+
+/// A user-mode image.
+#[derive(Clone, Debug)]
+pub struct UserImage {
+    /// File name ("ntdll.dll").
+    pub name: &'static str,
+    /// The PE file.
+    pub pe: Vec<u8>,
+    /// Preferred base; the image has no relocations.
+    pub base: u64,
+    /// Entry point; `None` for DLLs.
+    pub entry: Option<u64>,
+    /// Every named address, ascending.
+    pub symbols: Vec<Symbol>,
+}
+
+impl UserImage {
+    /// Address of a symbol by name.
+    #[must_use]
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        self.symbols.iter().find(|symbol| symbol.name == name).map(|symbol| symbol.address)
+    }
 }

@@ -165,3 +165,64 @@ fn export_section(rva: u32, module: &str, mut exports: Vec<(String, u32)>) -> Ve
     bytes.extend_from_slice(&strings);
     bytes
 }
+
+/// An import section with a directory and address tables, bound in advance: the address table already holds where the
+/// functions are at their modules' preferred bases, so that the image runs with and without a loader that snaps it.
+pub(crate) struct ImportSection {
+    pub bytes: Vec<u8>,
+    pub directory: (u32, u32),
+    pub addresses: (u32, u32),
+    slots: Vec<(String, u32)>,
+}
+
+impl ImportSection {
+    /// Lays out imports of `(module, [(function, address)])` at `rva`.
+    pub fn new(rva: u32, modules: &[(&str, Vec<(&str, u64)>)]) -> Self {
+        const DESCRIPTOR: u32 = 20;
+        let thunks: u32 = modules.iter().map(|(_, functions)| functions.len() as u32 + 1).sum();
+        let directory_size = (modules.len() as u32 + 1) * DESCRIPTOR;
+        let addresses = align_up(rva + directory_size, 8);
+        let lookups = addresses + thunks * 8;
+        let strings = lookups + thunks * 8;
+
+        let (mut directory, mut iat, mut ilt, mut text) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut slots = Vec::new();
+        for (module, functions) in modules {
+            let module_name = strings + text.len() as u32;
+            text.extend_from_slice(module.as_bytes());
+            text.resize((text.len() + 1).next_multiple_of(2), 0);
+            let lookup = lookups + ilt.len() as u32;
+            // IMAGE_IMPORT_DESCRIPTOR: lookup table, time stamp, forwarder chain, name, address table.
+            for word in [lookup, 0, 0, module_name, addresses + iat.len() as u32] {
+                directory.extend_from_slice(&word.to_le_bytes());
+            }
+            for (name, address) in functions {
+                slots.push(((*name).to_owned(), addresses + iat.len() as u32));
+                iat.extend_from_slice(&address.to_le_bytes());
+                ilt.extend_from_slice(&u64::from(strings + text.len() as u32).to_le_bytes());
+                // IMAGE_IMPORT_BY_NAME: hint and name, at an even address.
+                text.extend_from_slice(&[0, 0]);
+                text.extend_from_slice(name.as_bytes());
+                text.resize((text.len() + 1).next_multiple_of(2), 0);
+            }
+            iat.extend_from_slice(&[0; 8]);
+            ilt.extend_from_slice(&[0; 8]);
+        }
+        let mut bytes = directory;
+        bytes.resize((addresses - rva) as usize, 0);
+        let iat_size = iat.len() as u32;
+        bytes.extend(iat.into_iter().chain(ilt).chain(text));
+        Self { bytes, directory: (rva, directory_size), addresses: (addresses, iat_size), slots }
+    }
+
+    /// RVA of a function's slot in the address table.
+    ///
+    /// # Panics
+    /// If the function was not imported: a mistake in this crate.
+    pub fn slot(&self, name: &str) -> u32 {
+        match self.slots.iter().find(|(function, _)| function == name) {
+            Some((_, rva)) => *rva,
+            None => panic!("{name} is not imported"),
+        }
+    }
+}
