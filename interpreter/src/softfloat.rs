@@ -12,7 +12,6 @@ use std::cmp::Ordering;
 
 /// Exception flags, laid out as in MXCSR bits 5:0 and in the x87 status word.
 pub(crate) mod flags {
-    #![expect(missing_docs, reason = "the architectural names say it all")]
     pub const IE: u32 = 1 << 0;
     pub const DE: u32 = 1 << 1;
     pub const ZE: u32 = 1 << 2;
@@ -60,6 +59,11 @@ impl Format {
     pub const DOUBLE: Self = Self { precision: 53, exponent_bits: 11, fraction_bits: 52 };
     pub const EXTENDED: Self = Self { precision: 64, exponent_bits: 15, fraction_bits: 64 };
 
+    /// This format with another precision: results keep the range and encoding.
+    pub const fn with_precision(self, precision: u32) -> Self {
+        Self { precision, ..self }
+    }
+
     /// Bias of the exponent field, and the largest exponent of a finite number.
     const fn bias(&self) -> i32 {
         (1 << (self.exponent_bits - 1)) - 1
@@ -67,6 +71,10 @@ impl Format {
     /// Smallest exponent of a normal number.
     const fn min_exponent(&self) -> i32 {
         1 - self.bias()
+    }
+    /// Whether a normal number can have this exponent.
+    pub fn has_exponent(&self, exponent: i32) -> bool {
+        (self.min_exponent()..=self.bias()).contains(&exponent)
     }
     /// What an unmasked overflow subtracts from the exponent, and an unmasked underflow adds (SDM vol. 1, 8.5.4).
     const fn wrap(&self) -> i32 {
@@ -369,7 +377,7 @@ impl Environment {
     }
 
     /// Rounds `significand * 2^(exponent - 127)`; the significand is not zero and sticky in bit 0.
-    fn round(&mut self, format: &Format, negative: bool, exponent: i32, significand: u128) -> Float {
+    pub fn round(&mut self, format: &Format, negative: bool, exponent: i32, significand: u128) -> Float {
         let normal = significand.leading_zeros();
         let (exponent, significand) = (exponent - normal as i32, significand << normal);
         let (rounded, carry, inexact) = round_significand(significand, format.precision, self.rounding, negative);

@@ -311,32 +311,30 @@ fn add_subtract<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape) -> Op {
 }
 
 /// DPPS and DPPD: the products that bits 7:4 select, summed in pairs, go to the lanes that bits 3:0 select. Each step
-/// rounds and raises on its own.
+/// rounds and raises on its own: the first one with an unmasked exception is the last one.
 fn dot_product<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape) -> Op {
     let control = u32::from(ex.insn.immediate8());
-    let format = shape.format();
     let source = ex.source(1)?;
     let old = ex.vector(ex.insn.op0_register());
     let mut environment = Environment::from_mxcsr(ex.cpu.mxcsr);
-    let product = |environment: &mut Environment, index| {
-        if control >> (4 + index) & 1 == 0 {
-            return 0;
+    let mut terms = [0; 4];
+    for index in (0..shape.lanes()).filter(|index| control >> (4 + index) & 1 != 0) {
+        terms[index as usize] =
+            multiply(&mut environment, shape.format(), shape.get(old, index), shape.get(source, index));
+    }
+    let mut count = shape.lanes() as usize;
+    while count > 1 {
+        ex.report(&environment)?;
+        environment.flags = 0;
+        count /= 2;
+        for index in 0..count {
+            terms[index] = add(&mut environment, shape.format(), terms[2 * index], terms[2 * index + 1]);
         }
-        multiply(environment, format, shape.get(old, index), shape.get(source, index))
-    };
-    let pair = |environment: &mut Environment, index| {
-        let (low, high) = (product(environment, index), product(environment, index + 1));
-        add(environment, format, low, high)
-    };
-    let mut sum = pair(&mut environment, 0);
-    if shape.lanes() == 4 {
-        let upper = pair(&mut environment, 2);
-        sum = add(&mut environment, format, sum, upper);
     }
     ex.report(&environment)?;
     let result = (0..shape.lanes())
         .filter(|index| control >> index & 1 != 0)
-        .fold(0, |result, index| shape.set(result, index, sum));
+        .fold(0, |result, index| shape.set(result, index, terms[0]));
     ex.set_vector(ex.insn.op0_register(), result);
     Ok(())
 }

@@ -12,6 +12,8 @@ mod lanes;
 mod moves;
 mod shuffle;
 
+pub(crate) use float::order_flags;
+
 use iced_x86::{CpuidFeature, EncodingKind, Mnemonic, OpKind, Register};
 use lstar_arch::control::{cr0, cr4};
 use lstar_arch::cpuid::Features;

@@ -24,7 +24,21 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Fldcw => load_control(ex),
         Mnemonic::Fnstcw => store_word(ex, ex.cpu.x87.control),
         Mnemonic::Fnstsw => store_word(ex, ex.cpu.x87.status),
-        Mnemonic::Wait | Mnemonic::Fnop => Ok(()),
+        Mnemonic::Fincstp => rotate(ex, 1),
+        Mnemonic::Fdecstp => rotate(ex, 7),
+        Mnemonic::Ffree => {
+            ex.set_condition(super::C1, false);
+            ex.free_st(ex.insn.op0_register().number());
+            Ok(())
+        }
+        Mnemonic::Ffreep => {
+            ex.set_condition(super::C1, false);
+            ex.free_st(ex.insn.op0_register().number());
+            ex.pop();
+            Ok(())
+        }
+        // The last three controlled the 8087 and 80287 and do nothing since.
+        Mnemonic::Wait | Mnemonic::Fnop | Mnemonic::Fneni | Mnemonic::Fndisi | Mnemonic::Fnsetpm => Ok(()),
         _ => return None,
     })
 }
@@ -64,4 +78,11 @@ fn store_word<M: GuestMemory>(ex: &mut Exec<'_, M>, word: u16) -> Op {
     }
     let linear = ex.linear_address();
     ex.store(linear, word.to_le_bytes())
+}
+
+/// FINCSTP and FDECSTP: TOP moves, the tags do not.
+fn rotate<M: GuestMemory>(ex: &mut Exec<'_, M>, by: u16) -> Op {
+    ex.set_condition(super::C1, false);
+    ex.set_top(ex.top() + by);
+    Ok(())
 }

@@ -1,0 +1,116 @@
+//! x87 comparison and classification (SDM vol. 1, 8.3.6).
+
+use std::cmp::Ordering;
+
+use iced_x86::{Mnemonic, OpKind};
+use lstar_arch::{Exception, GuestMemory, Rflags};
+
+use super::{C0, C1, C2, C3};
+use crate::exec::{Exec, Op};
+use crate::softfloat::{Class, Float, Format, flags};
+
+pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
+    Some(match mnemonic {
+        Mnemonic::Fcom | Mnemonic::Ficom => compare(ex, true, 0),
+        Mnemonic::Fcomp | Mnemonic::Ficomp => compare(ex, true, 1),
+        Mnemonic::Fcompp => compare(ex, true, 2),
+        Mnemonic::Fucom => compare(ex, false, 0),
+        Mnemonic::Fucomp => compare(ex, false, 1),
+        Mnemonic::Fucompp => compare(ex, false, 2),
+        Mnemonic::Fcomi => compare_to_flags(ex, true, 0),
+        Mnemonic::Fcomip => compare_to_flags(ex, true, 1),
+        Mnemonic::Fucomi => compare_to_flags(ex, false, 0),
+        Mnemonic::Fucomip => compare_to_flags(ex, false, 1),
+        Mnemonic::Ftst => {
+            if let Some(order) = order(ex, Some(Float::zero(false)), true) {
+                set_condition_codes(ex, order);
+            }
+            Ok(())
+        }
+        Mnemonic::Fxam => {
+            examine(ex);
+            Ok(())
+        }
+        _ => return None,
+    })
+}
+
+/// Compares ST(0) with `other` and raises what that raises. The outer option is empty if an unmasked exception leaves
+/// everything as it was, the inner one if the operands are unordered.
+#[expect(clippy::option_option, reason = "\"no result\" and \"unordered\" are different things")]
+fn order<M: GuestMemory>(ex: &mut Exec<'_, M>, other: Option<Float>, signal_quiet: bool) -> Option<Option<Ordering>> {
+    let first = ex.st(0).map(|image| Format::EXTENDED.unpack(image));
+    let Some((a, b)) = first.zip(other) else {
+        return ex.stack_fault(false).then_some(None);
+    };
+    let mut environment = ex.x87_environment();
+    let comparable = |float: &Float| !float.is_nan() && float.class != Class::Unsupported;
+    let order = if comparable(&a) && comparable(&b) {
+        if a.denormal || b.denormal {
+            environment.raise(flags::DE);
+        }
+        Some(a.compare(&b))
+    } else {
+        if signal_quiet || a.class != Class::Quiet && !comparable(&a) || b.class != Class::Quiet && !comparable(&b) {
+            environment.raise(flags::IE);
+        }
+        None
+    };
+    ex.x87_report(&environment).then_some(order)
+}
+
+/// The second operand: the last explicit one, or ST(1).
+fn second_operand<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Result<Option<Float>, Exception> {
+    match ex.insn.op_count() {
+        0 => Ok(ex.st(1).map(|image| Format::EXTENDED.unpack(image))),
+        count if ex.insn.op0_kind() == OpKind::Register => ex.x87_operand(count - 1),
+        _ => ex.x87_operand(0),
+    }
+}
+
+fn compare<M: GuestMemory>(ex: &mut Exec<'_, M>, signal_quiet: bool, pops: u32) -> Op {
+    let other = second_operand(ex)?;
+    if let Some(order) = order(ex, other, signal_quiet) {
+        set_condition_codes(ex, order);
+        (0..pops).for_each(|_| ex.pop());
+    }
+    Ok(())
+}
+
+fn set_condition_codes<M: GuestMemory>(ex: &mut Exec<'_, M>, order: Option<Ordering>) {
+    ex.set_condition(C0 | C2 | C3, false);
+    let codes = match order {
+        None => C0 | C2 | C3,
+        Some(Ordering::Greater) => 0,
+        Some(Ordering::Less) => C0,
+        Some(Ordering::Equal) => C3,
+    };
+    ex.set_condition(codes, true);
+}
+
+fn compare_to_flags<M: GuestMemory>(ex: &mut Exec<'_, M>, signal_quiet: bool, pops: u32) -> Op {
+    let other = second_operand(ex)?;
+    if let Some(order) = order(ex, other, signal_quiet) {
+        let flags = crate::sse::order_flags(order);
+        ex.cpu.rflags = ex.cpu.rflags & !Rflags::STATUS.bits() | flags.bits();
+        (0..pops).for_each(|_| ex.pop());
+    }
+    Ok(())
+}
+
+/// FXAM: the class of ST(0) in C3, C2 and C0, its sign in C1, empty or not.
+fn examine<M: GuestMemory>(ex: &mut Exec<'_, M>) {
+    let image = u128::from_le_bytes(ex.cpu.x87.registers[ex.physical(0)]);
+    let float = Format::EXTENDED.unpack(image);
+    let codes = match float.class {
+        _ if ex.st(0).is_none() => C3 | C0,
+        Class::Unsupported => 0,
+        Class::Quiet | Class::Signaling => C0,
+        Class::Infinite => C2 | C0,
+        Class::Zero => C3,
+        Class::Finite if float.denormal => C3 | C2,
+        Class::Finite => C2,
+    };
+    ex.set_condition(C0 | C1 | C2 | C3, false);
+    ex.set_condition(codes | if float.negative { C1 } else { 0 }, true);
+}
