@@ -61,7 +61,7 @@ fn binary<M: GuestMemory>(ex: &mut Exec<'_, M>, f: Binary, pop: bool) -> Op {
     let a = ex.st(destination).map(|image| Format::EXTENDED.unpack(image));
     operate(ex, destination, a.zip(source), |environment, a, b| f(environment, &format, a, b));
     if pop && took_effect(ex) {
-        ex.pop();
+        ex.pop_st();
     }
     Ok(())
 }
@@ -237,7 +237,7 @@ fn extract<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         if ex.stack_fault(false) {
             let indefinite = Format::EXTENDED.pack(Float::INDEFINITE);
             ex.set_st(0, indefinite);
-            ex.push_over(indefinite);
+            ex.push_st_over(indefinite);
         }
         return Ok(());
     };
@@ -245,7 +245,7 @@ fn extract<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         if ex.stack_fault(true) {
             let indefinite = Format::EXTENDED.pack(Float::INDEFINITE);
             ex.set_st(0, indefinite);
-            ex.push_over(indefinite);
+            ex.push_st_over(indefinite);
         }
         return Ok(());
     }
@@ -268,7 +268,7 @@ fn extract<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     };
     if ex.x87_report(&environment) {
         ex.set_st(0, Format::EXTENDED.pack(exponent));
-        ex.push(Format::EXTENDED.pack(significand));
+        ex.push_st(Format::EXTENDED.pack(significand));
     }
     Ok(())
 }

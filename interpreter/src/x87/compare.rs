@@ -72,7 +72,7 @@ fn compare<M: GuestMemory>(ex: &mut Exec<'_, M>, signal_quiet: bool, pops: u32) 
     let other = second_operand(ex)?;
     if let Some(order) = order(ex, other, signal_quiet) {
         set_condition_codes(ex, order);
-        (0..pops).for_each(|_| ex.pop());
+        (0..pops).for_each(|_| ex.pop_st());
     }
     Ok(())
 }
@@ -93,7 +93,7 @@ fn compare_to_flags<M: GuestMemory>(ex: &mut Exec<'_, M>, signal_quiet: bool, po
     if let Some(order) = order(ex, other, signal_quiet) {
         let flags = crate::sse::order_flags(order);
         ex.cpu.rflags = ex.cpu.rflags & !Rflags::STATUS.bits() | flags.bits();
-        (0..pops).for_each(|_| ex.pop());
+        (0..pops).for_each(|_| ex.pop_st());
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Ffreep => {
             ex.set_condition(super::C1, false);
             ex.free_st(ex.insn.op0_register().number());
-            ex.pop();
+            ex.pop_st();
             Ok(())
         }
         // The last three controlled the 8087 and 80287 and do nothing since.

@@ -54,7 +54,7 @@ fn load_constant<M: GuestMemory>(ex: &mut Exec<'_, M>, (exponent, significand): 
         _ => ex.x87_environment().round(&Format::EXTENDED, false, exponent, significand),
     };
     ex.set_condition(super::C1, false);
-    ex.push(Format::EXTENDED.pack(float));
+    ex.push_st(Format::EXTENDED.pack(float));
     Ok(())
 }
 
@@ -73,15 +73,15 @@ fn load<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         };
         ex.set_condition(super::C1, false);
         match image {
-            Some(image) => ex.push(image),
-            None if ex.stack_fault(false) => ex.push_over(Format::EXTENDED.pack(Float::INDEFINITE)),
+            Some(image) => ex.push_st(image),
+            None if ex.stack_fault(false) => ex.push_st_over(Format::EXTENDED.pack(Float::INDEFINITE)),
             None => {}
         }
         return Ok(());
     }
     let Some(operand) = ex.x87_operand(0)? else { return Ok(()) };
     if ex.st(7).is_some() {
-        ex.push(0);
+        ex.push_st(0);
         return Ok(());
     }
     let mut environment = ex.x87_environment();
@@ -92,7 +92,7 @@ fn load<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     ex.x87_report(&environment);
     // A denormal operand is loaded even if that exception is unmasked.
     if environment.flags & !environment.masks & flags::IE == 0 {
-        ex.push(Format::EXTENDED.pack(float));
+        ex.push_st(Format::EXTENDED.pack(float));
     }
     Ok(())
 }
@@ -145,7 +145,7 @@ fn store<M: GuestMemory>(ex: &mut Exec<'_, M>, pop: bool) -> Op {
         }
     }
     if pop {
-        ex.pop();
+        ex.pop_st();
     }
     Ok(())
 }
@@ -205,7 +205,7 @@ fn store_converted<M: GuestMemory>(
         ex.stack_fault(false);
     }
     if proceeds && pop {
-        ex.pop();
+        ex.pop_st();
     }
     Ok(())
 }
@@ -231,7 +231,7 @@ fn load_decimal<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         bytes[..9].iter().rev().fold(0, |value, byte| value * 100 + i64::from(byte >> 4) * 10 + i64::from(byte & 15));
     let negative = bytes[9] & 0x80 != 0;
     ex.set_condition(super::C1, false);
-    ex.push(Format::EXTENDED.pack(Float { negative, ..Float::from_integer(magnitude) }));
+    ex.push_st(Format::EXTENDED.pack(Float { negative, ..Float::from_integer(magnitude) }));
     Ok(())
 }
 

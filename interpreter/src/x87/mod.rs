@@ -103,23 +103,23 @@ impl<M: GuestMemory> Exec<'_, M> {
         self.cpu.x87.valid &= !(1 << self.physical(index));
     }
 
-    fn pop(&mut self) {
+    fn pop_st(&mut self) {
         self.free_st(0);
         self.set_top(self.top() + 1);
     }
 
     /// Pushes an image. Pushing onto a register in use is a stack overflow: masked, the indefinite is pushed instead.
-    fn push(&mut self, image: u128) {
+    fn push_st(&mut self, image: u128) {
         let full = self.cpu.x87.valid >> self.physical(7) & 1 != 0;
         match full {
             true if !self.stack_fault(true) => {}
-            true => self.push_over(Format::EXTENDED.pack(Float::INDEFINITE)),
-            false => self.push_over(image),
+            true => self.push_st_over(Format::EXTENDED.pack(Float::INDEFINITE)),
+            false => self.push_st_over(image),
         }
     }
 
     /// Pushes an image, whatever the register held.
-    fn push_over(&mut self, image: u128) {
+    fn push_st_over(&mut self, image: u128) {
         self.set_top(self.top().wrapping_sub(1));
         self.set_st(0, image);
     }
