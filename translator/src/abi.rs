@@ -145,6 +145,7 @@ pub enum HelperKind {
     /// A pure value; guest registers need not be in the block and stay where they are.
     Leaf,
     /// All registers are flushed before and reloaded after; a result other than 0 is returned as [`UNWIND`].
+    /// `budget` already counts the instruction itself, for this kind and for `Jump`, and is read again afterwards.
     Check,
     /// All registers are flushed before; the helper moves `cpu.rip`, may change privilege, and returns the host code
     /// to tail-call, after the pinned register has been reloaded from `view_base`, with `cpu.rip` as argument.
@@ -184,8 +185,8 @@ macro_rules! foreach_helper {
             Pext(2) Leaf;
             /// Parallel bit deposit. Arguments: source, mask.
             Pdep(2) Leaf;
-            /// Brings `lazy` into `cpu.rflags` (all registers flushed) and returns the exact RFLAGS. Argument: unused.
-            ReadFlags(1) Check;
+            /// Folds `lazy` into `cpu.rflags` (as [`$crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
+            ReadFlags(1) Leaf;
         }
     };
 }

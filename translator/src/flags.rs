@@ -1,1 +1,166 @@
-//! Lazy status flags.
+//! Lazy status flags: what an operation leaves behind so that CF, PF, AF, ZF, SF and OF can be computed later.
+//!
+//! Translated code stores the operands of the last flag-setting operation in [`LazyFlags`] instead of computing six
+//! bits that mostly nobody reads. [`status`] is the one definition of what those operands mean; the code generator
+//! computes single bits in SSA form by the same formulas. Flags that the manual leaves undefined get a fixed value,
+//! listed at [`FlagKind`].
+
+use crate::abi::{LazyFlags, VcpuBlock};
+
+/// Carry, as a bit of RFLAGS.
+pub const CF: u64 = 1 << 0;
+/// Parity, as a bit of RFLAGS.
+pub const PF: u64 = 1 << 2;
+/// Auxiliary carry, as a bit of RFLAGS.
+pub const AF: u64 = 1 << 4;
+/// Zero, as a bit of RFLAGS.
+pub const ZF: u64 = 1 << 6;
+/// Sign, as a bit of RFLAGS.
+pub const SF: u64 = 1 << 7;
+/// Overflow, as a bit of RFLAGS.
+pub const OF: u64 = 1 << 11;
+/// All six status flags.
+pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// What kind of operation set the flags. Operands are zero-extended to 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum FlagKind {
+    /// `a` is the status flags themselves, in RFLAGS positions.
+    Eager = 1,
+    /// ADD: `a + b`.
+    Add = 2,
+    /// ADC: `a + b + c`, `c` being 0 or 1.
+    Adc = 3,
+    /// SUB, CMP, NEG: `a - b`.
+    Sub = 4,
+    /// SBB: `a - b - c`, `c` being 0 or 1.
+    Sbb = 5,
+    /// AND, OR, XOR, TEST and others that clear CF and OF: `a` is the result. AF is cleared.
+    Logic = 6,
+    /// INC: `a` is the result, `c` the carry that stays.
+    Inc = 7,
+    /// DEC: `a` is the result, `c` the carry that stays.
+    Dec = 8,
+    /// SHL: `a` shifted left by `b`, 1 to 63. OF is CF xor SF for every count; AF is cleared; CF is 0 once all bits
+    /// are shifted out.
+    Shl = 9,
+    /// SHR: `a` shifted right by `b`, 1 to 63. OF is the sign of `a` for every count; AF is cleared.
+    Shr = 10,
+    /// SAR: `a` shifted right by `b`, 1 to 63. OF and AF are cleared.
+    Sar = 11,
+    /// MUL, IMUL: `a` is the low half of the product, `c` 1 when it does not hold the whole product. ZF, SF and PF
+    /// follow `a`; AF is cleared.
+    Mul = 12,
+}
+
+impl FlagKind {
+    const ALL: [Self; 12] = [
+        Self::Eager,
+        Self::Add,
+        Self::Adc,
+        Self::Sub,
+        Self::Sbb,
+        Self::Logic,
+        Self::Inc,
+        Self::Dec,
+        Self::Shl,
+        Self::Shr,
+        Self::Sar,
+        Self::Mul,
+    ];
+}
+
+/// A [`FlagKind`] with an operand size, as stored in [`LazyFlags::op`]. Zero is no operation: `cpu.rflags` is exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LazyOp(u64);
+
+impl LazyOp {
+    /// Status flags already computed.
+    pub const EAGER: Self = Self((FlagKind::Eager as u64) << 2 | 3);
+
+    /// The operation `kind` on operands of `bytes` bytes (1, 2, 4 or 8).
+    #[must_use]
+    pub const fn new(kind: FlagKind, bytes: u32) -> Self {
+        Self((kind as u64) << 2 | (bytes.trailing_zeros() & 3) as u64)
+    }
+
+    /// The number for [`LazyFlags::op`].
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// Kind and operand size in bits of a stored number; `None` for 0 and for numbers that no operation has.
+    #[must_use]
+    pub fn decode(number: u64) -> Option<(FlagKind, u32)> {
+        let kind = FlagKind::ALL.get(usize::try_from(number >> 2).ok()?.checked_sub(1)?)?;
+        Some((*kind, 8 << (number & 3)))
+    }
+}
+
+/// The status flags (in RFLAGS positions) that operation `op` on these operands leaves; 0 for an unknown `op`.
+#[must_use]
+pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
+    let Some((kind, bits)) = LazyOp::decode(op) else { return 0 };
+    let mask = u64::MAX >> (64 - bits);
+    let sign = 1 << (bits - 1);
+    let (a, b) = (a & mask, b & mask);
+    let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+    let result_flags = |result: u64| {
+        let result = result & mask;
+        flag(result == 0, ZF) | flag(result & sign != 0, SF) | flag((result as u8).count_ones() & 1 == 0, PF)
+    };
+    match kind {
+        FlagKind::Eager => a & STATUS,
+        FlagKind::Add | FlagKind::Adc => {
+            let carry = if kind == FlagKind::Adc { c & 1 } else { 0 };
+            let result = a.wrapping_add(b).wrapping_add(carry) & mask;
+            let carries = a & b | (a | b) & !result;
+            result_flags(result)
+                | flag(carries & sign != 0, CF)
+                | flag((a ^ b ^ result) & 0x10 != 0, AF)
+                | flag((a ^ result) & (b ^ result) & sign != 0, OF)
+        }
+        FlagKind::Sub | FlagKind::Sbb => {
+            let borrow = if kind == FlagKind::Sbb { c & 1 } else { 0 };
+            let result = a.wrapping_sub(b).wrapping_sub(borrow) & mask;
+            let borrows = !a & b | (!a | b) & result;
+            result_flags(result)
+                | flag(borrows & sign != 0, CF)
+                | flag((a ^ b ^ result) & 0x10 != 0, AF)
+                | flag((a ^ b) & (a ^ result) & sign != 0, OF)
+        }
+        FlagKind::Logic => result_flags(a),
+        FlagKind::Inc => result_flags(a) | flag(c & 1 != 0, CF) | flag(a & 0xF == 0, AF) | flag(a == sign, OF),
+        FlagKind::Dec => result_flags(a) | flag(c & 1 != 0, CF) | flag(a & 0xF == 0xF, AF) | flag(a == sign - 1, OF),
+        FlagKind::Shl => {
+            let count = b as u32 & 63;
+            let carry = count <= bits && a.checked_shr(bits.wrapping_sub(count)).unwrap_or(0) & 1 != 0;
+            let result = a << count & mask;
+            result_flags(result) | flag(carry, CF) | flag(carry != (result & sign != 0), OF)
+        }
+        FlagKind::Shr => {
+            let count = b as u32 & 63;
+            result_flags(a >> count)
+                | flag(a.checked_shr(count.wrapping_sub(1)).unwrap_or(0) & 1 != 0, CF)
+                | flag(a & sign != 0, OF)
+        }
+        FlagKind::Sar => {
+            let count = b as u32 & 63;
+            let wide = (a << (64 - bits)) as i64 >> (64 - bits);
+            let carry = wide.checked_shr(count.wrapping_sub(1)).unwrap_or(0) & 1 != 0;
+            result_flags((wide >> count) as u64) | flag(carry, CF)
+        }
+        FlagKind::Mul => result_flags(a) | flag(c & 1 != 0, CF | OF),
+    }
+}
+
+/// Folds the lazy flags into `cpu.rflags`, which is exact afterwards.
+pub fn materialize(block: &mut VcpuBlock) {
+    let LazyFlags { op, a, b, c } = block.lazy;
+    if op != 0 {
+        block.cpu.rflags = block.cpu.rflags & !STATUS | status(op, a, b, c);
+        block.lazy.op = 0;
+    }
+}

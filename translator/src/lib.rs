@@ -16,9 +16,19 @@
 //! exact exception. So a site never needs the cause of its fault.
 
 pub mod abi;
+mod config;
+mod discover;
+mod effects;
+mod emit;
 pub mod flags;
+mod lift;
+mod liveness;
+mod translate;
 
 use abi::Mode;
+
+pub use config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
+pub use translate::Translator;
 
 /// Reads guest code.
 pub trait CodeSource {
@@ -41,10 +51,15 @@ pub struct Site {
     pub host_offset: u32,
     /// Guest instruction to execute in the interpreter.
     pub rip: u64,
-    /// The value `lazy.op` has at this point (its operands are in the block).
+    /// The value for `lazy.op` at this point (its operands are in the block), or [`Site::LAZY_CURRENT`].
     pub lazy_op: u64,
     /// Guest instructions retired since `budget` was last stored.
     pub retired: u32,
+}
+
+impl Site {
+    /// [`Site::lazy_op`] when the block's own `lazy.op` already is the right one.
+    pub const LAZY_CURRENT: u64 = u64::MAX;
 }
 
 /// A translated region.

@@ -1,0 +1,89 @@
+//! Settings, statistics and errors of the translator.
+
+use std::time::Duration;
+
+use lstar_arch::cpuid::{CpuModel, Features};
+
+/// How much Cranelift optimises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OptLevel {
+    /// Fast compilation.
+    None,
+    /// Fast code.
+    #[default]
+    Speed,
+}
+
+/// How a guest CALL of user code is lowered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CallMode {
+    /// As a host call, whose result is compared with the guest's return address.
+    #[default]
+    Host,
+    /// As a jump out of the region; RET goes through the target table.
+    Jump,
+}
+
+/// Settings of a [`crate::Translator`].
+#[derive(Clone, Copy, Debug)]
+pub struct TranslatorConfig {
+    /// Optimisation level.
+    pub opt_level: OptLevel,
+    /// Run Cranelift's verifier on each region.
+    pub verifier: bool,
+    /// Most guest instructions in one region.
+    pub max_instructions: usize,
+    /// Lowering of CALL in user mode. Kernel code always uses [`CallMode::Jump`].
+    pub calls: CallMode,
+    /// Check the instruction budget at region entries and back edges.
+    pub budget_checks: bool,
+    /// Instruction sets the guest may use; others are left to the interpreter, which raises #UD.
+    pub features: Features,
+}
+
+impl Default for TranslatorConfig {
+    fn default() -> Self {
+        Self {
+            opt_level: OptLevel::Speed,
+            verifier: false,
+            max_instructions: 2000,
+            calls: CallMode::Host,
+            budget_checks: true,
+            features: CpuModel::default().features,
+        }
+    }
+}
+
+/// Why a region could not be translated. None of these is caused by guest code alone.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslatorError {
+    /// This host has no Cranelift backend, or lacks a feature the backend needs.
+    #[error("the host processor is not supported: {0}")]
+    Host(String),
+    /// Cranelift refused its settings.
+    #[error("code generator settings: {0}")]
+    Settings(String),
+    /// Cranelift could not compile a region.
+    #[error("region at {entry:#x}: {message}")]
+    Compile {
+        /// Guest entry point.
+        entry: u64,
+        /// What Cranelift said.
+        message: String,
+    },
+}
+
+/// What a translator has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TranslatorStats {
+    /// Regions translated.
+    pub regions: u64,
+    /// Guest instructions in them.
+    pub guest_instructions: u64,
+    /// Bytes of host code.
+    pub host_bytes: u64,
+    /// Time spent on decoding, analysis and lifting.
+    pub front_end: Duration,
+    /// Time spent in Cranelift.
+    pub back_end: Duration,
+}

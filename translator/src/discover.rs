@@ -1,0 +1,407 @@
+//! Region discovery: from an entry address to the control-flow graph of guest instructions that becomes one function.
+//!
+//! Direct jumps and branches are followed, decoding continues behind a CALL when calls are host calls, and everything
+//! else ends a block. A block ends before the next leader. Blocks are kept in reverse postorder, entry first, so that
+//! an edge to a block with an index not above its source's closes a loop.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use lstar_arch::PAGE_SIZE;
+
+use crate::CodeSource;
+use crate::abi::{Helper, Mode};
+use crate::effects::{Effects, available, effects};
+use crate::lift::{self, Lifter};
+use lstar_arch::cpuid::Features;
+
+/// Farthest distance at which the target of an unconditional jump still counts as part of the same function.
+const NEAR_JUMP: u64 = 16 * 1024;
+/// Longest x86 instruction (SDM vol. 2, 2.3.11).
+const MAX_INSTRUCTION: usize = 15;
+
+/// How an instruction is carried out.
+#[derive(Clone, Copy)]
+pub(crate) enum Lowering {
+    /// By code from this lifter.
+    Lift(Lifter),
+    /// By a `Check` helper with this argument.
+    Check(Helper, u64),
+    /// It ends its block; see [`Terminator`].
+    Terminate,
+}
+
+/// An instruction with what was found out about it.
+#[derive(Clone, Copy)]
+pub(crate) struct Insn {
+    /// Decoded form.
+    pub raw: Instruction,
+    /// Effects.
+    pub effects: Effects,
+    /// Lowering.
+    pub lowering: Lowering,
+}
+
+impl Insn {
+    /// Whether guest registers live only in the block while it executes.
+    pub fn is_barrier(&self) -> bool {
+        match self.lowering {
+            Lowering::Lift(_) => false,
+            Lowering::Check(..) => true,
+            Lowering::Terminate => matches!(self.raw.flow_control(), FlowControl::Call | FlowControl::IndirectCall),
+        }
+    }
+}
+
+/// Where control goes from a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Successor {
+    /// A block of this region, by index.
+    Block(usize),
+    /// A guest address outside.
+    Outside(u64),
+}
+
+/// How a block ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Terminator {
+    /// No instruction: the next block follows (also after a CALL that is a host call).
+    Fall(Successor),
+    /// JMP to a known target.
+    Jump(Successor),
+    /// Jcc, JRCXZ, LOOPcc: taken, not taken.
+    Branch(Successor, Successor),
+    /// JMP to a computed target.
+    IndirectJump,
+    /// CALL with a host call: where it continues.
+    Call(Successor),
+    /// CALL as a jump out of the region.
+    CallOut,
+    /// Near RET.
+    Return,
+    /// Left to a `Jump` helper with these arguments.
+    Helper(Helper, [u64; 2]),
+}
+
+impl Terminator {
+    /// The blocks and addresses control may continue at, as far as they are known.
+    pub fn successors(&self) -> impl Iterator<Item = Successor> {
+        let (first, second) = match *self {
+            Self::Fall(next) | Self::Jump(next) | Self::Call(next) => (Some(next), None),
+            Self::Branch(taken, next) => (Some(taken), Some(next)),
+            _ => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// The successors that are blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = usize> {
+        self.successors().filter_map(|successor| match successor {
+            Successor::Block(index) => Some(index),
+            Successor::Outside(_) => None,
+        })
+    }
+}
+
+/// A basic block.
+pub(crate) struct BasicBlock {
+    /// Address of its first instruction.
+    pub start: u64,
+    /// Its instructions, the terminating one included; empty only when nothing could be decoded at `start`.
+    pub insns: Vec<Insn>,
+    /// How it ends.
+    pub end: Terminator,
+}
+
+/// The control-flow graph of a region, blocks in reverse postorder.
+pub(crate) struct Region {
+    /// Entry address.
+    pub entry: u64,
+    /// Mode.
+    pub mode: Mode,
+    /// Whether CALL is a host call.
+    pub host_calls: bool,
+    /// Blocks; the first one is at `entry`.
+    pub blocks: Vec<BasicBlock>,
+    /// Guest bytes covered, sorted.
+    pub ranges: Vec<Range<u64>>,
+}
+
+/// What discovery needs to know besides the code.
+pub(crate) struct Limits<'a> {
+    /// Most instructions.
+    pub max_instructions: usize,
+    /// Whether CALL is a host call.
+    pub host_calls: bool,
+    /// Available instruction sets.
+    pub features: Features,
+    /// Addresses of instructions whose lifter has declined.
+    pub declined: &'a HashSet<u64>,
+}
+
+/// How an instruction ends its block, before targets are known to be in the region.
+enum Flow {
+    Next,
+    Jump(u64),
+    Branch(u64),
+    IndirectJump,
+    Call,
+    Return,
+    Helper(Helper, [u64; 2]),
+}
+
+fn flow(insn: &Instruction, mode: Mode) -> Flow {
+    let rip = insn.ip();
+    let near = insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64;
+    match insn.flow_control() {
+        FlowControl::UnconditionalBranch if near => Flow::Jump(insn.near_branch_target()),
+        FlowControl::ConditionalBranch if near && lift::control_flow::has_condition(insn) => {
+            Flow::Branch(insn.near_branch_target())
+        }
+        FlowControl::Call if near => Flow::Call,
+        FlowControl::IndirectCall if insn.code() == Code::Call_rm64 => Flow::Call,
+        FlowControl::IndirectBranch if insn.code() == Code::Jmp_rm64 => Flow::IndirectJump,
+        FlowControl::Return => match insn.code() {
+            Code::Retnq | Code::Retnq_imm16 => Flow::Return,
+            Code::Iretq => Flow::Helper(Helper::Iret, [rip, 0]),
+            Code::Sysretq => Flow::Helper(Helper::Sysret, [rip, 8]),
+            Code::Sysretd => Flow::Helper(Helper::Sysret, [rip, 4]),
+            _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
+        },
+        FlowControl::Call if insn.code() == Code::Syscall => Flow::Helper(Helper::Syscall, [insn.next_ip(), 0]),
+        FlowControl::Next if !lift::system::leaves(insn, mode) => Flow::Next,
+        FlowControl::Call if insn.code() == Code::Vmcall && mode == Mode::Kernel => Flow::Next,
+        _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
+    }
+}
+
+/// Reads code page by page.
+struct Reader<'a> {
+    source: &'a mut dyn CodeSource,
+    mode: Mode,
+    pages: HashMap<u64, Vec<u8>>,
+}
+
+impl Reader<'_> {
+    fn page(&mut self, page: u64) -> &[u8] {
+        let (source, mode) = (&mut *self.source, self.mode);
+        self.pages.entry(page).or_insert_with(|| {
+            let mut bytes = vec![0; PAGE_SIZE as usize];
+            let count = source.fetch(page, &mut bytes, mode);
+            bytes.truncate(count);
+            bytes
+        })
+    }
+
+    /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing.
+    fn decode(&mut self, rip: u64) -> Option<Instruction> {
+        let page = rip & !(PAGE_SIZE - 1);
+        let offset = (rip - page) as usize;
+        let bytes = self.page(page).get(offset..)?;
+        let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+        let insn = decoder.decode();
+        if !insn.is_invalid() {
+            return Some(insn);
+        }
+        if decoder.last_error() != DecoderError::NoMoreBytes || bytes.len() >= MAX_INSTRUCTION {
+            return None;
+        }
+        let mut joined = bytes.to_vec();
+        if offset + joined.len() < PAGE_SIZE as usize {
+            return None;
+        }
+        let rest = self.page(page.checked_add(PAGE_SIZE)?);
+        joined.extend_from_slice(&rest[..rest.len().min(MAX_INSTRUCTION)]);
+        let insn = Decoder::with_ip(64, &joined, rip, DecoderOptions::NONE).decode();
+        (!insn.is_invalid()).then_some(insn)
+    }
+}
+
+/// Decodes everything that belongs to the region; returns instructions by address and the leaders.
+fn explore(
+    entry: u64,
+    mode: Mode,
+    limits: &Limits<'_>,
+    reader: &mut Reader<'_>,
+) -> (BTreeMap<u64, Instruction>, BTreeSet<u64>) {
+    let mut decoded = BTreeMap::new();
+    let mut leaders = BTreeSet::from([entry]);
+    // Breadth first: when the limit is reached, what is near the entry has been taken.
+    let mut work = std::collections::VecDeque::from([entry]);
+    while let Some(start) = work.pop_front() {
+        let mut rip = start;
+        while decoded.len() < limits.max_instructions && !decoded.contains_key(&rip) {
+            let Some(insn) = reader.decode(rip) else { break };
+            decoded.insert(rip, insn);
+            match flow(&insn, mode) {
+                Flow::Next => {}
+                Flow::Jump(target) => {
+                    if target.abs_diff(rip) <= NEAR_JUMP {
+                        leaders.insert(target);
+                        work.push_back(target);
+                    }
+                    break;
+                }
+                Flow::Branch(target) => {
+                    leaders.extend([target, insn.next_ip()]);
+                    work.push_back(target);
+                }
+                Flow::Call if limits.host_calls => {
+                    leaders.insert(insn.next_ip());
+                }
+                Flow::Call | Flow::IndirectJump | Flow::Return | Flow::Helper(..) => break,
+            }
+            rip = insn.next_ip();
+        }
+    }
+    (decoded, leaders)
+}
+
+/// Builds the region at `entry`.
+pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Region {
+    let mut reader = Reader { source, mode, pages: HashMap::new() };
+    let (decoded, leaders) = explore(entry, mode, limits, &mut reader);
+    let in_region = |rip: u64| leaders.contains(&rip) && decoded.contains_key(&rip);
+
+    let mut factory = InstructionInfoFactory::new();
+    let mut blocks = Vec::new();
+    let mut index_of = HashMap::new();
+    for &start in leaders.iter().filter(|&&leader| leader == entry || decoded.contains_key(&leader)) {
+        index_of.insert(start, blocks.len());
+        // Successors hold addresses until all indices are known.
+        blocks.push(build_block(start, mode, &decoded, &in_region, limits, &mut factory));
+    }
+    let resolve = |successor: &mut Successor| {
+        if let Successor::Outside(rip) = *successor
+            && let Some(&index) = index_of.get(&rip)
+        {
+            *successor = Successor::Block(index);
+        }
+    };
+    for block in &mut blocks {
+        match &mut block.end {
+            Terminator::Fall(next) | Terminator::Jump(next) | Terminator::Call(next) => resolve(next),
+            Terminator::Branch(taken, next) => {
+                resolve(taken);
+                resolve(next);
+            }
+            _ => {}
+        }
+    }
+    let blocks = in_reverse_postorder(blocks, index_of.get(&entry).copied().unwrap_or(0));
+    let ranges = covered(&blocks);
+    Region { entry, mode, host_calls: limits.host_calls, blocks, ranges }
+}
+
+fn build_block(
+    start: u64,
+    mode: Mode,
+    decoded: &BTreeMap<u64, Instruction>,
+    in_region: &dyn Fn(u64) -> bool,
+    limits: &Limits<'_>,
+    factory: &mut InstructionInfoFactory,
+) -> BasicBlock {
+    let mut insns = Vec::new();
+    let mut rip = start;
+    let end = loop {
+        if rip != start && in_region(rip) {
+            break Terminator::Fall(Successor::Outside(rip));
+        }
+        let Some(&raw) = decoded.get(&rip) else {
+            // At the limit decoding can go on in another region; at the entry there is nothing but bad bytes.
+            break if rip == start {
+                Terminator::Helper(Helper::InterpretJump, [rip, 0])
+            } else {
+                Terminator::Fall(Successor::Outside(rip))
+            };
+        };
+        let next = Successor::Outside(raw.next_ip());
+        let end = match flow(&raw, mode) {
+            Flow::Next => None,
+            Flow::Jump(target) => Some(Terminator::Jump(Successor::Outside(target))),
+            Flow::Branch(target) => Some(Terminator::Branch(Successor::Outside(target), next)),
+            Flow::IndirectJump => Some(Terminator::IndirectJump),
+            Flow::Call if limits.host_calls => Some(Terminator::Call(next)),
+            Flow::Call => Some(Terminator::CallOut),
+            Flow::Return => Some(Terminator::Return),
+            Flow::Helper(helper, arguments) => Some(Terminator::Helper(helper, arguments)),
+        };
+        let lowering = match end {
+            Some(_) => Lowering::Terminate,
+            None if limits.declined.contains(&rip) || !available(&raw, limits.features) => {
+                Lowering::Check(Helper::Interpret, rip)
+            }
+            None => lift::system::helper(&raw, mode)
+                .map(|(helper, argument)| Lowering::Check(helper, argument))
+                .or_else(|| lift::lifter(&raw).map(Lowering::Lift))
+                .unwrap_or(Lowering::Check(Helper::Interpret, rip)),
+        };
+        insns.push(Insn { raw, effects: effects(&raw, factory), lowering });
+        if let Some(end) = end {
+            break end;
+        }
+        rip = raw.next_ip();
+    };
+    BasicBlock { start, insns, end }
+}
+
+/// Reorders `blocks` into reverse postorder from `entry` and drops what is not reachable.
+fn in_reverse_postorder(blocks: Vec<BasicBlock>, entry: usize) -> Vec<BasicBlock> {
+    let mut order = Vec::with_capacity(blocks.len());
+    let mut seen = vec![false; blocks.len()];
+    let mut stack = vec![(entry, blocks[entry].end.blocks().collect::<Vec<_>>())];
+    seen[entry] = true;
+    while let Some((index, rest)) = stack.last_mut() {
+        // The taken side is visited first, so that the fall-through side comes directly behind its branch.
+        if rest.is_empty() {
+            order.push(*index);
+            stack.pop();
+        } else {
+            let next = rest.remove(0);
+            if !std::mem::replace(&mut seen[next], true) {
+                stack.push((next, blocks[next].end.blocks().collect()));
+            }
+        }
+    }
+    order.reverse();
+    let mut position = vec![usize::MAX; blocks.len()];
+    for (new, &old) in order.iter().enumerate() {
+        position[old] = new;
+    }
+    let mut blocks: Vec<Option<BasicBlock>> = blocks.into_iter().map(Some).collect();
+    let mut sorted: Vec<BasicBlock> = order.iter().filter_map(|&old| blocks[old].take()).collect();
+    let renumber = |successor: &mut Successor| {
+        if let Successor::Block(index) = successor {
+            *index = position[*index];
+        }
+    };
+    for block in &mut sorted {
+        match &mut block.end {
+            Terminator::Fall(next) | Terminator::Jump(next) | Terminator::Call(next) => renumber(next),
+            Terminator::Branch(taken, next) => {
+                renumber(taken);
+                renumber(next);
+            }
+            _ => {}
+        }
+    }
+    sorted
+}
+
+fn covered(blocks: &[BasicBlock]) -> Vec<Range<u64>> {
+    let mut spans: Vec<Range<u64>> = blocks
+        .iter()
+        .filter_map(|block| Some(block.start..block.insns.last()?.raw.next_ip()))
+        .filter(|span| span.start < span.end)
+        .collect();
+    spans.sort_by_key(|span| span.start);
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for span in spans {
+        match ranges.last_mut() {
+            Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
+            _ => ranges.push(span),
+        }
+    }
+    ranges
+}

@@ -1,0 +1,154 @@
+//! What one instruction reads, writes and can do, as the data-flow analysis and the code generator see it.
+
+use iced_x86::{CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits};
+use lstar_arch::cpuid::Features;
+
+/// A set of registers: GPRs in bits 0 to 15 by encoding, XMM0 to XMM15 in bits 16 to 31.
+pub(crate) type RegSet = u32;
+
+/// A set of status flags in iced-x86's bit positions, which all code in this crate uses as flag indices.
+pub(crate) type FlagSet = u8;
+
+/// Index of OF in a [`FlagSet`].
+pub(crate) const OF: usize = RflagsBits::OF.trailing_zeros() as usize;
+/// Index of SF in a [`FlagSet`].
+pub(crate) const SF: usize = RflagsBits::SF.trailing_zeros() as usize;
+/// Index of ZF in a [`FlagSet`].
+pub(crate) const ZF: usize = RflagsBits::ZF.trailing_zeros() as usize;
+/// Index of AF in a [`FlagSet`].
+pub(crate) const AF: usize = RflagsBits::AF.trailing_zeros() as usize;
+/// Index of CF in a [`FlagSet`].
+pub(crate) const CF: usize = RflagsBits::CF.trailing_zeros() as usize;
+/// Index of PF in a [`FlagSet`].
+pub(crate) const PF: usize = RflagsBits::PF.trailing_zeros() as usize;
+/// All six status flags.
+pub(crate) const ALL_FLAGS: FlagSet = 0x3F;
+/// Number of status flags.
+pub(crate) const FLAG_COUNT: usize = 6;
+
+/// How an instruction changes status flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlagWrite {
+    /// Not at all, or it surely gives these a (possibly undefined) value and keeps the rest.
+    Sure(FlagSet),
+    /// Perhaps (a shift by CL, whose count may be zero).
+    Perhaps,
+}
+
+/// Effects of one instruction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effects {
+    /// Registers whose old value matters.
+    pub reads: RegSet,
+    /// Registers that may change.
+    pub writes: RegSet,
+    /// Registers that are overwritten completely.
+    pub kills: RegSet,
+    /// Flags whose old value matters.
+    pub flag_reads: FlagSet,
+    /// Flags that change.
+    pub flag_write: FlagWrite,
+    /// It can fault: registers and flags must be in the block before it.
+    pub faults: bool,
+}
+
+/// Bit of a register in a [`RegSet`]; 0 for registers that are not kept in SSA form.
+pub(crate) fn register_bit(register: Register) -> RegSet {
+    if register.is_gpr() {
+        1 << register.full_register().number()
+    } else if register.is_xmm() && register.number() < 16 {
+        1 << (16 + register.number())
+    } else {
+        0
+    }
+}
+
+/// Whether a write access to an XMM register replaces all of it.
+fn replaces_xmm(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Movss | M::Movsd => insn.op1_kind() == OpKind::Memory,
+        M::Movaps | M::Movups | M::Movapd | M::Movupd | M::Movdqa | M::Movdqu | M::Lddqu | M::Movd | M::Movq => true,
+        M::Xorps | M::Xorpd | M::Pxor => insn.op0_register() == insn.op1_register(),
+        M::Pshufd | M::Pshuflw | M::Pshufhw | M::Movddup | M::Movshdup | M::Movsldup => true,
+        M::Cvtdq2ps | M::Cvtps2dq | M::Cvttps2dq | M::Cvtdq2pd | M::Cvtps2pd | M::Cvtpd2ps | M::Cvttpd2dq => true,
+        _ => false,
+    }
+}
+
+/// Whether the instruction shifts by a count that is only known at run time.
+pub(crate) fn shifts_by_cl(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(insn.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd)
+        && insn.op_kind(insn.op_count().saturating_sub(1)) == OpKind::Register
+}
+
+/// Computes the effects of `insn`.
+pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) -> Effects {
+    let info = factory.info(insn);
+    let (mut reads, mut writes, mut kills) = (0, 0, 0);
+    for used in info.used_registers() {
+        let register = used.register();
+        let bit = register_bit(register);
+        if bit == 0 {
+            continue;
+        }
+        let whole = if register.is_xmm() { replaces_xmm(insn) } else { register.size() >= 4 };
+        match used.access() {
+            OpAccess::None | OpAccess::NoMemAccess => {}
+            OpAccess::Read | OpAccess::CondRead => reads |= bit,
+            OpAccess::Write if whole => {
+                writes |= bit;
+                kills |= bit;
+            }
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
+                reads |= bit;
+                writes |= bit;
+            }
+        }
+    }
+    let memory = info.used_memory().iter().any(|used| !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess));
+    let divides = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+    let flag_write = if shifts_by_cl(insn) {
+        FlagWrite::Perhaps
+    } else {
+        FlagWrite::Sure(insn.rflags_modified() as FlagSet & ALL_FLAGS)
+    };
+    Effects {
+        reads,
+        writes,
+        kills: kills & !reads,
+        flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
+        flag_write,
+        faults: memory || divides || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
+    }
+}
+
+/// Whether all instruction sets that `insn` belongs to are among `features` (or are part of every x86-64 processor).
+pub(crate) fn available(insn: &Instruction, features: Features) -> bool {
+    insn.cpuid_features().iter().all(|feature| {
+        let needed = match feature {
+            CpuidFeature::SSE3 => Features::SSE3,
+            CpuidFeature::SSSE3 => Features::SSSE3,
+            CpuidFeature::SSE4_1 => Features::SSE4_1,
+            CpuidFeature::SSE4_2 => Features::SSE4_2,
+            CpuidFeature::POPCNT => Features::POPCNT,
+            CpuidFeature::CMPXCHG16B => Features::CX16,
+            CpuidFeature::MOVBE => Features::MOVBE,
+            CpuidFeature::LZCNT => Features::LZCNT,
+            CpuidFeature::BMI1 => Features::BMI1,
+            CpuidFeature::BMI2 => Features::BMI2,
+            CpuidFeature::ADX => Features::ADX,
+            CpuidFeature::AES => Features::AES,
+            CpuidFeature::PCLMULQDQ => Features::PCLMUL,
+            CpuidFeature::SHA => Features::SHA,
+            CpuidFeature::RDTSCP => Features::RDTSCP,
+            CpuidFeature::FSGSBASE => Features::FSGSBASE,
+            CpuidFeature::PREFETCHW => Features::PREFETCHW,
+            CpuidFeature::AVX => Features::AVX,
+            CpuidFeature::AVX2 => Features::AVX2,
+            _ => Features::empty(),
+        };
+        features.contains(needed)
+    })
+}

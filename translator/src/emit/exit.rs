@@ -1,0 +1,289 @@
+//! Ways out of a region and back: links, calls, returns, helpers, the instruction budget.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{AbiParam, BlockArg, InstBuilder, MemFlagsData, Signature, Value, types};
+use cranelift_codegen::isa::CallConv;
+use iced_x86::{Instruction, OpKind};
+use lstar_arch::CpuState;
+use std::mem::offset_of;
+
+use super::{Emitter, FlagState};
+use crate::abi::{ExitReason, Helper, Slot, Stub, TARGET_TABLE_BITS, Target, UNWIND, VCPU_OFFSET, VcpuBlock};
+
+const RSP: usize = lstar_arch::Gpr::Rsp as usize;
+const RIP: usize = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rip);
+
+impl Emitter<'_> {
+    /// Stores everything the block must hold when control leaves.
+    fn flush(&mut self) {
+        self.store_registers();
+        self.store_flags();
+        self.settle_budget();
+        if self.local.since_store != Some(0) {
+            let budget = self.b.use_var(self.vars.budget);
+            self.store_state(budget, offset_of!(VcpuBlock, budget));
+            self.local.since_store = Some(0);
+        }
+    }
+
+    /// Subtracts the instructions since the last time from the budget variable.
+    pub(super) fn settle_budget(&mut self) {
+        let pending = std::mem::take(&mut self.local.pending);
+        if pending > 0 {
+            let budget = self.b.use_var(self.vars.budget);
+            let budget = self.b.ins().iadd_imm_s(budget, -i64::from(pending));
+            self.b.def_var(self.vars.budget, budget);
+        }
+    }
+
+    pub(super) fn read_budget(&mut self) {
+        let budget = self.load_state(types::I64, offset_of!(VcpuBlock, budget));
+        self.b.def_var(self.vars.budget, budget);
+        self.local.since_store = Some(0);
+    }
+
+    /// Leaves with [`ExitReason::Budget`], to go on at `rip`, if the budget is used up.
+    pub(super) fn check_budget(&mut self, rip: u64) {
+        let budget = self.b.use_var(self.vars.budget);
+        let over = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, budget, 0);
+        let local = self.local.clone();
+        let next = self.cold_branch(over);
+        let rip = self.iconst(types::I64, rip as i64);
+        self.unwind(ExitReason::Budget, rip);
+        self.b.switch_to_block(next);
+        self.b.seal_block(next);
+        self.local = local;
+    }
+
+    /// Branches to a new cold block, which becomes current, if `condition`; returns the block for the other case.
+    fn cold_branch(&mut self, condition: Value) -> cranelift_codegen::ir::Block {
+        let (cold, next) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(cold);
+        self.b.ins().brif(condition, cold, &[], next, &[]);
+        self.b.switch_to_block(cold);
+        self.b.seal_block(cold);
+        next
+    }
+
+    /// Returns to the dispatcher, which goes on at `rip`.
+    fn unwind(&mut self, reason: ExitReason, rip: Value) {
+        self.flush();
+        self.store_state(rip, RIP);
+        let reason = self.iconst(types::I64, reason as i64);
+        self.store_state(reason, offset_of!(VcpuBlock, exit));
+        self.return_unwind();
+    }
+
+    fn return_unwind(&mut self) {
+        let unwind = self.iconst(types::I64, UNWIND as i64);
+        self.b.ins().return_(&[unwind]);
+    }
+
+    /// Jumps to a known guest address outside the region.
+    pub(super) fn leave_to(&mut self, rip: u64) {
+        self.flush();
+        let slot = self.links.jump_slot(rip, self.region.mode);
+        let (code, slot) = self.slot_code(slot);
+        self.b.ins().return_call_indirect(self.region_signature, code, &[slot]);
+    }
+
+    fn slot_code(&mut self, slot: u64) -> (Value, Value) {
+        let slot = self.iconst(types::I64, slot as i64);
+        let code = self.b.ins().load(types::I64, MemFlagsData::trusted(), slot, offset_of!(Slot, code) as i32);
+        (code, slot)
+    }
+
+    /// Host code for the guest address `rip`: from the target table, or the stub `miss`.
+    fn target_code(&mut self, rip: Value, miss: Stub) -> Value {
+        let table = offset_of!(VcpuBlock, targets) + 8 * self.region.mode as usize;
+        let table = self.load_state(types::I64, table);
+        let index = self.b.ins().band_imm_u(rip, (1 << TARGET_TABLE_BITS) - 1);
+        let offset = self.b.ins().ishl_imm_u(index, i64::from(size_of::<Target>().trailing_zeros()));
+        let entry = self.b.ins().iadd(table, offset);
+        let trusted = MemFlagsData::trusted();
+        let found = self.b.ins().load(types::I64, trusted, entry, offset_of!(Target, rip) as i32);
+        let hit = self.b.ins().icmp(IntCC::Equal, found, rip);
+        let (fast, slow, join) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(slow);
+        let code = self.b.append_block_param(join, types::I64);
+        self.b.ins().brif(hit, fast, &[], slow, &[]);
+        self.b.switch_to_block(fast);
+        self.b.seal_block(fast);
+        let known = self.b.ins().load(types::I64, trusted, entry, offset_of!(Target, code) as i32);
+        self.b.ins().jump(join, &[BlockArg::Value(known)]);
+        self.b.switch_to_block(slow);
+        self.b.seal_block(slow);
+        let stub = self.load_state(types::I64, offset_of!(VcpuBlock, stubs) + 8 * miss as usize);
+        self.b.ins().jump(join, &[BlockArg::Value(stub)]);
+        self.b.switch_to_block(join);
+        self.b.seal_block(join);
+        code
+    }
+
+    /// Jumps to a computed guest address.
+    fn leave_dynamically(&mut self, rip: Value) {
+        self.flush();
+        let code = self.target_code(rip, Stub::MissJump);
+        self.b.ins().return_call_indirect(self.region_signature, code, &[rip]);
+    }
+
+    pub(super) fn indirect_jump(&mut self, insn: &Instruction) {
+        match self.read(insn, 0, types::I64) {
+            Ok(target) => {
+                self.check_code_address(target);
+                self.leave_dynamically(target);
+            }
+            Err(_) => self.interpret_terminator(),
+        }
+    }
+
+    /// Gives the block's last instruction, already counted, to the interpreter.
+    fn interpret_terminator(&mut self) {
+        self.jump_helper(Helper::InterpretJump, &[self.current.rip, 0]);
+    }
+
+    /// Pushes the return address; returns it and the computed target, if there is one. `None` when the instruction
+    /// went to the interpreter.
+    fn push_return(&mut self, insn: &Instruction) -> Option<(Value, Option<Value>)> {
+        let target = if insn.op0_kind() == OpKind::NearBranch64 {
+            None
+        } else {
+            let Ok(target) = self.read(insn, 0, types::I64) else {
+                self.interpret_terminator();
+                return None;
+            };
+            self.check_code_address(target);
+            Some(target)
+        };
+        let rsp = self.gpr64(RSP);
+        let Ok(host) = self.address_at(rsp, -8) else {
+            self.interpret_terminator();
+            return None;
+        };
+        let back = self.iconst(types::I64, insn.next_ip() as i64);
+        self.store(back, host);
+        let rsp = self.b.ins().iadd_imm_s(rsp, -8);
+        self.set_gpr64(RSP, rsp);
+        Some((back, target))
+    }
+
+    /// CALL as a host call; afterwards control is behind it and the live registers are loaded.
+    pub(super) fn host_call(&mut self, insn: &Instruction) {
+        let Some((back, target)) = self.push_return(insn) else {
+            let unreachable = self.b.create_block();
+            self.b.switch_to_block(unreachable);
+            self.b.seal_block(unreachable);
+            return;
+        };
+        self.flush();
+        let sp = self.b.ins().get_stack_pointer(types::I64);
+        let limit = self.load_state(types::I64, offset_of!(VcpuBlock, stack_limit));
+        let deep = self.b.ins().icmp(IntCC::UnsignedLessThan, sp, limit);
+        let next = self.cold_branch(deep);
+        let callee = match target {
+            Some(target) => target,
+            None => self.iconst(types::I64, insn.near_branch_target() as i64),
+        };
+        self.unwind(ExitReason::Redispatch, callee);
+        self.b.switch_to_block(next);
+        self.b.seal_block(next);
+
+        let (code, argument) = match target {
+            Some(target) => (self.target_code(target, Stub::MissCall), target),
+            None => {
+                let slot = self.links.call_slot(insn.near_branch_target(), self.region.mode);
+                self.slot_code(slot)
+            }
+        };
+        let call = self.b.ins().call_indirect(self.region_signature, code, &[argument]);
+        let returned = self.b.inst_results(call)[0];
+        let elsewhere = self.b.ins().icmp(IntCC::NotEqual, returned, back);
+        let next = self.cold_branch(elsewhere);
+        self.b.ins().return_(&[returned]);
+        self.b.switch_to_block(next);
+        self.b.seal_block(next);
+        self.read_view();
+        self.after_barrier();
+    }
+
+    /// CALL as a jump: the callee's RET leaves through the target table.
+    pub(super) fn call_out(&mut self, insn: &Instruction) {
+        match self.push_return(insn) {
+            Some((_, Some(target))) => self.leave_dynamically(target),
+            Some((_, None)) => self.leave_to(insn.near_branch_target()),
+            None => {}
+        }
+    }
+
+    /// Near RET.
+    pub(super) fn guest_return(&mut self, insn: &Instruction) {
+        let rsp = self.gpr64(RSP);
+        let Ok(host) = self.address_at(rsp, 0) else { return self.interpret_terminator() };
+        let target = self.load(types::I64, host);
+        self.check_code_address(target);
+        let popped = if insn.op_count() > 0 { 8 + i64::from(insn.immediate16()) } else { 8 };
+        let rsp = self.b.ins().iadd_imm_s(rsp, popped);
+        self.set_gpr64(RSP, rsp);
+        if self.region.host_calls {
+            self.flush();
+            self.b.ins().return_(&[target]);
+        } else {
+            self.leave_dynamically(target);
+        }
+    }
+
+    /// Nothing but the block is known to hold the guest state.
+    fn after_barrier(&mut self) {
+        self.local.checked.clear();
+        self.local.segments = [None; 2];
+        self.local.flags = FlagState::in_memory();
+        self.local.dirty = 0;
+        self.local.pending = 0;
+        self.read_budget();
+        self.reload(self.current.live_after);
+    }
+
+    /// Calls a helper of any kind; returns its result.
+    pub fn call_helper(&mut self, helper: Helper, arguments: &[Value]) -> Value {
+        let count = helper.arguments();
+        let signature = match self.helper_signatures[count] {
+            Some(signature) => signature,
+            None => {
+                let mut signature = Signature::new(CallConv::SystemV);
+                signature.params.extend((0..=count).map(|_| AbiParam::new(types::I64)));
+                signature.returns.push(AbiParam::new(types::I64));
+                *self.helper_signatures[count].insert(self.b.import_signature(signature))
+            }
+        };
+        let code = self.load_state(types::I64, offset_of!(VcpuBlock, helpers) + 8 * helper as usize);
+        let view = self.view();
+        let mut values = vec![self.b.ins().iadd_imm_s(view, i64::from(VCPU_OFFSET))];
+        values.extend_from_slice(&arguments[..count]);
+        let call = self.b.ins().call_indirect(signature, code, &values);
+        self.b.inst_results(call)[0]
+    }
+
+    /// Calls a `Check` helper for the current instruction.
+    pub(super) fn check_helper(&mut self, helper: Helper, argument: u64) {
+        self.flush();
+        let argument = self.iconst(types::I64, argument as i64);
+        let result = self.call_helper(helper, &[argument]);
+        let next = self.cold_branch(result);
+        self.return_unwind();
+        self.b.switch_to_block(next);
+        self.b.seal_block(next);
+        self.after_barrier();
+    }
+
+    /// Leaves through a `Jump` helper.
+    pub(super) fn jump_helper(&mut self, helper: Helper, arguments: &[u64; 2]) {
+        self.flush();
+        let arguments = arguments.map(|argument| self.iconst(types::I64, argument as i64));
+        let code = self.call_helper(helper, &arguments);
+        // The helper has written the block behind the optimiser's back; the call makes these loads see it.
+        let base = self.load_state(types::I64, offset_of!(VcpuBlock, view_base));
+        let rip = self.load_state(types::I64, RIP);
+        self.b.ins().set_pinned_reg(base);
+        self.b.ins().return_call_indirect(self.region_signature, code, &[rip]);
+    }
+}

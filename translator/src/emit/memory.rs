@@ -1,0 +1,250 @@
+//! Guest memory: effective addresses, validity checks, loads and stores.
+//!
+//! An address is a base value plus a constant. The base (or a value it differs from by a constant) is checked once;
+//! see the crate documentation for the rules.
+
+use cranelift_codegen::ir::immediates::Offset32;
+use cranelift_codegen::ir::{
+    self, InstBuilder, InstructionData, MemFlagsData, Opcode, TrapCode, Type, Value, ValueDef, condcodes::IntCC, types,
+};
+use iced_x86::{Instruction, Register};
+use lstar_arch::{CpuState, Segment, SegmentIndex};
+use std::mem::offset_of;
+
+use super::{Emitter, NotLifted};
+use crate::abi::{KERNEL_END, KERNEL_START, Mode, USER_END, VCPU_OFFSET, VcpuBlock};
+
+/// Displacements that a checked base may have, with room for the access itself.
+const DISPLACEMENT: std::ops::RangeInclusive<i64> = -(512 << 20)..=i32::MAX as i64 - 64;
+
+/// A checked host address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    base: Value,
+    offset: i32,
+}
+
+/// A guest address before checks: an optional value plus a constant.
+#[derive(Clone, Copy, Debug)]
+struct Linear {
+    base: Option<Value>,
+    displacement: i64,
+}
+
+/// The segment whose base counts for the memory operand.
+pub(super) fn segment_of(insn: &Instruction) -> Option<SegmentIndex> {
+    match insn.memory_segment() {
+        Register::FS => Some(SegmentIndex::Fs),
+        Register::GS => Some(SegmentIndex::Gs),
+        _ => None,
+    }
+}
+
+impl Emitter<'_> {
+    /// The effective address of the memory operand, without segment base: what LEA yields.
+    pub fn effective_address(&mut self, insn: &Instruction) -> Value {
+        let Linear { base, displacement } = self.effective(insn);
+        match base {
+            Some(base) if displacement == 0 => base,
+            Some(base) => self.b.ins().iadd_imm_s(base, displacement),
+            None => self.iconst(types::I64, displacement),
+        }
+    }
+
+    fn effective(&mut self, insn: &Instruction) -> Linear {
+        if insn.is_ip_rel_memory_operand() {
+            return Linear { base: None, displacement: insn.ip_rel_memory_address() as i64 };
+        }
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let mut sum = None;
+        if base != Register::None {
+            sum = Some(self.gpr64(base.full_register().number()));
+        }
+        if index != Register::None {
+            let value = self.gpr64(index.full_register().number());
+            let shift = insn.memory_index_scale().trailing_zeros();
+            let scaled = if shift == 0 { value } else { self.b.ins().ishl_imm_u(value, i64::from(shift)) };
+            sum = Some(match sum {
+                Some(base) => self.b.ins().iadd(base, scaled),
+                None => scaled,
+            });
+        }
+        let displacement = insn.memory_displacement64() as i64;
+        if base.is_gpr32() || index.is_gpr32() {
+            // 32-bit address size: everything wraps at 4 GiB.
+            let Some(sum) = sum else { return Linear { base: None, displacement: displacement & 0xFFFF_FFFF } };
+            let narrow = self.b.ins().ireduce(types::I32, sum);
+            let narrow = self.b.ins().iadd_imm_s(narrow, i64::from(displacement as i32));
+            return Linear { base: Some(self.b.ins().uextend(types::I64, narrow)), displacement: 0 };
+        }
+        Linear { base: sum, displacement }
+    }
+
+    /// The checked address of the memory operand.
+    pub fn address(&mut self, insn: &Instruction) -> Result<Host, NotLifted> {
+        let mut linear = self.effective(insn);
+        if let Some(segment) = segment_of(insn) {
+            let segment = self.segment_base(segment);
+            linear.base = Some(match linear.base {
+                Some(base) => self.b.ins().iadd(segment, base),
+                None => segment,
+            });
+        }
+        let size = insn.memory_size().size() as i64;
+        self.host(linear, size.max(1))
+    }
+
+    /// The checked address `base + displacement` for an access through a register.
+    pub fn address_at(&mut self, base: Value, displacement: i64) -> Result<Host, NotLifted> {
+        self.host(Linear { base: Some(base), displacement }, 8)
+    }
+
+    pub(super) fn segment_base(&mut self, segment: SegmentIndex) -> Value {
+        let slot = usize::from(segment == SegmentIndex::Gs);
+        if let Some(value) = self.local.segments[slot] {
+            return value;
+        }
+        let offset = offset_of!(VcpuBlock, cpu)
+            + offset_of!(CpuState, segments)
+            + segment as usize * size_of::<Segment>()
+            + offset_of!(Segment, base);
+        let flags = MemFlagsData::trusted().with_alias_region(Some(self.alias.segments));
+        let view = self.view();
+        let value = self.b.ins().load(types::I64, flags, view, VCPU_OFFSET + offset as i32);
+        self.local.segments[slot] = Some(value);
+        value
+    }
+
+    fn host(&mut self, linear: Linear, size: i64) -> Result<Host, NotLifted> {
+        let view = self.view();
+        let Some(base) = linear.base else { return self.host_constant(linear.displacement as u64, size as u64) };
+        let (root, offset) = self.root(base);
+        let total = offset.checked_add(linear.displacement).filter(|total| DISPLACEMENT.contains(total));
+        if total.is_some() && DISPLACEMENT.contains(&linear.displacement) {
+            self.check(root);
+            let host = self.b.ins().iadd(view, base);
+            return Ok(Host { base: host, offset: linear.displacement as i32 });
+        }
+        let folded = self.b.ins().iadd_imm_s(base, linear.displacement);
+        self.check(folded);
+        Ok(Host { base: self.b.ins().iadd(view, folded), offset: 0 })
+    }
+
+    fn host_constant(&mut self, address: u64, size: u64) -> Result<Host, NotLifted> {
+        let end = address.checked_add(size).ok_or(NotLifted)?;
+        let valid = end <= USER_END
+            || self.region.mode == Mode::Kernel && (KERNEL_START..KERNEL_END).contains(&address) && end <= KERNEL_END;
+        if !valid {
+            return Err(NotLifted);
+        }
+        let view = self.view();
+        if let Ok(offset) = i32::try_from(address as i64) {
+            return Ok(Host { base: view, offset });
+        }
+        let address = self.iconst(types::I64, address as i64);
+        Ok(Host { base: self.b.ins().iadd(view, address), offset: 0 })
+    }
+
+    /// The value that `value` differs from by a constant, and that constant.
+    fn root(&self, value: Value) -> (Value, i64) {
+        let dfg = &self.b.func.dfg;
+        let constant = |value: Value| match dfg.value_def(dfg.resolve_aliases(value)) {
+            ValueDef::Result(inst, _) => match dfg.insts[inst] {
+                InstructionData::UnaryImm { opcode: Opcode::Iconst, imm } => Some(imm.bits()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (mut root, mut offset) = (dfg.resolve_aliases(value), 0i64);
+        for _ in 0..32 {
+            let ValueDef::Result(inst, _) = dfg.value_def(root) else { break };
+            let (sum, sign) = match dfg.insts[inst] {
+                InstructionData::Binary { opcode: Opcode::Iadd, args } => (args, 1),
+                InstructionData::Binary { opcode: Opcode::Isub, args } => (args, -1),
+                _ => break,
+            };
+            let Some(new) = constant(sum[1]).and_then(|c| c.checked_mul(sign)).and_then(|c| offset.checked_add(c))
+            else {
+                break;
+            };
+            if !DISPLACEMENT.contains(&new) {
+                break;
+            }
+            (root, offset) = (dfg.resolve_aliases(sum[0]), new);
+        }
+        (root, offset)
+    }
+
+    /// Whether `value` is below 4 GiB by construction.
+    fn is_narrow(&self, value: Value) -> bool {
+        let dfg = &self.b.func.dfg;
+        match dfg.value_def(dfg.resolve_aliases(value)) {
+            ValueDef::Result(inst, _) => matches!(dfg.insts[inst].opcode(), Opcode::Uextend | Opcode::Uload32),
+            _ => false,
+        }
+    }
+
+    /// Traps to the current site unless `base` may be the base of an access.
+    fn check(&mut self, base: Value) {
+        if self.local.checked.contains(&base) || self.is_narrow(base) {
+            return;
+        }
+        self.local.checked.push(base);
+        let bad = match self.region.mode {
+            Mode::User => self.b.ins().ushr_imm_u(base, i64::from(USER_END.trailing_zeros())),
+            Mode::Kernel => {
+                // Valid: [0, 2^43) and [-2^43, -2^32). The upper end keeps a base with its displacement away from
+                // the last 2 GiB; accesses between there and KERNEL_END trap and are interpreted.
+                let high = self.b.ins().sshr_imm_u(base, i64::from(USER_END.trailing_zeros()));
+                let next = self.b.ins().iadd_imm_s(high, 1);
+                let outside = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, next, 1);
+                let top = self.b.ins().sshr_imm_u(base, 32);
+                let top = self.b.ins().icmp_imm_s(IntCC::Equal, top, -1);
+                self.b.ins().bor(outside, top)
+            }
+        };
+        self.trap_if(bad);
+    }
+
+    /// Traps to the current instruction's site if `condition` is not zero.
+    pub fn trap_if(&mut self, condition: Value) {
+        let code = self.trap_code();
+        self.b.ins().trapnz(condition, code);
+    }
+
+    /// Traps to the current instruction's site if `value`, a code address, cannot be jumped to.
+    pub fn check_code_address(&mut self, value: Value) {
+        let bad = match self.region.mode {
+            Mode::User => self.b.ins().ushr_imm_u(value, i64::from(USER_END.trailing_zeros())),
+            Mode::Kernel => {
+                let high = self.b.ins().sshr_imm_u(value, 47);
+                let next = self.b.ins().iadd_imm_s(high, 1);
+                self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, next, 1)
+            }
+        };
+        self.trap_if(bad);
+    }
+
+    fn trap_code(&self) -> TrapCode {
+        TrapCode::user(self.current.trap_code.max(1)).unwrap_or(TrapCode::HEAP_OUT_OF_BOUNDS)
+    }
+
+    fn guest_flags(&self) -> MemFlagsData {
+        MemFlagsData::new()
+            .with_alias_region(Some(self.alias.guest))
+            .with_trap_code(Some(self.trap_code()))
+            .with_endianness(ir::Endianness::Little)
+    }
+
+    /// Loads guest memory.
+    pub fn load(&mut self, ty: Type, host: Host) -> Value {
+        let flags = self.guest_flags();
+        self.b.ins().load(ty, flags, host.base, Offset32::new(host.offset))
+    }
+
+    /// Stores to guest memory.
+    pub fn store(&mut self, value: Value, host: Host) {
+        let flags = self.guest_flags();
+        self.b.ins().store(flags, value, host.base, Offset32::new(host.offset));
+    }
+}

@@ -1,0 +1,452 @@
+//! Code generation: walks a region's blocks and builds one Cranelift function.
+//!
+//! Lifters (`crate::lift`) see an [`Emitter`] as a small machine: read and write operands, registers, flags, memory.
+//! What they need not see is kept here: which registers are dirty, where the flags are, which addresses have been
+//! checked, how many instructions have run. That knowledge is the [`Local`] state; a block with one predecessor
+//! continues with its predecessor's, any other starts from what the analyses promise.
+
+mod exit;
+mod flags;
+mod memory;
+mod register;
+mod vector;
+
+use std::collections::HashMap;
+
+use cranelift_codegen::ir::{
+    self, AbiParam, AliasRegion, AliasRegionData, InstBuilder, MemFlagsData, Signature, SourceLoc, Type, Value, types,
+};
+use cranelift_codegen::isa::CallConv;
+use cranelift_frontend::{FunctionBuilder, Variable};
+use iced_x86::{Code, Instruction};
+use smallvec::SmallVec;
+
+use crate::LinkTable;
+use crate::abi::{Helper, VCPU_OFFSET, VcpuBlock};
+use crate::discover::{Lowering, Region, Successor, Terminator};
+use crate::effects::{FLAG_COUNT, FlagSet, RegSet};
+use crate::liveness::BlockFacts;
+
+pub(crate) use flags::{Arithmetic, FlagState};
+pub(crate) use memory::Host;
+pub(crate) use register::{Place, int_type};
+pub(crate) use vector::XmmPlan;
+
+/// A lifter's refusal: the instruction (in this form) goes to the interpreter. Nothing with an effect has been emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotLifted;
+
+/// A lifter's answer.
+pub(crate) type Lifted = Result<(), NotLifted>;
+
+/// What a fault site is before its host offset is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SiteRecord {
+    pub rip: u64,
+    pub lazy_op: u64,
+    pub retired: u32,
+}
+
+/// Settings that shape the code.
+#[derive(Clone, Copy)]
+pub(crate) struct EmitOptions {
+    pub budget_checks: bool,
+}
+
+/// What emission leaves besides the function.
+#[derive(Default)]
+pub(crate) struct Emitted {
+    /// Fault sites; an access's source location is its site's index plus one, its trap code 1 + index modulo 250.
+    pub sites: Vec<SiteRecord>,
+    /// Addresses whose lifters declined: the function is unusable unless this is empty.
+    pub declined: Vec<u64>,
+    /// Instructions lowered to a call of the interpreter.
+    pub fallbacks: HashMap<Code, u32>,
+}
+
+/// Compile-time knowledge at a point of the code.
+#[derive(Clone)]
+struct Local {
+    /// Registers whose SSA value differs from the block.
+    dirty: RegSet,
+    flags: FlagState,
+    /// Values known to be valid access bases.
+    checked: SmallVec<[Value; 8]>,
+    /// Bases of FS and GS.
+    segments: [Option<Value>; 2],
+    /// Instructions not yet subtracted from the budget variable.
+    pending: u32,
+    /// Instructions since the budget was last stored in the block.
+    since_store: Option<u32>,
+}
+
+/// Variables of the guest state.
+struct Variables {
+    gpr: [Variable; 16],
+    /// Vector registers: one vector, or the low and the high double.
+    xmm: [[Variable; 2]; 16],
+    flags: [Variable; FLAG_COUNT],
+    budget: Variable,
+    view: Variable,
+}
+
+/// The instruction being emitted.
+#[derive(Clone, Copy, Default)]
+struct Current {
+    rip: u64,
+    live_after: RegSet,
+    flags_after: FlagSet,
+    trap_code: u8,
+}
+
+/// Alias regions: kinds of memory that never overlap.
+#[derive(Clone, Copy)]
+struct AliasRegions {
+    /// Registers, flags and bookkeeping in the block.
+    state: AliasRegion,
+    /// Segment bases.
+    segments: AliasRegion,
+    /// Guest memory.
+    guest: AliasRegion,
+}
+
+/// Builds a region's function.
+pub(crate) struct Emitter<'a> {
+    /// Cranelift's builder; lifters use its instruction builder freely for pure computations.
+    pub b: FunctionBuilder<'a>,
+    region: &'a Region,
+    facts: &'a [BlockFacts],
+    links: &'a mut dyn LinkTable,
+    options: EmitOptions,
+    plan: XmmPlan,
+    vars: Variables,
+    alias: AliasRegions,
+    region_signature: ir::SigRef,
+    helper_signatures: [Option<ir::SigRef>; 5],
+    blocks: Vec<ir::Block>,
+    /// States at the ends of emitted blocks, for successors with one predecessor.
+    inherited: HashMap<usize, Local>,
+    index: usize,
+    local: Local,
+    current: Current,
+    out: Emitted,
+}
+
+/// The signature of a region and of a stub.
+pub(crate) fn region_signature() -> Signature {
+    let mut signature = Signature::new(CallConv::Tail);
+    signature.params.push(AbiParam::new(types::I64));
+    signature.returns.push(AbiParam::new(types::I64));
+    signature
+}
+
+impl<'a> Emitter<'a> {
+    /// Prepares a function for `region`.
+    pub fn new(
+        mut b: FunctionBuilder<'a>,
+        region: &'a Region,
+        facts: &'a [BlockFacts],
+        links: &'a mut dyn LinkTable,
+        options: EmitOptions,
+    ) -> Self {
+        let plan = XmmPlan::new(region);
+        let vars = Variables {
+            gpr: std::array::from_fn(|_| b.declare_var(types::I64)),
+            xmm: std::array::from_fn(|n| {
+                let ty = if plan.is_pair(n) { types::F64 } else { types::I8X16 };
+                [b.declare_var(ty), b.declare_var(ty)]
+            }),
+            flags: std::array::from_fn(|_| b.declare_var(types::I8)),
+            budget: b.declare_var(types::I64),
+            view: b.declare_var(types::I64),
+        };
+        let mut alias = |user_id, description: &'static str| {
+            b.func.dfg.alias_regions.insert(AliasRegionData { user_id, description: description.into() })
+        };
+        let alias = AliasRegions {
+            state: alias(1, "state"),
+            segments: alias(2, "segment bases"),
+            guest: alias(3, "guest memory"),
+        };
+        let region_signature = b.import_signature(region_signature());
+        let blocks = region.blocks.iter().map(|_| b.create_block()).collect();
+        Self {
+            b,
+            region,
+            facts,
+            links,
+            options,
+            plan,
+            vars,
+            alias,
+            region_signature,
+            helper_signatures: [None; 5],
+            blocks,
+            inherited: HashMap::new(),
+            index: 0,
+            local: Local {
+                dirty: 0,
+                flags: FlagState::in_memory(),
+                checked: SmallVec::new(),
+                segments: [None; 2],
+                pending: 0,
+                since_store: Some(0),
+            },
+            current: Current::default(),
+            out: Emitted::default(),
+        }
+    }
+
+    /// Emits everything.
+    pub fn run(mut self, frontend: cranelift_codegen::isa::TargetFrontendConfig) -> Emitted {
+        self.entry();
+        for index in 0..self.region.blocks.len() {
+            self.block(index);
+        }
+        self.b.seal_all_blocks();
+        self.b.finalize(frontend);
+        self.out
+    }
+
+    /// The function's entry: loads what is live, checks the budget.
+    fn entry(&mut self) {
+        let block = self.b.create_block();
+        self.b.append_block_params_for_function_params(block);
+        self.b.switch_to_block(block);
+        self.b.seal_block(block);
+        self.current.rip = self.region.entry;
+        self.read_view();
+        self.read_budget();
+        if self.options.budget_checks {
+            self.check_budget(self.region.entry);
+        }
+        let facts = &self.facts[0];
+        self.reload(facts.live_in);
+        self.goto_block(0);
+    }
+
+    fn block(&mut self, index: usize) {
+        let (region, facts) = (self.region, self.facts);
+        let block = &region.blocks[index];
+        self.index = index;
+        self.b.switch_to_block(self.blocks[index]);
+        self.local = match self.inherited.remove(&index) {
+            Some(local) => local,
+            None => self.fresh_local(index),
+        };
+        // Only the terminators that carry no instruction count none.
+        for (at, insn) in block.insns.iter().enumerate() {
+            self.current = Current {
+                rip: insn.raw.ip(),
+                live_after: facts[index].live_after[at],
+                flags_after: facts[index].flags_after[at],
+                trap_code: 0,
+            };
+            match insn.lowering {
+                Lowering::Lift(lift) => {
+                    if insn.effects.faults {
+                        self.synchronize();
+                    } else {
+                        self.b.set_srcloc(SourceLoc::new(self.out.sites.len() as u32));
+                    }
+                    if lift(self, &insn.raw).is_err() {
+                        self.out.declined.push(insn.raw.ip());
+                    }
+                    self.retire();
+                }
+                Lowering::Check(helper, argument) => {
+                    self.retire();
+                    if helper == Helper::Interpret {
+                        *self.out.fallbacks.entry(insn.raw.code()).or_default() += 1;
+                    }
+                    self.check_helper(helper, argument);
+                }
+                Lowering::Terminate => {
+                    if insn.effects.faults && !matches!(block.end, Terminator::Helper(..)) {
+                        self.synchronize();
+                    } else {
+                        self.b.set_srcloc(SourceLoc::new(self.out.sites.len() as u32));
+                    }
+                    self.retire();
+                }
+            }
+        }
+        self.terminate(block.insns.last().map(|insn| &insn.raw), &block.end);
+    }
+
+    fn fresh_local(&mut self, index: usize) -> Local {
+        let facts = &self.facts[index];
+        let mut flags = if facts.flags_in.memory != 0 { FlagState::in_memory() } else { FlagState::unknown() };
+        for bit in 0..FLAG_COUNT {
+            if facts.flags_in.read >> bit & 1 != 0 {
+                flags.bits[bit] = Some(self.b.use_var(self.vars.flags[bit]));
+            }
+        }
+        Local {
+            dirty: facts.dirty_in,
+            flags,
+            checked: SmallVec::new(),
+            segments: [None; 2],
+            pending: 0,
+            since_store: None,
+        }
+    }
+
+    fn retire(&mut self) {
+        self.local.pending += 1;
+        if let Some(count) = &mut self.local.since_store {
+            *count += 1;
+        }
+    }
+
+    fn terminate(&mut self, insn: Option<&Instruction>, end: &Terminator) {
+        match (*end, insn) {
+            (Terminator::Fall(next) | Terminator::Jump(next), _) => self.goto(next),
+            (Terminator::Branch(taken, next), Some(insn)) => {
+                let condition = crate::lift::control_flow::condition(self, insn);
+                self.branch(condition, taken, next);
+            }
+            (Terminator::IndirectJump, Some(insn)) => self.indirect_jump(insn),
+            (Terminator::Call(next), Some(insn)) => {
+                self.host_call(insn);
+                self.goto(next);
+            }
+            (Terminator::CallOut, Some(insn)) => self.call_out(insn),
+            (Terminator::Return, Some(insn)) => self.guest_return(insn),
+            (Terminator::Helper(helper, arguments), _) => self.jump_helper(helper, &arguments),
+            (
+                Terminator::Branch(..)
+                | Terminator::IndirectJump
+                | Terminator::Call(_)
+                | Terminator::CallOut
+                | Terminator::Return,
+                None,
+            ) => self.jump_helper(Helper::InterpretJump, &[self.current.rip, 0]),
+        }
+    }
+
+    /// Continues at `successor`.
+    fn goto(&mut self, successor: Successor) {
+        match successor {
+            Successor::Block(index) => {
+                self.prepare_edges(&[successor]);
+                self.finish_edge(index);
+            }
+            Successor::Outside(rip) => self.leave_to(rip),
+        }
+    }
+
+    /// Jumps to block `index` from a point that [`Self::prepare_edges`] has prepared.
+    fn finish_edge(&mut self, index: usize) {
+        if self.options.budget_checks && index <= self.index {
+            self.check_budget(self.region.blocks[index].start);
+        }
+        self.goto_block(index);
+    }
+
+    fn goto_block(&mut self, index: usize) {
+        if self.facts[index].predecessors == 1 {
+            self.inherited.insert(index, self.local.clone());
+        }
+        let block = self.blocks[index];
+        self.b.ins().jump(block, &[]);
+    }
+
+    /// Brings flags and budget into the form in which `successors` expect them.
+    fn prepare_edges(&mut self, successors: &[Successor]) {
+        self.settle_budget();
+        for successor in successors {
+            if let Successor::Block(index) = *successor
+                && self.facts[index].predecessors > 1
+            {
+                self.hand_over_flags(self.facts[index].flags_in);
+            }
+        }
+    }
+
+    fn branch(&mut self, condition: Value, taken: Successor, next: Successor) {
+        self.prepare_edges(&[taken, next]);
+        let direct = |this: &Self, successor| match successor {
+            Successor::Block(index) if index > this.index || !this.options.budget_checks => Some(index),
+            _ => None,
+        };
+        let sides = [taken, next].map(|successor| match direct(self, successor) {
+            Some(index) => {
+                if self.facts[index].predecessors == 1 {
+                    self.inherited.insert(index, self.local.clone());
+                }
+                (self.blocks[index], None)
+            }
+            None => (self.b.create_block(), Some(successor)),
+        });
+        self.b.ins().brif(condition, sides[0].0, &[], sides[1].0, &[]);
+        let local = self.local.clone();
+        for (block, successor) in sides {
+            if let Some(successor) = successor {
+                self.b.switch_to_block(block);
+                self.b.seal_block(block);
+                self.local = local.clone();
+                match successor {
+                    Successor::Block(index) => self.finish_edge(index),
+                    Successor::Outside(rip) => self.leave_to(rip),
+                }
+            }
+        }
+    }
+
+    /// Before an instruction that can fault: stores what is dirty and opens its fault site.
+    fn synchronize(&mut self) {
+        self.store_registers();
+        self.store_flag_operands();
+        if self.local.since_store.is_none() {
+            let budget = self.b.use_var(self.vars.budget);
+            self.store_state(budget, std::mem::offset_of!(VcpuBlock, budget));
+            self.local.since_store = Some(self.local.pending);
+        }
+        let index = self.out.sites.len();
+        self.out.sites.push(SiteRecord {
+            rip: self.current.rip,
+            lazy_op: self.local.flags.site_op(),
+            retired: self.local.since_store.unwrap_or(0),
+        });
+        self.current.trap_code = 1 + (index % 250) as u8;
+        self.b.set_srcloc(SourceLoc::new(index as u32 + 1));
+    }
+
+    /// Flags wanted behind the current instruction.
+    pub fn wanted_flags(&self) -> FlagSet {
+        self.current.flags_after
+    }
+
+    /// An integer constant; bits above the type's width are dropped.
+    pub fn iconst(&mut self, ty: Type, value: i64) -> Value {
+        let mask = if ty.bits() >= 64 { -1 } else { (1i64 << ty.bits()) - 1 };
+        self.b.ins().iconst(ty, value & mask)
+    }
+
+    fn state_flags(&self) -> MemFlagsData {
+        MemFlagsData::trusted().with_alias_region(Some(self.alias.state))
+    }
+
+    /// Stores into the [`VcpuBlock`].
+    pub fn store_state(&mut self, value: Value, offset: usize) {
+        let (flags, view) = (self.state_flags(), self.view());
+        self.b.ins().store(flags, value, view, VCPU_OFFSET + offset as i32);
+    }
+
+    /// Loads from the [`VcpuBlock`].
+    pub fn load_state(&mut self, ty: Type, offset: usize) -> Value {
+        let (flags, view) = (self.state_flags(), self.view());
+        self.b.ins().load(ty, flags, view, VCPU_OFFSET + offset as i32)
+    }
+
+    fn view(&mut self) -> Value {
+        self.b.use_var(self.vars.view)
+    }
+
+    /// Takes the view base from the pinned register, at entry and after calls.
+    fn read_view(&mut self) {
+        let view = self.b.ins().get_pinned_reg(types::I64);
+        self.b.def_var(self.vars.view, view);
+    }
+}

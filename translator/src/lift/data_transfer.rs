@@ -1,0 +1,227 @@
+//! Data transfer (SDM vol. 1, 7.3.1): moves, exchanges, stack, extensions, conditional moves.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, types};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+
+use super::{Lifter, only_if};
+use crate::emit::{Arithmetic, Emitter, Lifted, NotLifted, Place, int_type};
+use crate::flags::FlagKind;
+
+const RSP: usize = 4;
+const RBP: usize = 5;
+
+/// Lifters of this chapter.
+pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Mov => mov,
+        M::Movzx => movzx,
+        M::Movsx | M::Movsxd => movsx,
+        M::Movbe => movbe,
+        M::Movnti => mov,
+        M::Lea => lea,
+        M::Push => push,
+        M::Pop => pop,
+        M::Leave => leave,
+        M::Xchg => xchg,
+        M::Xadd => xadd,
+        M::Cmpxchg => cmpxchg,
+        M::Bswap => bswap,
+        M::Cbw | M::Cwde | M::Cdqe => extend_accumulator,
+        M::Cwd | M::Cdq | M::Cqo => extend_into_dx,
+        M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle => cmov,
+        M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs => cmov,
+        _ => return None,
+    })
+}
+
+fn mov(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let ty = e.operand_type(insn, 0)?;
+    let value = e.read(insn, 1, ty)?;
+    let place = e.place(insn, 0)?;
+    e.put(place, value);
+    Ok(())
+}
+
+fn movzx(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let ty = e.operand_type(insn, 0)?;
+    let value = e.read(insn, 1, ty)?;
+    let value = e.resize(value, ty);
+    e.set_gpr(insn.op0_register(), value);
+    Ok(())
+}
+
+fn movsx(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let ty = e.operand_type(insn, 0)?;
+    let value = e.read(insn, 1, ty)?;
+    let value = if e.type_of(value) == ty { value } else { e.b.ins().sextend(ty, value) };
+    e.set_gpr(insn.op0_register(), value);
+    Ok(())
+}
+
+fn movbe(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let ty = e.operand_type(insn, 0)?;
+    let value = e.read(insn, 1, ty)?;
+    let value = e.b.ins().bswap(value);
+    let place = e.place(insn, 0)?;
+    e.put(place, value);
+    Ok(())
+}
+
+fn lea(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let address = e.effective_address(insn);
+    let ty = int_type(insn.op0_register().size())?;
+    let address = e.resize(address, ty);
+    e.set_gpr(insn.op0_register(), address);
+    Ok(())
+}
+
+/// Size of a stack operation's operand: 8 unless an operand-size prefix makes it 2.
+fn stack_operand(insn: &Instruction) -> Result<i64, NotLifted> {
+    match insn.stack_pointer_increment().unsigned_abs() {
+        8 => Ok(8),
+        2 => Ok(2),
+        _ => Err(NotLifted),
+    }
+}
+
+fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let size = stack_operand(insn)?;
+    let ty = int_type(size as usize)?;
+    only_if(insn.op0_kind() != OpKind::Register || insn.op0_register().is_gpr())?;
+    let value = e.read(insn, 0, ty)?;
+    let rsp = e.gpr64(RSP);
+    let host = e.address_at(rsp, -size)?;
+    e.store(value, host);
+    let rsp = e.b.ins().iadd_imm_s(rsp, -size);
+    e.set_gpr64(RSP, rsp);
+    Ok(())
+}
+
+fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let size = stack_operand(insn)?;
+    let ty = int_type(size as usize)?;
+    only_if(insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr())?;
+    let rsp = e.gpr64(RSP);
+    let host = e.address_at(rsp, 0)?;
+    let value = e.load(ty, host);
+    let rsp = e.b.ins().iadd_imm_s(rsp, size);
+    e.set_gpr64(RSP, rsp);
+    // POP RSP: the popped value wins over the increment.
+    e.set_gpr(insn.op0_register(), value);
+    Ok(())
+}
+
+fn leave(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(insn.code() == Code::Leaveq)?;
+    let rbp = e.gpr64(RBP);
+    let host = e.address_at(rbp, 0)?;
+    let saved = e.load(types::I64, host);
+    let rsp = e.b.ins().iadd_imm_s(rbp, 8);
+    e.set_gpr64(RSP, rsp);
+    e.set_gpr64(RBP, saved);
+    Ok(())
+}
+
+fn xchg(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let first = e.place(insn, 0)?;
+    let second = e.place(insn, 1)?;
+    let (a, b) = (e.get(first), e.get(second));
+    // The memory operand, if there is one, is written before any register.
+    if let Place::Memory(..) = second {
+        e.put(second, a);
+        e.put(first, b);
+    } else {
+        e.put(first, b);
+        e.put(second, a);
+    }
+    Ok(())
+}
+
+fn xadd(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let place = e.place(insn, 0)?;
+    let a = e.get(place);
+    let b = e.gpr(insn.op1_register());
+    let result = e.b.ins().iadd(a, b);
+    if let Place::Memory(..) = place {
+        e.put(place, result);
+        e.set_gpr(insn.op1_register(), a);
+    } else {
+        // XADD of a register with itself leaves the sum.
+        e.set_gpr(insn.op1_register(), a);
+        e.put(place, result);
+    }
+    e.set_flags(Arithmetic { kind: FlagKind::Add, a, b, carry: None, result });
+    Ok(())
+}
+
+/// CMPXCHG with memory. (With a register destination it is rare, and its upper halves are a puzzle: interpreter.)
+fn cmpxchg(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(insn.op0_kind() == OpKind::Memory)?;
+    let place = e.place(insn, 0)?;
+    let accumulator = match e.operand_type(insn, 0)? {
+        types::I8 => Register::AL,
+        types::I16 => Register::AX,
+        types::I32 => Register::EAX,
+        _ => Register::RAX,
+    };
+    let old = e.get(place);
+    let expected = e.gpr(accumulator);
+    let source = e.gpr(insn.op1_register());
+    let equal = e.b.ins().icmp(IntCC::Equal, expected, old);
+    // The destination is always written (with its old value on a mismatch), as on hardware.
+    let new = e.b.ins().select(equal, source, old);
+    let accumulator_before = e.gpr64(0);
+    e.put(place, new);
+    e.set_gpr(accumulator, old);
+    let loaded = e.gpr64(0);
+    let rax = e.b.ins().select(equal, accumulator_before, loaded);
+    e.set_gpr64(0, rax);
+    let result = e.b.ins().isub(expected, old);
+    e.set_flags(Arithmetic { kind: FlagKind::Sub, a: expected, b: old, carry: None, result });
+    Ok(())
+}
+
+fn bswap(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let register = insn.op0_register();
+    only_if(register.size() >= 4)?;
+    let value = e.gpr(register);
+    let value = e.b.ins().bswap(value);
+    e.set_gpr(register, value);
+    Ok(())
+}
+
+fn extend_accumulator(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let (from, to, ty) = match insn.mnemonic() {
+        Mnemonic::Cbw => (Register::AL, Register::AX, types::I16),
+        Mnemonic::Cwde => (Register::AX, Register::EAX, types::I32),
+        _ => (Register::EAX, Register::RAX, types::I64),
+    };
+    let value = e.gpr(from);
+    let value = e.b.ins().sextend(ty, value);
+    e.set_gpr(to, value);
+    Ok(())
+}
+
+fn extend_into_dx(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let (from, to, shift) = match insn.mnemonic() {
+        Mnemonic::Cwd => (Register::AX, Register::DX, 15),
+        Mnemonic::Cdq => (Register::EAX, Register::EDX, 31),
+        _ => (Register::RAX, Register::RDX, 63),
+    };
+    let value = e.gpr(from);
+    let value = e.b.ins().sshr_imm_u(value, shift);
+    e.set_gpr(to, value);
+    Ok(())
+}
+
+fn cmov(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let ty = e.operand_type(insn, 0)?;
+    let source = e.read(insn, 1, ty)?;
+    let old = e.gpr(insn.op0_register());
+    let condition = e.condition(insn.condition_code());
+    let value = e.b.ins().select(condition, source, old);
+    e.set_gpr(insn.op0_register(), value);
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! System instructions (SDM vol. 1, 7.3.17 and 5.22): which helper carries out which.
+
+use cranelift_codegen::ir::{InstBuilder, types};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use std::mem::offset_of;
+
+use super::Lifter;
+use crate::abi::{Helper, Mode, VcpuBlock};
+use crate::emit::{Emitter, Lifted};
+use lstar_arch::{CpuState, Rflags};
+
+/// Lifters of this chapter.
+pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
+    Some(match mnemonic {
+        Mnemonic::Cld | Mnemonic::Std => direction,
+        _ => return None,
+    })
+}
+
+/// Whether an instruction that is no branch must still end its block, because it can change privilege, mode,
+/// interruptibility or what is mapped, or is not allowed in `mode`.
+pub(crate) fn leaves(insn: &Instruction, mode: Mode) -> bool {
+    use Mnemonic as M;
+    let special =
+        |register: Register| register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr();
+    match insn.mnemonic() {
+        M::Swapgs | M::Rdmsr => mode == Mode::User,
+        M::Popf | M::Popfd | M::Popfq | M::Cli | M::Sti | M::Hlt | M::Wrmsr | M::Invlpg | M::Wbinvd | M::Invd => true,
+        M::Lgdt | M::Lidt | M::Lldt | M::Ltr | M::Lmsw | M::Clts | M::Xsetbv | M::Xrstor | M::Xrstor64 => true,
+        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => true,
+        M::Wrfsbase | M::Wrgsbase | M::Lss | M::Lfs | M::Lgs => true,
+        M::Mov | M::Pop => insn.op0_kind() == OpKind::Register && special(insn.op0_register()),
+        _ => insn.is_privileged(),
+    }
+}
+
+/// The `Check` helper other than the interpreter that carries out `insn`, and its argument.
+pub(crate) fn helper(insn: &Instruction, mode: Mode) -> Option<(Helper, u64)> {
+    match insn.mnemonic() {
+        Mnemonic::Swapgs if mode == Mode::Kernel => Some((Helper::Swapgs, insn.ip())),
+        Mnemonic::Vmcall if mode == Mode::Kernel => Some((Helper::ServiceGate, insn.next_ip())),
+        _ => None,
+    }
+}
+
+/// CLD and STD: DF is not a status flag and always lives in `cpu.rflags`.
+fn direction(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let offset = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags);
+    let rflags = e.load_state(types::I64, offset);
+    let df = Rflags::DF.bits() as i64;
+    let rflags = if insn.mnemonic() == Mnemonic::Std {
+        e.b.ins().bor_imm_u(rflags, df)
+    } else {
+        e.b.ins().band_imm_s(rflags, !df)
+    };
+    e.store_state(rflags, offset);
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Data flow over a region: which registers and flags are live, and which registers differ from the block.
+//!
+//! Three analyses at instruction granularity. *Dirty* (forward, may): registers changed since they were last stored;
+//! a point that stores registers stores the dirty ones. *Live registers* (backward): read later, where storing counts
+//! as reading. *Live flags* (backward), of two kinds: flags that a later instruction reads, which cross block borders
+//! as SSA values, and flags that must be exact in the block (at faults, calls and exits), which cross them in memory.
+
+use crate::discover::{Insn, Region, Successor, Terminator};
+use crate::effects::{ALL_FLAGS, FlagSet, FlagWrite, RegSet};
+
+/// Flags wanted by what follows a point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LiveFlags {
+    /// Wanted as SSA values.
+    pub read: FlagSet,
+    /// Wanted in the block's lazy flags or RFLAGS.
+    pub memory: FlagSet,
+}
+
+impl LiveFlags {
+    const IN_MEMORY: Self = Self { read: 0, memory: ALL_FLAGS };
+
+    /// Wanted at all.
+    pub fn any(self) -> FlagSet {
+        self.read | self.memory
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self { read: self.read | other.read, memory: self.memory | other.memory }
+    }
+}
+
+/// Facts about one block.
+#[derive(Clone, Default)]
+pub(crate) struct BlockFacts {
+    /// Registers that may be dirty at its start.
+    pub dirty_in: RegSet,
+    /// Registers live at its start.
+    pub live_in: RegSet,
+    /// Flags live at its start.
+    pub flags_in: LiveFlags,
+    /// For each instruction, the registers live behind it.
+    pub live_after: Vec<RegSet>,
+    /// For each instruction, the flags wanted behind it.
+    pub flags_after: Vec<FlagSet>,
+    /// Number of edges into it; the region's entry counts as one.
+    pub predecessors: u32,
+}
+
+fn dirty_after(insn: &Insn, dirty: RegSet) -> RegSet {
+    if insn.is_barrier() {
+        0
+    } else if insn.effects.faults {
+        insn.effects.writes
+    } else {
+        dirty | insn.effects.writes
+    }
+}
+
+fn flags_before(insn: &Insn, after: LiveFlags) -> LiveFlags {
+    if insn.is_barrier() {
+        return LiveFlags::IN_MEMORY;
+    }
+    let mut before = match insn.effects.flag_write {
+        FlagWrite::Sure(0) => after,
+        FlagWrite::Sure(ALL_FLAGS) => LiveFlags::default(),
+        // The flags it keeps are handed on as values.
+        FlagWrite::Sure(written) => LiveFlags { read: after.any() & !written, memory: 0 },
+        FlagWrite::Perhaps => LiveFlags { read: 0, memory: after.any() },
+    };
+    before.read |= insn.effects.flag_reads;
+    if insn.effects.faults {
+        before.memory = ALL_FLAGS;
+    }
+    before
+}
+
+/// Whether something at the block's end stores all dirty registers.
+fn flushes_at_end(end: &Terminator, index: usize) -> bool {
+    match end {
+        Terminator::Fall(_) | Terminator::Jump(_) | Terminator::Branch(..) => end.successors().any(|successor| {
+            matches!(successor, Successor::Outside(_)) || matches!(successor, Successor::Block(to) if to <= index)
+        }),
+        _ => true,
+    }
+}
+
+/// Runs the analyses.
+pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
+    let mut facts = vec![BlockFacts::default(); region.blocks.len()];
+    facts[0].predecessors = 1;
+    for block in &region.blocks {
+        for next in block.end.blocks() {
+            facts[next].predecessors += 1;
+        }
+    }
+
+    let mut changed = true;
+    while std::mem::take(&mut changed) {
+        for (index, block) in region.blocks.iter().enumerate() {
+            let dirty = block.insns.iter().fold(facts[index].dirty_in, |dirty, insn| dirty_after(insn, dirty));
+            for next in block.end.blocks() {
+                let joined = facts[next].dirty_in | dirty;
+                changed |= joined != std::mem::replace(&mut facts[next].dirty_in, joined);
+            }
+        }
+    }
+
+    changed = true;
+    let mut dirty_before = Vec::new();
+    while std::mem::take(&mut changed) {
+        for (index, block) in region.blocks.iter().enumerate().rev() {
+            dirty_before.clear();
+            let mut dirty = facts[index].dirty_in;
+            for insn in &block.insns {
+                dirty_before.push(dirty);
+                dirty = dirty_after(insn, dirty);
+            }
+            let (mut live, mut flags) = (0, LiveFlags::default());
+            for successor in block.end.successors() {
+                match successor {
+                    Successor::Block(next) => {
+                        live |= facts[next].live_in;
+                        flags = flags.union(facts[next].flags_in);
+                    }
+                    Successor::Outside(_) => flags = flags.union(LiveFlags::IN_MEMORY),
+                }
+            }
+            if flushes_at_end(&block.end, index) {
+                live |= dirty;
+                flags = flags.union(LiveFlags::IN_MEMORY);
+            }
+            let count = block.insns.len();
+            let (mut live_after, mut flags_after) = (vec![0; count], vec![0; count]);
+            for (at, insn) in block.insns.iter().enumerate().rev() {
+                live_after[at] = live;
+                flags_after[at] = flags.any();
+                flags = flags_before(insn, flags);
+                if insn.is_barrier() {
+                    live = insn.effects.reads | dirty_before[at] | insn.effects.writes;
+                } else {
+                    live = live & !insn.effects.kills | insn.effects.reads;
+                    if insn.effects.faults {
+                        live |= dirty_before[at];
+                    }
+                }
+            }
+            let block_facts = &mut facts[index];
+            changed |= block_facts.live_in != live || block_facts.flags_in != flags;
+            (block_facts.live_in, block_facts.flags_in) = (live, flags);
+            (block_facts.live_after, block_facts.flags_after) = (live_after, flags_after);
+        }
+    }
+    facts
+}
