@@ -8,6 +8,7 @@
 //! * [`kernel`]: `ntoskrnl.exe`: system-call entry and exit, service tables, trap handlers, start-up.
 //! * [`ntdll`]: `ntdll.dll` and `win32u.dll` with the service stubs of Windows 7.
 //! * [`demo`]: the demonstration program.
+//! * [`programs`]: what tests and benches run.
 //! * [`image`]: reads any PE image into mappable pieces; safe on malformed input.
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod kernel;
 pub mod layout;
 pub mod ntdll;
 mod pe;
+pub mod programs;
 
 pub use image::{ImageError, MappedImage, map_pe};
 pub use kernel::{FastPathLayout, GateId, KernelConfig, KernelImage, ServiceEntry};
