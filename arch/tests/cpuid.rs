@@ -117,7 +117,7 @@ fn topology_caches_and_addresses() {
         let leaf = if model == CpuModel::INTEL { 4 } else { 0x8000_001D };
         let sizes: Vec<u32> = (0..4)
             .map(|i| cpu.cpuid(leaf, i))
-            .map(|[_, ebx, ecx, _]| ((ebx >> 22) + 1) * ((ebx & 0xFFF) + 1) * (ecx + 1) >> 10)
+            .map(|[_, ebx, ecx, _]| ((ebx >> 22) + 1) * ((ebx & 0xFFF) + 1) * (ecx + 1) / 1024)
             .collect();
         assert_eq!(sizes, [32, 32, 512, 8192]);
         assert_eq!(cpu.cpuid(leaf, 4), [0; 4]);
