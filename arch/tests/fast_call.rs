@@ -28,12 +28,12 @@ fn selectors(cpu: &CpuState) -> (u16, u16, u8) {
 fn syscall_enters_at_lstar() {
     for model in VENDORS {
         let mut cpu = with_msrs(user_machine(model));
-        cpu.rflags = 0x1_4746; // RF, NT, DF, IF, TF, ZF, PF
+        cpu.rflags = 0x5_4746; // AC, RF, NT, DF, IF, TF, ZF, PF
         let rsp = cpu.gpr[4];
         syscall(&mut cpu).unwrap();
         assert_eq!(cpu.rip, LSTAR);
-        assert_eq!((cpu.gpr[1], cpu.gpr[11], cpu.gpr[4]), (0x40_0002, 0x4746, rsp));
-        assert_eq!(cpu.rflags, 0x46);
+        assert_eq!((cpu.gpr[1], cpu.gpr[11], cpu.gpr[4]), (0x40_0002, 0x4_4746, rsp));
+        assert_eq!(cpu.rflags, 0x4_0046);
         assert_eq!(selectors(&cpu), (0x10, 0x18, 0));
         assert!(cpu.is_64bit());
     }
@@ -75,6 +75,7 @@ fn sysret_returns_to_either_mode() {
     for model in VENDORS {
         let mut cpu = with_msrs(machine(model));
         (cpu.gpr[1], cpu.gpr[11]) = (0x7FFF_1234_5678, u64::MAX);
+        cpu.star = 0x0020_0010_0000_0000; // RPL 3 comes from the instruction
         let mut narrow = cpu.clone();
         sysret(&mut cpu, OperandSize::Qword).unwrap();
         assert_eq!((cpu.rip, cpu.rflags), (0x7FFF_1234_5678, 0x3C_7FD7));
