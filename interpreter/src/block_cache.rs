@@ -18,6 +18,8 @@ const FETCH_LIMIT: usize = 256;
 /// Longest instruction (SDM vol. 2, 2.3.11).
 const INSTRUCTION_LIMIT: usize = 15;
 const DIRECT_BITS: u32 = 14;
+/// Blocks kept at most; beyond that everything is dropped and decoded again.
+const CACHE_LIMIT: usize = 1 << 17;
 
 /// What a block is found by: its RIP with the mode in the bits that canonical addresses leave free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +49,7 @@ pub(crate) struct Block {
     /// Linear addresses of the first byte and behind the last one.
     span: (u64, u64),
     pub instructions: Box<[Decoded]>,
-    /// How often the entry was reached since the last [`crate::Outcome::Hot`].
+    /// How often the block was executed.
     pub visits: u32,
     /// Slot of the block that followed last time.
     pub successor: u32,
@@ -105,7 +107,13 @@ impl BlockCache {
     fn find_slow<M: GuestMemory>(&mut self, cpu: &CpuState, mem: &mut M, key: Key) -> Result<u32, Exception> {
         let slot = match self.by_key.get(&key) {
             Some(slot) => *slot,
-            None => self.insert(key, decode_block(cpu, mem)?),
+            None => {
+                let decoded = decode_block(cpu, mem)?;
+                if self.by_key.len() >= CACHE_LIMIT {
+                    self.clear();
+                }
+                self.insert(key, decoded)
+            }
         };
         self.direct[key.direct_index()] = slot;
         Ok(slot)
@@ -229,6 +237,9 @@ pub(crate) fn decode_one<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<
         let instruction = decoder.decode();
         if !instruction.is_invalid() {
             return Ok(Decoded::new(instruction, mode.bitness == 64));
+        }
+        if decoder.position() >= INSTRUCTION_LIMIT {
+            return Err(Exception::GP0);
         }
         if decoder.last_error() != DecoderError::NoMoreBytes {
             return Err(Exception::UD);

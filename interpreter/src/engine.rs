@@ -37,6 +37,7 @@ impl Interpreter {
     /// [`Outcome::Return`].
     pub fn step<M: GuestMemory>(&mut self, cpu: &mut CpuState, mem: &mut M) -> Outcome {
         match self.step_in_full(cpu, mem).0 {
+            Outcome::Call | Outcome::Return if mem.code_modified() => Outcome::CodeModified,
             Outcome::Call | Outcome::Return => Outcome::Retired,
             outcome => outcome,
         }
@@ -62,7 +63,8 @@ impl Interpreter {
                 *budget -= i64::from(retired);
                 match outcome {
                     Outcome::Retired => continue,
-                    Outcome::Call | Outcome::Return if !options.stop_at_calls => continue,
+                    Outcome::Call | Outcome::Return if !options.stop_at_calls && !mem.code_modified() => continue,
+                    Outcome::Call | Outcome::Return if !options.stop_at_calls => return Outcome::CodeModified,
                     _ => return outcome,
                 }
             }
@@ -94,7 +96,7 @@ impl Interpreter {
                 }
                 done += 1;
                 if decoded.after != After::Continue {
-                    if mem.code_modified() && !is_event(decoded.after) {
+                    if mem.code_modified() && !is_event(decoded.after, options) {
                         *budget -= done;
                         return Outcome::CodeModified;
                     }
@@ -171,10 +173,9 @@ impl Interpreter {
         }
         let outcome = match decoded.after {
             _ if dr6 != 0 => Outcome::Exception(Exception::db(dr6)),
-            After::Continue => Outcome::Retired,
-            _ if mem.code_modified() => Outcome::CodeModified,
             After::Call => Outcome::Call,
             After::Return => Outcome::Return,
+            After::Stored if mem.code_modified() => Outcome::CodeModified,
             _ => Outcome::Retired,
         };
         (outcome, true)
@@ -194,9 +195,13 @@ pub(crate) fn checks_alignment(cpu: &CpuState) -> bool {
     cpu.rflags & Rflags::AC.bits() != 0 && cpu.cpl == 3 && cpu.cr0 & cr0::AM != 0
 }
 
-/// Whether the instruction's own outcome goes before [`Outcome::CodeModified`].
-fn is_event(after: After) -> bool {
-    matches!(after, After::Interrupt | After::ServiceGate | After::Halt)
+/// Whether the instruction's own outcome goes before [`Outcome::CodeModified`], which the next `run` then returns.
+fn is_event(after: After, options: RunOptions) -> bool {
+    match after {
+        After::Interrupt | After::ServiceGate | After::Halt => true,
+        After::Call | After::Return => options.stop_at_calls,
+        After::Continue | After::Stored => false,
+    }
 }
 
 fn software_interrupt(decoded: Option<&Decoded>) -> Outcome {

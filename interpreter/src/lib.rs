@@ -53,7 +53,8 @@ pub enum Outcome {
 /// What makes [`Interpreter::run`] return early.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
-    /// Visits of a block entry after which `run` returns [`Outcome::Hot`] before executing it; `u32::MAX` for never.
+    /// Visits of a block entry after which `run` returns [`Outcome::Hot`] instead of executing it, each time it gets
+    /// there; `u32::MAX` for never. Whoever has nothing better goes on with [`Interpreter::step`] or another threshold.
     pub hot_threshold: u32,
     /// Return after each near CALL and near RET, so that the caller can keep track of nesting.
     pub stop_at_calls: bool,

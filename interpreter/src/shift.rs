@@ -1,7 +1,8 @@
 //! Shifts and rotates (SDM vol. 1, 5.1.5). Counts are masked to 5 bits, 6 with 64-bit operands; a masked count of zero
 //! leaves all flags alone.
 //!
-//! Where the manual leaves a flag undefined, the choice here is what current AMD processors do.
+//! Flags the manual leaves undefined: OF after shifts and rotates by more than one is what the last single step would
+//! set, as AMD processors have it; AF is cleared by SHL, SHR and SAR and left alone by SHLD and SHRD.
 
 use iced_x86::Mnemonic;
 use lstar_arch::GuestMemory;

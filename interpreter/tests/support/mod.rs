@@ -90,9 +90,14 @@ fn rights(privilege: Privilege) -> PageFaultCode {
 
 impl GuestMemory for Paged {
     fn read(&mut self, address: u64, buf: &mut [u8], privilege: Privilege) -> Result<(), PageFault> {
-        for (address, byte) in (address..).zip(buf) {
+        let (mut address, mut rest) = (address, buf);
+        while !rest.is_empty() {
             self.check(address, |_| true, rights(privilege))?;
-            *byte = self.pages[&(address / PAGE_SIZE)].bytes[(address % PAGE_SIZE) as usize];
+            let offset = (address % PAGE_SIZE) as usize;
+            let (now, later) = rest.split_at_mut(rest.len().min(PAGE_SIZE as usize - offset));
+            now.copy_from_slice(&self.pages[&(address / PAGE_SIZE)].bytes[offset..offset + now.len()]);
+            address += now.len() as u64;
+            rest = later;
         }
         Ok(())
     }
