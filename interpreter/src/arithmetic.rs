@@ -169,8 +169,8 @@ pub(crate) fn decimal<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
             let result = if subtract { al.wrapping_sub(delta) } else { al + delta } & 0xFF;
             let borrow = subtract && low_adjust && al < 6;
             ex.set_register(Gpr::Rax, result, 1);
-            let status = u64::from(high_adjust || borrow) * CF | u64::from(low_adjust) * AF | flags::szp(result, 1);
-            ex.set_flags(STATUS & !OF, status);
+            let carries = if high_adjust || borrow { CF } else { 0 } | if low_adjust { AF } else { 0 };
+            ex.set_flags(STATUS & !OF, carries | flags::szp(result, 1));
         }
         Mnemonic::Aaa | Mnemonic::Aas => {
             let delta = if low_adjust { 0x106 } else { 0 };

@@ -34,20 +34,22 @@ impl Key {
     pub fn of(cpu: &CpuState) -> Self {
         let cs = cpu.segment(SegmentIndex::Cs);
         let mode = u64::from(cs.attributes >> 13 & 3) << 1 | u64::from(cpu.cpl == 3);
-        Self(cpu.rip & (1 << 56) - 1 | mode << 56)
+        Self(cpu.rip & ((1 << 56) - 1) | mode << 56)
     }
 
     fn direct_index(self) -> usize {
-        ((self.0 ^ self.0 >> DIRECT_BITS ^ self.0 >> 56) & (1 << DIRECT_BITS) - 1) as usize
+        ((self.0 ^ self.0 >> DIRECT_BITS ^ self.0 >> 56) & ((1 << DIRECT_BITS) - 1)) as usize
     }
 }
+
+/// Linear addresses of the first byte and behind the last one.
+type Span = (u64, u64);
 
 /// A slot for a basic block.
 #[derive(Debug)]
 pub(crate) struct Block {
     key: Key,
-    /// Linear addresses of the first byte and behind the last one.
-    span: (u64, u64),
+    span: Span,
     pub instructions: Box<[Decoded]>,
     /// How often the block was executed.
     pub visits: u32,
@@ -119,7 +121,7 @@ impl BlockCache {
         Ok(slot)
     }
 
-    fn insert(&mut self, key: Key, (instructions, span): (Box<[Decoded]>, (u64, u64))) -> u32 {
+    fn insert(&mut self, key: Key, (instructions, span): (Box<[Decoded]>, Span)) -> u32 {
         let block = Block { key, span, instructions, visits: 0, successor: 0 };
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -191,7 +193,7 @@ fn pages(start: u64, end: u64) -> std::ops::RangeInclusive<u64> {
 }
 
 /// Decodes from RIP up to the first instruction that ends a block, the end of the page, or the first one that raises.
-fn decode_block<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<(Box<[Decoded]>, (u64, u64)), Exception> {
+fn decode_block<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<(Box<[Decoded]>, Span), Exception> {
     let mode = DecodeMode::of(cpu);
     let start = mode.linear(cpu.rip);
     let mut buffer = [0; FETCH_LIMIT];

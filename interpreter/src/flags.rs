@@ -20,19 +20,19 @@ pub(crate) const OF_BIT: u32 = OF.trailing_zeros();
 /// All ones in the low `size` bytes.
 #[inline]
 pub(crate) const fn mask(size: u8) -> u64 {
-    u64::MAX >> (64 - 8 * size as u32 & 63)
+    u64::MAX >> ((64 - 8 * size as u32) & 63)
 }
 
 /// The most significant bit of the low `size` bytes, as 0 or 1.
 #[inline]
 pub(crate) const fn sign(value: u64, size: u8) -> u64 {
-    value >> (8 * size as u32 - 1 & 63) & 1
+    value >> ((8 * size as u32 - 1) & 63) & 1
 }
 
 /// Sign-extends the low `size` bytes.
 #[inline]
 pub(crate) const fn sign_extend(value: u64, size: u8) -> u64 {
-    let unused = 64 - 8 * size as u32 & 63;
+    let unused = (64 - 8 * size as u32) & 63;
     ((value << unused) as i64 >> unused) as u64
 }
 

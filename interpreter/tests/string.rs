@@ -2,7 +2,6 @@
 
 mod support;
 
-use iced_x86::code_asm::*;
 use lstar_arch::{Exception, PAGE_SIZE, PageFault, PageFaultCode, Rflags};
 use lstar_interpreter::Outcome;
 use support::{CODE, DATA, Machine, UNMAPPED};
