@@ -4,11 +4,15 @@
 //! first, on whichever engine. Nothing here sees host addresses or the CPU's internal state.
 #![forbid(unsafe_code)]
 
+pub mod io;
 pub mod kernel;
 pub mod memory;
+pub mod object;
+pub mod registry;
 pub mod service;
 pub mod status;
 pub mod strings;
 pub mod thread;
+pub mod token;
 pub mod user_ptr;
 pub mod wait;

@@ -1,0 +1,155 @@
+//! File objects: what an open handle to a file, directory, volume or stream refers to.
+
+use std::fs::File;
+
+use super::directory::Enumeration;
+use super::host::StdStream;
+use super::volume::Directory;
+use crate::object::ObjectId;
+
+/// What is open.
+#[derive(Debug)]
+pub enum FileKind {
+    /// A file of a volume.
+    Disk {
+        /// Index of the volume.
+        volume: usize,
+        /// Real names from the root.
+        path: Vec<String>,
+        /// The host's file.
+        file: File,
+    },
+    /// A directory of a volume.
+    Directory {
+        /// Index of the volume.
+        volume: usize,
+        /// The folder; its `path` holds the real names from the root.
+        directory: Directory,
+        /// Where NtQueryDirectoryFile is.
+        enumeration: Option<Enumeration>,
+    },
+    /// A volume itself (`\??\C:` without a path).
+    Volume(usize),
+    /// A standard stream of the host.
+    Stream(StdStream),
+    /// The null device.
+    Null,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct FileObject {
+    /// What it is.
+    pub kind: FileKind,
+    /// Granted access.
+    pub access: u32,
+    /// CreateOptions.
+    pub options: u32,
+    /// CurrentByteOffset of a file opened for synchronous I/O.
+    pub position: u64,
+    /// Path on its device as FileNameInformation tells it.
+    pub name: String,
+    /// NT path of the device.
+    pub device: String,
+    /// Completion port and key.
+    pub completion: Option<(ObjectId, u64)>,
+    /// FILE_IO_COMPLETION_NOTIFICATION_INFORMATION.Flags.
+    pub completion_flags: u32,
+    /// The file system's record of everyone who has this file open, and this opening's number in it.
+    pub(super) opening: Option<(u64, u64)>,
+    /// FILE_DELETE_ON_CLOSE, or a POSIX delete asked for through this object.
+    pub(super) delete_on_close: bool,
+}
+
+/// FILE_READ_DATA, FILE_LIST_DIRECTORY.
+pub const READ_DATA: u32 = 0x1;
+/// FILE_WRITE_DATA, FILE_ADD_FILE.
+pub const WRITE_DATA: u32 = 0x2;
+/// FILE_APPEND_DATA.
+pub const APPEND_DATA: u32 = 0x4;
+/// FILE_WRITE_EA.
+pub const WRITE_EA: u32 = 0x10;
+/// FILE_EXECUTE.
+pub const EXECUTE: u32 = 0x20;
+/// FILE_READ_ATTRIBUTES.
+pub const READ_ATTRIBUTES: u32 = 0x80;
+/// FILE_WRITE_ATTRIBUTES.
+pub const WRITE_ATTRIBUTES: u32 = 0x100;
+/// DELETE.
+pub const DELETE: u32 = 0x1_0000;
+/// SYNCHRONIZE.
+pub const SYNCHRONIZE: u32 = 0x10_0000;
+
+/// FILE_SYNCHRONOUS_IO_ALERT and _NONALERT.
+pub const SYNCHRONOUS_IO: u32 = 0x30;
+
+impl FileObject {
+    /// A file object that no volume knows of.
+    #[must_use]
+    pub fn device(kind: FileKind, device: &str, access: u32, options: u32) -> Self {
+        Self {
+            kind,
+            access,
+            options,
+            position: 0,
+            name: String::new(),
+            device: device.to_owned(),
+            completion: None,
+            completion_flags: 0,
+            opening: None,
+            delete_on_close: false,
+        }
+    }
+
+    /// A standard handle.
+    #[must_use]
+    pub fn stream(stream: StdStream) -> Self {
+        let access = match stream {
+            StdStream::Input => 0x12_0089,
+            _ => 0x12_0116,
+        };
+        Self::device(FileKind::Stream(stream), "\\Device\\NamedPipe", access, 0x20)
+    }
+
+    /// Whether operations finish before their service returns to the caller's view (no completion is queued).
+    #[must_use]
+    pub fn is_synchronous(&self) -> bool {
+        self.options & SYNCHRONOUS_IO != 0
+    }
+
+    /// DEVICE_TYPE for NtQueryVolumeInformationFile.
+    #[must_use]
+    pub fn device_type(&self) -> u32 {
+        match self.kind {
+            FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) => 0x7,
+            // A standard stream is a pipe to the guest, whatever it is to the host: no console calls, no seeking.
+            FileKind::Stream(_) => 0x11,
+            FileKind::Null => 0x15,
+        }
+    }
+
+    /// The host's file of a disk file.
+    #[must_use]
+    pub fn host_file(&self) -> Option<&File> {
+        match &self.kind {
+            FileKind::Disk { file, .. } => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Volume and path of a disk file or directory.
+    #[must_use]
+    pub fn location(&self) -> Option<(usize, &[String])> {
+        match &self.kind {
+            FileKind::Disk { volume, path, .. } => Some((*volume, path)),
+            FileKind::Directory { volume, directory, .. } => Some((*volume, &directory.path)),
+            _ => None,
+        }
+    }
+
+    /// Full NT path, as NtQueryObject names it.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}{}", self.device, self.name)
+    }
+}

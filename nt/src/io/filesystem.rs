@@ -1,0 +1,580 @@
+//! The file system: opening, sharing, locking, renaming and deleting files of the mounted volumes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::directory::{Enumeration, matches};
+use super::file::{self, FileKind, FileObject};
+use super::info::{ATTRIBUTE_READONLY, ATTRIBUTES_KEPT, FileStat, OpenFacts, VolumeFacts};
+use super::path::{NtPath, fold};
+use super::status_of_io;
+use super::volume::{Found, Volume};
+use crate::status::Status;
+
+/// CreateOptions.
+pub mod options {
+    /// Only a directory will do.
+    pub const DIRECTORY_FILE: u32 = 0x1;
+    /// Only a non-directory will do.
+    pub const NON_DIRECTORY_FILE: u32 = 0x40;
+    /// Deleted when closed.
+    pub const DELETE_ON_CLOSE: u32 = 0x1000;
+    /// The name is a file identifier.
+    pub const OPEN_BY_FILE_ID: u32 = 0x2000;
+    /// All bits with a meaning.
+    pub const VALID: u32 = 0x00FF_FFFF;
+}
+
+/// Arguments of NtCreateFile for a volume.
+#[derive(Clone, Debug)]
+pub struct CreateRequest {
+    /// Index of the volume.
+    pub volume: usize,
+    /// Path on it.
+    pub path: NtPath,
+    /// Access asked for, generic bits already mapped.
+    pub access: u32,
+    /// FileAttributes of a new file.
+    pub attributes: u32,
+    /// ShareAccess.
+    pub share: u32,
+    /// CreateDisposition, 0 to 5.
+    pub disposition: u32,
+    /// CreateOptions.
+    pub options: u32,
+}
+
+/// IO_STATUS_BLOCK.Information of NtCreateFile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateResult {
+    /// FILE_SUPERSEDED.
+    Superseded = 0,
+    /// FILE_OPENED.
+    Opened = 1,
+    /// FILE_CREATED.
+    Created = 2,
+    /// FILE_OVERWRITTEN.
+    Overwritten = 3,
+}
+
+/// A byte-range lock.
+#[derive(Clone, Copy, Debug)]
+struct Lock {
+    opening: u64,
+    start: u64,
+    end: u64,
+    exclusive: bool,
+}
+
+/// Everyone who has one file open.
+#[derive(Debug)]
+struct Openings {
+    volume: usize,
+    path: Vec<String>,
+    /// Opening number, access, share access.
+    by: Vec<(u64, u32, u32)>,
+    locks: Vec<Lock>,
+    delete_pending: bool,
+    /// The name is gone already; what is open lives on without one.
+    unlinked: bool,
+}
+
+/// The mounted volumes and what is open on them.
+#[derive(Debug, Default)]
+pub struct FileSystem {
+    volumes: Vec<Volume>,
+    open: BTreeMap<u64, Openings>,
+    by_path: HashMap<(usize, String), u64>,
+    next: u64,
+}
+
+/// Times to set; zero keeps, -1 keeps too (it would stop the system's own updates).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NewTimes {
+    /// LastAccessTime.
+    pub last_access: i64,
+    /// LastWriteTime.
+    pub last_write: i64,
+}
+
+impl FileSystem {
+    /// A file system of these volumes.
+    #[must_use]
+    pub fn new(volumes: Vec<Volume>) -> Self {
+        Self { volumes, ..Self::default() }
+    }
+
+    /// Mounted volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
+    fn volume(&self, index: usize) -> Result<&Volume, Status> {
+        self.volumes.get(index).ok_or(Status::NO_SUCH_DEVICE)
+    }
+
+    /// NT path of a volume's device.
+    #[must_use]
+    pub fn device_name(volume: usize) -> String {
+        format!("\\Device\\HarddiskVolume{}", volume + 1)
+    }
+
+    /// NtCreateFile.
+    pub fn create(&mut self, request: &CreateRequest) -> Result<(FileObject, CreateResult), Status> {
+        let CreateRequest { volume, access, options, disposition, .. } = *request;
+        if disposition > 5
+            || options & !options::VALID != 0
+            || options & options::DIRECTORY_FILE != 0 && options & options::NON_DIRECTORY_FILE != 0
+            || options & file::SYNCHRONOUS_IO != 0 && access & file::SYNCHRONIZE == 0
+            || options & file::SYNCHRONOUS_IO == file::SYNCHRONOUS_IO
+            || options & options::DELETE_ON_CLOSE != 0 && access & file::DELETE == 0
+        {
+            return Err(Status::INVALID_PARAMETER);
+        }
+        if options & options::OPEN_BY_FILE_ID != 0 {
+            return Err(Status::NOT_SUPPORTED);
+        }
+        match self.volume(volume)?.lookup(&request.path.parts)? {
+            Found::Missing(parent, name) => {
+                // OPEN and OVERWRITE want an existing file.
+                if matches!(disposition, 1 | 4) {
+                    return Err(Status::OBJECT_NAME_NOT_FOUND);
+                }
+                let directory = options & options::DIRECTORY_FILE != 0;
+                if request.path.directory && !directory {
+                    return Err(Status::OBJECT_NAME_INVALID);
+                }
+                self.create_new(request, &parent, &name, directory)
+            }
+            found => self.open_existing(request, found),
+        }
+    }
+
+    fn create_new(
+        &mut self,
+        request: &CreateRequest,
+        parent: &super::volume::Directory,
+        name: &str,
+        directory: bool,
+    ) -> Result<(FileObject, CreateResult), Status> {
+        let volume = self.volume(request.volume)?;
+        let kind = if directory {
+            let directory = volume.create_directory(parent, name)?;
+            FileKind::Directory { volume: request.volume, directory, enumeration: None }
+        } else {
+            let (file, node) = volume.create_file(parent, name)?;
+            if request.attributes & ATTRIBUTE_READONLY != 0 {
+                set_read_only(&file, true)?;
+            }
+            FileKind::Disk { volume: request.volume, path: node.path(), file }
+        };
+        let object = self.register(request, kind)?;
+        if let (Some((index, path)), kept) = (object.location(), request.attributes & ATTRIBUTES_KEPT)
+            && kept != 0
+            && let Some(volume) = self.volumes.get_mut(index)
+        {
+            volume.set_extra_attributes(path, kept);
+        }
+        Ok((object, CreateResult::Created))
+    }
+
+    fn open_existing(&mut self, request: &CreateRequest, found: Found) -> Result<(FileObject, CreateResult), Status> {
+        let disposition = request.disposition;
+        if disposition == 2 {
+            return Err(Status::OBJECT_NAME_COLLISION);
+        }
+        let volume = self.volume(request.volume)?;
+        let overwrite = matches!(disposition, 0 | 4 | 5);
+        let writes = file::WRITE_DATA | file::APPEND_DATA;
+        match found {
+            Found::Directory(directory) => {
+                if request.options & options::NON_DIRECTORY_FILE != 0 {
+                    return Err(Status::FILE_IS_A_DIRECTORY);
+                }
+                if overwrite {
+                    return Err(Status::OBJECT_NAME_COLLISION);
+                }
+                self.check_sharing(request, &directory.path)?;
+                let kind = FileKind::Directory { volume: request.volume, directory, enumeration: None };
+                Ok((self.register(request, kind)?, CreateResult::Opened))
+            }
+            Found::File(mut node) => {
+                if request.options & options::DIRECTORY_FILE != 0 || request.path.directory {
+                    return Err(Status::NOT_A_DIRECTORY);
+                }
+                let stat = FileStat::new(&volume.stat(&Found::File(node.clone()))?, 0);
+                let wants_write = overwrite || request.access & writes != 0;
+                if wants_write && stat.attributes & ATTRIBUTE_READONLY != 0 {
+                    return Err(Status::ACCESS_DENIED);
+                }
+                if wants_write || request.access & file::DELETE != 0 && request.options & options::DELETE_ON_CLOSE != 0
+                {
+                    volume.is_writable().then_some(()).ok_or(Status::MEDIA_WRITE_PROTECTED)?;
+                }
+                self.check_sharing(request, &node.path())?;
+                let file = self.volume(request.volume)?.open_file(&mut node, wants_write)?;
+                if overwrite {
+                    file.set_len(0).map_err(|error| status_of_io(&error))?;
+                }
+                let kind = FileKind::Disk { volume: request.volume, path: node.path(), file };
+                let result = match disposition {
+                    0 => CreateResult::Superseded,
+                    4 | 5 => CreateResult::Overwritten,
+                    _ => CreateResult::Opened,
+                };
+                Ok((self.register(request, kind)?, result))
+            }
+            Found::Missing(..) => Err(Status::OBJECT_NAME_NOT_FOUND),
+        }
+    }
+
+    fn key(volume: usize, path: &[String]) -> (usize, String) {
+        (volume, fold(&path.join("\\")))
+    }
+
+    /// Everyone must tolerate what everyone else may do.
+    fn check_sharing(&self, request: &CreateRequest, path: &[String]) -> Result<(), Status> {
+        let Some(openings) = self.by_path.get(&Self::key(request.volume, path)).and_then(|id| self.open.get(id)) else {
+            return Ok(());
+        };
+        if openings.delete_pending {
+            return Err(Status::DELETE_PENDING);
+        }
+        let wanted = share_bits(request.access);
+        let conflict = openings.by.iter().any(|&(_, access, share)| {
+            let held = share_bits(access);
+            // An opening for attributes alone takes no part in sharing.
+            wanted != 0 && held != 0 && (wanted & !share != 0 || held & !request.share != 0)
+        });
+        if conflict { Err(Status::SHARING_VIOLATION) } else { Ok(()) }
+    }
+
+    fn register(&mut self, request: &CreateRequest, kind: FileKind) -> Result<FileObject, Status> {
+        let device = Self::device_name(request.volume);
+        let mut object = FileObject::device(kind, &device, request.access, request.options);
+        let (volume, path) = object.location().ok_or(Status::NO_SUCH_DEVICE)?;
+        let path = path.to_vec();
+        object.name = NtPath::display(&path);
+        object.delete_on_close = request.options & options::DELETE_ON_CLOSE != 0;
+        self.next += 1;
+        let opening = self.next;
+        let id = *self.by_path.entry(Self::key(volume, &path)).or_insert(opening);
+        let openings = self.open.entry(id).or_insert_with(|| Openings {
+            volume,
+            path,
+            by: Vec::new(),
+            locks: Vec::new(),
+            delete_pending: false,
+            unlinked: false,
+        });
+        openings.by.push((opening, request.access, request.share));
+        object.opening = Some((id, opening));
+        Ok(object)
+    }
+
+    /// The last handle to a file object is gone.
+    pub fn close(&mut self, object: FileObject) {
+        let Some((id, opening)) = object.opening else { return };
+        let Some(openings) = self.open.get_mut(&id) else { return };
+        openings.by.retain(|&(number, ..)| number != opening);
+        openings.locks.retain(|lock| lock.opening != opening);
+        openings.delete_pending |= object.delete_on_close;
+        // The host's file must be closed before its name goes, as everything else sees it.
+        drop(object);
+        if !openings.by.is_empty() {
+            return;
+        }
+        let Some(openings) = self.open.remove(&id) else { return };
+        if openings.unlinked {
+            return;
+        }
+        self.by_path.remove(&Self::key(openings.volume, &openings.path));
+        if openings.delete_pending
+            && let Some(volume) = self.volumes.get_mut(openings.volume)
+        {
+            // A directory that was filled meanwhile stays, as on NTFS; closing cannot fail.
+            let _ = volume.delete(&openings.path);
+        }
+    }
+
+    fn openings(&self, object: &FileObject) -> Option<&Openings> {
+        self.open.get(&object.opening?.0)
+    }
+
+    fn openings_mut(&mut self, object: &FileObject) -> Result<&mut Openings, Status> {
+        let (id, _) = object.opening.ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        self.open.get_mut(&id).ok_or(Status::INVALID_HANDLE)
+    }
+
+    /// Facts for NtQueryInformationFile.
+    pub fn facts<'a>(&self, object: &'a FileObject) -> Result<OpenFacts<'a>, Status> {
+        let (stat, serial) = match &object.kind {
+            FileKind::Disk { volume, path, file } => {
+                let volume = self.volume(*volume)?;
+                let stat = rustix::fs::fstat(file).map_err(super::status_of)?;
+                (Some(FileStat::new(&stat, volume.extra_attributes(path))), volume.serial)
+            }
+            FileKind::Directory { volume, directory, .. } => {
+                let volume = self.volume(*volume)?;
+                let stat = volume.stat(&Found::Directory(directory.clone()))?;
+                (Some(FileStat::new(&stat, volume.extra_attributes(&directory.path))), volume.serial)
+            }
+            _ => (None, 0),
+        };
+        Ok(OpenFacts {
+            stat,
+            access: object.access,
+            options: object.options,
+            position: object.position,
+            name: &object.name,
+            delete_pending: self.openings(object).is_some_and(|o| o.delete_pending),
+            serial,
+        })
+    }
+
+    /// Facts about a file by its path (NtQueryAttributesFile).
+    pub fn stat_path(&self, volume: usize, path: &NtPath) -> Result<FileStat, Status> {
+        let volume = self.volume(volume)?;
+        let found = volume.lookup(&path.parts)?;
+        let real = match &found {
+            Found::Missing(..) => return Err(Status::OBJECT_NAME_NOT_FOUND),
+            Found::File(_) if path.directory => return Err(Status::OBJECT_NAME_INVALID),
+            Found::File(node) => node.path(),
+            Found::Directory(directory) => directory.path.clone(),
+        };
+        Ok(FileStat::new(&volume.stat(&found)?, volume.extra_attributes(&real)))
+    }
+
+    /// Facts about the volume a file is on.
+    pub fn volume_facts(&self, object: &FileObject) -> Result<Option<VolumeFacts>, Status> {
+        let index = match &object.kind {
+            FileKind::Volume(index) => *index,
+            _ => match object.location() {
+                Some((index, _)) => index,
+                None => return Ok(None),
+            },
+        };
+        let volume = self.volume(index)?;
+        let (space, read_only) = (volume.space()?, !volume.is_writable());
+        Ok(Some(VolumeFacts { serial: volume.serial, space, read_only }))
+    }
+
+    /// Starts or restarts an enumeration; `pattern` of an earlier one is kept when none is given.
+    pub fn begin_enumeration(&self, object: &mut FileObject, pattern: Option<&str>) -> Result<(), Status> {
+        let FileKind::Directory { volume, directory, enumeration } = &mut object.kind else {
+            return Err(Status::INVALID_PARAMETER);
+        };
+        let names = self.volume(*volume)?.list(directory)?;
+        let pattern = match (pattern, &enumeration) {
+            (Some(pattern), _) if !pattern.is_empty() => pattern.to_owned(),
+            (_, Some(earlier)) => earlier.pattern.clone(),
+            _ => "*".to_owned(),
+        };
+        let dots = if directory.path.is_empty() { &[][..] } else { &[".", ".."] };
+        let names =
+            dots.iter().map(|&dot| dot.to_owned()).chain(names).filter(|name| matches(&pattern, name)).collect();
+        *enumeration = Some(Enumeration { pattern, names, next: 0 });
+        Ok(())
+    }
+
+    /// Facts about an entry of an open directory; `None`: it is gone, or a link that leads out.
+    #[must_use]
+    pub fn stat_entry(&self, volume: usize, directory: &[String], name: &str) -> Option<FileStat> {
+        let mut parts = directory.to_vec();
+        match name {
+            "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name.to_owned()),
+        }
+        self.stat_path(volume, &NtPath { parts, directory: false }).ok()
+    }
+
+    /// FileBasicInformation: times and attributes.
+    pub fn set_basic(&mut self, object: &FileObject, times: NewTimes, attributes: u32) -> Result<(), Status> {
+        let (index, path) = object.location().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        let path = path.to_vec();
+        let volume = self.volumes.get_mut(index).ok_or(Status::NO_SUCH_DEVICE)?;
+        if !volume.is_writable() {
+            return Err(Status::MEDIA_WRITE_PROTECTED);
+        }
+        if attributes != 0 {
+            volume.set_extra_attributes(&path, attributes & ATTRIBUTES_KEPT);
+        }
+        let Found::File(mut node) = volume.lookup(&path)? else { return Ok(()) };
+        // Read-only files open for reading only, and that is enough to change mode and times of one's own file.
+        let was = FileStat::new(&volume.stat(&Found::File(node.clone()))?, 0);
+        let file = volume.open_file(&mut node, was.attributes & ATTRIBUTE_READONLY == 0)?;
+        if times.last_access > 0 || times.last_write > 0 {
+            let mut set = std::fs::FileTimes::new();
+            if times.last_access > 0 {
+                set = set.set_accessed(host_time(times.last_access)?);
+            }
+            if times.last_write > 0 {
+                set = set.set_modified(host_time(times.last_write)?);
+            }
+            file.set_times(set).map_err(|error| status_of_io(&error))?;
+        }
+        if attributes != 0 {
+            set_read_only(&file, attributes & ATTRIBUTE_READONLY != 0)?;
+        }
+        Ok(())
+    }
+
+    /// FileDispositionInformation(Ex): marks for deletion, or takes the mark back. With `posix` the name goes when
+    /// this object is closed, whoever else has it open.
+    pub fn set_disposition(
+        &mut self,
+        object: &mut FileObject,
+        delete: bool,
+        posix: bool,
+        force: bool,
+    ) -> Result<(), Status> {
+        if object.access & file::DELETE == 0 {
+            return Err(Status::ACCESS_DENIED);
+        }
+        let facts = self.facts(object)?;
+        let stat = facts.stat.ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        if delete {
+            let (index, path) = object.location().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+            let volume = self.volume(index)?;
+            if !volume.is_writable() {
+                return Err(Status::MEDIA_WRITE_PROTECTED);
+            }
+            if path.is_empty() || stat.attributes & ATTRIBUTE_READONLY != 0 && !force {
+                return Err(Status::CANNOT_DELETE);
+            }
+            if let FileKind::Directory { directory, .. } = &object.kind
+                && !volume.list(directory)?.is_empty()
+            {
+                return Err(Status::DIRECTORY_NOT_EMPTY);
+            }
+        }
+        if posix && delete {
+            return self.unlink_now(object);
+        }
+        self.openings_mut(object)?.delete_pending = delete;
+        Ok(())
+    }
+
+    /// Removes the name at once; openings live on without one. NT does so when the deleting handle is closed, which
+    /// callers do next.
+    fn unlink_now(&mut self, object: &FileObject) -> Result<(), Status> {
+        let (index, path) = self.openings(object).map(|o| (o.volume, o.path.clone())).ok_or(Status::INVALID_HANDLE)?;
+        let openings = self.openings_mut(object)?;
+        if openings.unlinked {
+            return Ok(());
+        }
+        openings.unlinked = true;
+        openings.delete_pending = true;
+        self.by_path.remove(&Self::key(index, &path));
+        self.volumes.get_mut(index).ok_or(Status::NO_SUCH_DEVICE)?.delete(&path)
+    }
+
+    /// FileRenameInformation: moves to a path on the same volume.
+    pub fn rename(&mut self, object: &mut FileObject, to: &NtPath, replace: bool) -> Result<(), Status> {
+        if object.access & file::DELETE == 0 {
+            return Err(Status::ACCESS_DENIED);
+        }
+        let (index, from) = object.location().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        let (from, own) = (from.to_vec(), object.opening.map(|(id, _)| id));
+        if let Some(target) = self.by_path.get(&Self::key(index, &to.parts))
+            && Some(*target) != own
+        {
+            return Err(Status::ACCESS_DENIED);
+        }
+        // Files open below a directory hold its name.
+        let below = fold(&from.join("\\")) + "\\";
+        if self.by_path.keys().any(|(volume, path)| *volume == index && path.starts_with(&below)) {
+            return Err(Status::ACCESS_DENIED);
+        }
+        let volume = self.volumes.get_mut(index).ok_or(Status::NO_SUCH_DEVICE)?;
+        let target = volume.rename(&from, &to.parts, replace)?;
+        let found = volume.lookup(&target)?;
+        object.name = NtPath::display(&target);
+        match (&mut object.kind, found) {
+            (FileKind::Disk { path, .. }, _) => path.clone_from(&target),
+            (FileKind::Directory { directory, .. }, Found::Directory(moved)) => *directory = moved,
+            _ => {}
+        }
+        if let Some(id) = own {
+            self.by_path.remove(&Self::key(index, &from));
+            self.by_path.insert(Self::key(index, &target), id);
+            if let Some(openings) = self.open.get_mut(&id) {
+                openings.path = target;
+            }
+        }
+        Ok(())
+    }
+
+    /// Locks a range; a lock that is held by someone else is refused.
+    pub fn lock(&mut self, object: &FileObject, start: u64, length: u64, exclusive: bool) -> Result<(), Status> {
+        let opening = object.opening.ok_or(Status::INVALID_DEVICE_REQUEST)?.1;
+        let end = start.saturating_add(length);
+        let locks = &mut self.openings_mut(object)?.locks;
+        // An exclusive lock excludes its owner's second one too.
+        if locks.iter().any(|lock| lock.overlaps(start, end) && (exclusive || lock.exclusive)) {
+            return Err(Status::LOCK_NOT_GRANTED);
+        }
+        locks.push(Lock { opening, start, end, exclusive });
+        Ok(())
+    }
+
+    /// Unlocks exactly one locked range.
+    pub fn unlock(&mut self, object: &FileObject, start: u64, length: u64) -> Result<(), Status> {
+        let opening = object.opening.ok_or(Status::INVALID_DEVICE_REQUEST)?.1;
+        let end = start.saturating_add(length);
+        let locks = &mut self.openings_mut(object)?.locks;
+        let index = locks
+            .iter()
+            .position(|lock| lock.opening == opening && lock.start == start && lock.end == end)
+            .ok_or(Status::RANGE_NOT_LOCKED)?;
+        locks.remove(index);
+        Ok(())
+    }
+
+    /// Whether a read or write is free of others' locks.
+    pub fn check_locks(&self, object: &FileObject, start: u64, length: u64, write: bool) -> Result<(), Status> {
+        let Some(openings) = self.openings(object).filter(|o| !o.locks.is_empty()) else { return Ok(()) };
+        let own = object.opening.map(|(_, opening)| opening);
+        let conflict = openings.locks.iter().any(|lock| {
+            lock.overlaps(start, start.saturating_add(length))
+                && (Some(lock.opening) != own && lock.exclusive || write && !lock.exclusive)
+        });
+        if conflict { Err(Status::FILE_LOCK_CONFLICT) } else { Ok(()) }
+    }
+}
+
+impl Lock {
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start < end && start < self.end
+    }
+}
+
+/// What an access mask means to sharing, as FILE_SHARE_* bits: read, write, delete.
+fn share_bits(access: u32) -> u32 {
+    u32::from(access & (file::READ_DATA | file::EXECUTE) != 0)
+        | u32::from(access & (file::WRITE_DATA | file::APPEND_DATA) != 0) << 1
+        | u32::from(access & file::DELETE != 0) << 2
+}
+
+fn set_read_only(file: &std::fs::File, read_only: bool) -> Result<(), Status> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut permissions = file.metadata().map_err(|error| status_of_io(&error))?.permissions();
+    let mode = permissions.mode();
+    let wanted = if read_only { mode & !0o222 } else { mode | 0o200 };
+    if wanted == mode {
+        return Ok(());
+    }
+    permissions.set_mode(wanted);
+    file.set_permissions(permissions).map_err(|error| status_of_io(&error))
+}
+
+fn host_time(nt: i64) -> Result<std::time::SystemTime, Status> {
+    let since = nt.checked_sub(super::host::UNIX_EPOCH).ok_or(Status::INVALID_PARAMETER)?;
+    let span = std::time::Duration::from_nanos(since.unsigned_abs().saturating_mul(100));
+    let epoch = std::time::UNIX_EPOCH;
+    let time = if since < 0 { epoch.checked_sub(span) } else { epoch.checked_add(span) };
+    time.ok_or(Status::INVALID_PARAMETER)
+}

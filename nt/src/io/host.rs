@@ -1,0 +1,110 @@
+//! The way out of the guest beside its disks: standard streams, the wall clock, entropy.
+
+use std::io::{Read as _, Write as _};
+
+/// A standard stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StdStream {
+    /// Standard input.
+    Input,
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
+
+/// What the guest reaches outside of its memory and its volumes.
+pub trait Host: std::fmt::Debug {
+    /// Reads from standard input; 0 bytes: its end.
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize>;
+    /// Writes all of `data` to a stream.
+    fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()>;
+    /// Wall-clock time in 100 ns units since 1601 (NT system time).
+    fn system_time(&mut self) -> i64;
+    /// Fills `buf` with random bytes.
+    fn entropy(&mut self, buf: &mut [u8]);
+}
+
+/// 1601-01-01 to 1970-01-01 in 100 ns units.
+pub const UNIX_EPOCH: i64 = 116_444_736_000_000_000;
+
+/// The real machine. Output is unbuffered, as a Windows pipe is.
+#[derive(Debug, Default)]
+pub struct SystemHost;
+
+impl Host for SystemHost {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        std::io::stdin().lock().read(buf)
+    }
+
+    fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
+        match stream {
+            StdStream::Error => std::io::stderr().lock().write_all(data),
+            StdStream::Output | StdStream::Input => {
+                let mut out = std::io::stdout().lock();
+                out.write_all(data)?;
+                out.flush()
+            }
+        }
+    }
+
+    fn system_time(&mut self) -> i64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        UNIX_EPOCH + i64::try_from(since.as_nanos() / 100).unwrap_or(i64::MAX - UNIX_EPOCH)
+    }
+
+    fn entropy(&mut self, buf: &mut [u8]) {
+        let filled = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(buf));
+        if filled.is_err() {
+            // Without a source the bytes are only unpredictable enough to differ between runs.
+            let mut state = self.system_time() as u64 | 1;
+            for byte in buf {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                *byte = state as u8;
+            }
+        }
+    }
+}
+
+/// A host without a world: given input, captured output, a fixed clock, counted entropy.
+#[derive(Debug, Default)]
+pub struct CapturedHost {
+    /// What standard input yields.
+    pub input: std::collections::VecDeque<u8>,
+    /// What was written to standard output.
+    pub output: Vec<u8>,
+    /// What was written to standard error.
+    pub error: Vec<u8>,
+    /// System time.
+    pub time: i64,
+    seed: u64,
+}
+
+impl Host for CapturedHost {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.input.read(buf)
+    }
+    fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
+        match stream {
+            StdStream::Error => self.error.extend_from_slice(data),
+            _ => self.output.extend_from_slice(data),
+        }
+        Ok(())
+    }
+    fn system_time(&mut self) -> i64 {
+        self.time
+    }
+    fn entropy(&mut self, buf: &mut [u8]) {
+        // SplitMix64: the same bytes in every run.
+        for chunk in buf.chunks_mut(8) {
+            self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = self.seed;
+            z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            let bytes = (z ^ z >> 31).to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The keys and values that a freshly set-up machine has, as far as start-up code and common programs read them.
+
+use super::{Registry, value_type};
+use crate::status::Status;
+use crate::strings::utf16_bytes;
+
+/// Data of a built-in value.
+#[derive(Clone, Copy, Debug)]
+enum Data {
+    /// REG_SZ.
+    Text(&'static str),
+    /// REG_EXPAND_SZ.
+    Expand(&'static str),
+    /// REG_DWORD.
+    Number(u32),
+    /// REG_BINARY.
+    Bytes(&'static [u8]),
+    /// REG_MULTI_SZ.
+    Texts(&'static [&'static str]),
+}
+
+use Data::{Bytes, Expand, Number, Text, Texts};
+
+impl Data {
+    fn encode(self) -> (u32, Vec<u8>) {
+        let terminated = |text: &str| {
+            let mut bytes = utf16_bytes(text);
+            bytes.extend([0, 0]);
+            bytes
+        };
+        match self {
+            Self::Text(text) => (value_type::SZ, terminated(text)),
+            Self::Expand(text) => (value_type::EXPAND_SZ, terminated(text)),
+            Self::Number(number) => (value_type::DWORD, number.to_le_bytes().to_vec()),
+            Self::Bytes(bytes) => (value_type::BINARY, bytes.to_vec()),
+            Self::Texts(texts) => {
+                let mut bytes: Vec<u8> = texts.iter().flat_map(|text| terminated(text)).collect();
+                bytes.extend([0, 0]);
+                (value_type::MULTI_SZ, bytes)
+            }
+        }
+    }
+}
+
+/// Key of the current user below `\Registry\User`.
+pub const USER_SID: &str = "S-1-5-21-0-0-0-1000";
+
+/// REG_TZI_FORMAT without daylight saving: bias 0, daylight bias as given, no transition dates.
+const fn fixed_zone(daylight_bias: i32) -> [u8; 44] {
+    let mut bytes = [0; 44];
+    let bias = daylight_bias.to_le_bytes();
+    let mut i = 0;
+    while i < 4 {
+        bytes[8 + i] = bias[i];
+        i += 1;
+    }
+    bytes
+}
+
+type KeyTable = &'static [(&'static str, &'static [(&'static str, Data)])];
+
+/// `\Registry\Machine`.
+const MACHINE: KeyTable = &[
+    ("Hardware\\Description\\System\\CentralProcessor\\0", &[]),
+    ("Software\\Classes", &[]),
+    ("Software\\Microsoft\\Cryptography", &[("MachineGuid", Text("00000000-0000-4000-8000-000000000001"))]),
+    (
+        "Software\\Microsoft\\Windows\\CurrentVersion",
+        &[
+            ("ProgramFilesDir", Text("C:\\Program Files")),
+            ("ProgramFilesDir (x86)", Text("C:\\Program Files (x86)")),
+            ("ProgramFilesPath", Expand("%ProgramFiles%")),
+            ("ProgramW6432Dir", Text("C:\\Program Files")),
+            ("CommonFilesDir", Text("C:\\Program Files\\Common Files")),
+            ("CommonFilesDir (x86)", Text("C:\\Program Files (x86)\\Common Files")),
+            ("CommonW6432Dir", Text("C:\\Program Files\\Common Files")),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Windows\\CurrentVersion\\Explorer\\Shell Folders",
+        &[("Common AppData", Text("C:\\ProgramData"))],
+    ),
+    (
+        "Software\\Microsoft\\Windows\\CurrentVersion\\Explorer\\User Shell Folders",
+        &[("Common AppData", Expand("%ProgramData%"))],
+    ),
+    (
+        "Software\\Microsoft\\Windows NT\\CurrentVersion",
+        &[
+            ("CurrentBuild", Text("19043")),
+            ("CurrentBuildNumber", Text("19043")),
+            ("CurrentMajorVersionNumber", Number(10)),
+            ("CurrentMinorVersionNumber", Number(0)),
+            ("CurrentType", Text("Multiprocessor Free")),
+            ("CurrentVersion", Text("6.3")),
+            ("EditionID", Text("Professional")),
+            ("InstallationType", Text("Client")),
+            ("ProductName", Text("Windows 10 Pro")),
+            ("RegisteredOrganization", Text("")),
+            ("RegisteredOwner", Text("")),
+            ("SystemRoot", Text("C:\\windows")),
+        ],
+    ),
+    ("Software\\Microsoft\\Windows NT\\CurrentVersion\\IniFileMapping", &[]),
+    (
+        "Software\\Microsoft\\Windows NT\\CurrentVersion\\ProfileList",
+        &[
+            ("ProfilesDirectory", Expand("C:\\users")),
+            ("ProgramData", Expand("C:\\ProgramData")),
+            ("Public", Expand("C:\\users\\Public")),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Windows NT\\CurrentVersion\\ProfileList\\S-1-5-21-0-0-0-1000",
+        &[("ProfileImagePath", Expand("C:\\users\\user"))],
+    ),
+    (
+        "Software\\Microsoft\\Windows NT\\CurrentVersion\\Time Zones\\Greenwich Standard Time",
+        &[
+            ("Display", Text("(UTC+00:00) Monrovia, Reykjavik")),
+            ("Dlt", Text("Greenwich Daylight Time")),
+            ("Std", Text("Greenwich Standard Time")),
+            ("TZI", Bytes(&fixed_zone(-60))),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Windows NT\\CurrentVersion\\Time Zones\\UTC",
+        &[
+            ("Display", Text("(UTC) Coordinated Universal Time")),
+            ("Dlt", Text("Coordinated Universal Time")),
+            ("Std", Text("Coordinated Universal Time")),
+            ("TZI", Bytes(&fixed_zone(0))),
+        ],
+    ),
+    ("System\\CurrentControlSet\\Control\\ComputerName\\ActiveComputerName", &[("ComputerName", Text("LSTAR"))]),
+    ("System\\CurrentControlSet\\Control\\ComputerName\\ComputerName", &[("ComputerName", Text("LSTAR"))]),
+    ("System\\CurrentControlSet\\Control\\FileSystem", &[("LongPathsEnabled", Number(0))]),
+    ("System\\CurrentControlSet\\Control\\Lsa", &[]),
+    (
+        "System\\CurrentControlSet\\Control\\Nls\\CodePage",
+        &[("ACP", Text("1252")), ("MACCP", Text("10000")), ("OEMCP", Text("437"))],
+    ),
+    (
+        "System\\CurrentControlSet\\Control\\Nls\\Language",
+        &[("Default", Text("0409")), ("InstallLanguage", Text("0409"))],
+    ),
+    ("System\\CurrentControlSet\\Control\\Nls\\Locale", &[("", Text("00000409"))]),
+    // The sort version whose tables sortdefault.nls holds.
+    ("System\\CurrentControlSet\\Control\\Nls\\Sorting\\Ids", &[("", Text("{00000001-57EE-1E5C-00B4-D0000BB1E11E}"))]),
+    ("System\\CurrentControlSet\\Control\\Nls\\Sorting\\Versions", &[]),
+    (
+        "System\\CurrentControlSet\\Control\\ProductOptions",
+        &[("ProductType", Text("WinNT")), ("ProductSuite", Texts(&["Terminal Server"]))],
+    ),
+    ("System\\CurrentControlSet\\Control\\SecurityProviders", &[("SecurityProviders", Text("credssp.dll"))]),
+    ("System\\CurrentControlSet\\Control\\Session Manager", &[]),
+    (
+        "System\\CurrentControlSet\\Control\\Session Manager\\Environment",
+        &[
+            ("ComSpec", Expand("%SystemRoot%\\system32\\cmd.exe")),
+            ("NUMBER_OF_PROCESSORS", Text("1")),
+            ("OS", Text("Windows_NT")),
+            ("Path", Expand("%SystemRoot%\\system32;%SystemRoot%")),
+            ("PATHEXT", Text(".COM;.EXE;.BAT;.CMD")),
+            ("PROCESSOR_ARCHITECTURE", Text("AMD64")),
+            ("TEMP", Expand("%SystemRoot%\\TEMP")),
+            ("TMP", Expand("%SystemRoot%\\TEMP")),
+            ("windir", Expand("%SystemRoot%")),
+        ],
+    ),
+    (
+        "System\\CurrentControlSet\\Control\\TimeZoneInformation",
+        &[
+            ("ActiveTimeBias", Number(0)),
+            ("Bias", Number(0)),
+            ("DaylightBias", Number(-60i32 as u32)),
+            ("DaylightName", Text("Greenwich Daylight Time")),
+            ("StandardBias", Number(0)),
+            ("StandardName", Text("Greenwich Standard Time")),
+            ("TimeZoneKeyName", Text("Greenwich Standard Time")),
+        ],
+    ),
+    ("System\\CurrentControlSet\\Control\\Windows", &[("CSDVersion", Number(0)), ("CSDReleaseType", Number(0))]),
+    (
+        "System\\CurrentControlSet\\Services\\Tcpip\\Parameters",
+        &[("Domain", Text("")), ("Hostname", Text("lstar")), ("NV Hostname", Text("lstar"))],
+    ),
+];
+
+/// `\Registry\User\<SID>`.
+const USER: KeyTable = &[
+    ("AppEvents", &[]),
+    ("Console", &[]),
+    (
+        "Control Panel\\International",
+        &[
+            ("iCalendarType", Text("1")),
+            ("iCountry", Text("1")),
+            ("iCurrDigits", Text("2")),
+            ("iCurrency", Text("0")),
+            ("iDate", Text("0")),
+            ("iDigits", Text("2")),
+            ("iFirstDayOfWeek", Text("6")),
+            ("iFirstWeekOfYear", Text("0")),
+            ("iLZero", Text("1")),
+            ("iMeasure", Text("1")),
+            ("iNegCurr", Text("0")),
+            ("iNegNumber", Text("1")),
+            ("iPaperSize", Text("1")),
+            ("iTime", Text("0")),
+            ("iTimePrefix", Text("0")),
+            ("iTLZero", Text("0")),
+            ("Locale", Text("00000409")),
+            ("LocaleName", Text("en-US")),
+            ("NumShape", Text("1")),
+            ("s1159", Text("AM")),
+            ("s2359", Text("PM")),
+            ("sCountry", Text("United States")),
+            ("sCurrency", Text("$")),
+            ("sDate", Text("/")),
+            ("sDecimal", Text(".")),
+            ("sGrouping", Text("3;0")),
+            ("sLanguage", Text("ENU")),
+            ("sList", Text(",")),
+            ("sLongDate", Text("dddd, MMMM d, yyyy")),
+            ("sMonDecimalSep", Text(".")),
+            ("sMonGrouping", Text("3;0")),
+            ("sMonThousandSep", Text(",")),
+            ("sNativeDigits", Text("0123456789")),
+            ("sNegativeSign", Text("-")),
+            ("sPositiveSign", Text("")),
+            ("sShortDate", Text("M/d/yyyy")),
+            ("sShortTime", Text("h:mm tt")),
+            ("sThousand", Text(",")),
+            ("sTime", Text(":")),
+            ("sTimeFormat", Text("h:mm:ss tt")),
+            ("sYearMonth", Text("MMMM, yyyy")),
+        ],
+    ),
+    ("Environment", &[]),
+    ("Software\\Classes", &[]),
+    ("Software\\Microsoft\\Windows\\CurrentVersion", &[]),
+    (
+        "Software\\Microsoft\\Windows\\CurrentVersion\\Explorer\\Shell Folders",
+        &[
+            ("AppData", Text("C:\\users\\user\\AppData\\Roaming")),
+            ("Local AppData", Text("C:\\users\\user\\AppData\\Local")),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Windows\\CurrentVersion\\Explorer\\User Shell Folders",
+        &[
+            ("AppData", Expand("%USERPROFILE%\\AppData\\Roaming")),
+            ("Local AppData", Expand("%USERPROFILE%\\AppData\\Local")),
+        ],
+    ),
+    ("Volatile Environment", &[]),
+];
+
+/// A registry with the built-in keys, stamped with system time `now`.
+pub fn registry(now: i64) -> Result<Registry, Status> {
+    let mut registry = Registry::new();
+    let machine = registry.create_all(registry.root(), "Machine", now)?;
+    let users = registry.create_all(registry.root(), "User", now)?;
+    let user = registry.create_all(users, USER_SID, now)?;
+    registry.create_all(users, &format!("{USER_SID}_Classes"), now)?;
+    let default = registry.create_all(users, ".Default", now)?;
+    for (base, table) in [(machine, MACHINE), (user, USER), (default, USER)] {
+        for (path, values) in table {
+            let key = registry.create_all(base, path, now)?;
+            for (name, data) in *values {
+                let (kind, bytes) = data.encode();
+                registry.set_value(key, name, kind, bytes, now)?;
+            }
+        }
+    }
+    Ok(registry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_up_keys_are_there() {
+        let registry = registry(7).unwrap();
+        let root = registry.root();
+        for path in [
+            "Machine\\System\\CurrentControlSet\\Control\\Session Manager",
+            "MACHINE\\SOFTWARE\\MICROSOFT\\WINDOWS NT\\CURRENTVERSION\\TIME ZONES\\GREENWICH STANDARD TIME",
+            "User\\S-1-5-21-0-0-0-1000\\Control Panel\\International",
+        ] {
+            assert!(registry.open(root, path).is_ok(), "{path}");
+        }
+        let key = registry.open(root, "Machine\\Software\\Microsoft\\Windows NT\\CurrentVersion").unwrap();
+        let value = registry.key(key).unwrap().value("currentbuildnumber").unwrap();
+        assert_eq!((value.kind, value.data.as_slice()), (1, b"1\09\x000\x004\x003\0\0\0".as_slice()));
+        let options = registry.open(root, "Machine\\System\\CurrentControlSet\\Control\\ProductOptions").unwrap();
+        let suite = registry.key(options).unwrap().value("ProductSuite").unwrap();
+        assert_eq!((suite.kind, suite.data.len()), (7, 34));
+    }
+}

@@ -1,0 +1,411 @@
+//! The registry: an in-memory tree of keys and values, with the keys that start-up code reads.
+//!
+//! Nothing is loaded from or saved to the host: each run starts from [`defaults`].
+
+pub mod defaults;
+
+use std::collections::BTreeMap;
+
+use crate::io::fold;
+use crate::status::Status;
+
+/// Names a key as long as it exists; stale ones answer STATUS_KEY_DELETED.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyId {
+    index: usize,
+    generation: u32,
+}
+
+/// What a key handle refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyObject {
+    /// The key.
+    pub key: KeyId,
+}
+
+/// REG_* value types.
+pub mod value_type {
+    /// Text.
+    pub const SZ: u32 = 1;
+    /// Text with environment variables.
+    pub const EXPAND_SZ: u32 = 2;
+    /// Bytes.
+    pub const BINARY: u32 = 3;
+    /// 32-bit number.
+    pub const DWORD: u32 = 4;
+    /// Path of another key.
+    pub const LINK: u32 = 6;
+    /// Texts, each terminated, the whole terminated again.
+    pub const MULTI_SZ: u32 = 7;
+}
+
+/// A value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Name in its original spelling; the default value's is empty.
+    pub name: String,
+    /// REG_* type; any number is allowed.
+    pub kind: u32,
+    /// Data bytes.
+    pub data: Vec<u8>,
+}
+
+/// A key.
+#[derive(Debug)]
+pub struct Key {
+    /// Last component in its original spelling.
+    pub name: String,
+    /// Class name.
+    pub class: String,
+    /// Containing key.
+    pub parent: Option<KeyId>,
+    /// System time of the last change.
+    pub last_write: i64,
+    /// Not kept over a restart (REG_OPTION_VOLATILE); told to queries only.
+    pub volatile: bool,
+    children: BTreeMap<String, KeyId>,
+    values: BTreeMap<String, Value>,
+}
+
+impl Key {
+    /// Subkeys in order of their names.
+    pub fn children(&self) -> impl ExactSizeIterator<Item = KeyId> + '_ {
+        self.children.values().copied()
+    }
+
+    /// Values in order of their names.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = &Value> + '_ {
+        self.values.values()
+    }
+
+    /// The value of that name.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.values.get(&fold(name))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    key: Option<Key>,
+}
+
+/// The tree. Its root is `\Registry`.
+#[derive(Debug)]
+pub struct Registry {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    bytes: usize,
+}
+
+/// Longest key name in UTF-16 units.
+const MAX_KEY_NAME: usize = 255;
+/// Longest value name in UTF-16 units.
+const MAX_VALUE_NAME: usize = 16_383;
+/// Deepest nesting.
+const MAX_DEPTH: usize = 512;
+/// Bytes of names and data that a guest may store.
+const MAX_BYTES: usize = 256 << 20;
+/// What a key itself costs beside its name.
+const KEY_COST: usize = 256;
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Registry {
+    /// A tree of nothing but its root.
+    #[must_use]
+    pub fn new() -> Self {
+        let root = Key {
+            name: "REGISTRY".to_owned(),
+            class: String::new(),
+            parent: None,
+            last_write: 0,
+            volatile: false,
+            children: BTreeMap::new(),
+            values: BTreeMap::new(),
+        };
+        Self { slots: vec![Slot { generation: 0, key: Some(root) }], free: Vec::new(), bytes: 0 }
+    }
+
+    /// `\Registry`.
+    #[must_use]
+    pub fn root(&self) -> KeyId {
+        KeyId { index: 0, generation: 0 }
+    }
+
+    /// The key, unless it was deleted.
+    pub fn key(&self, id: KeyId) -> Result<&Key, Status> {
+        let slot = self.slots.get(id.index).filter(|slot| slot.generation == id.generation);
+        slot.and_then(|slot| slot.key.as_ref()).ok_or(Status::KEY_DELETED)
+    }
+
+    fn key_mut(&mut self, id: KeyId) -> Result<&mut Key, Status> {
+        let slot = self.slots.get_mut(id.index).filter(|slot| slot.generation == id.generation);
+        slot.and_then(|slot| slot.key.as_mut()).ok_or(Status::KEY_DELETED)
+    }
+
+    /// Components of a path relative to a key. A trailing separator is allowed, an empty component is not.
+    fn components(path: &str) -> Result<Vec<&str>, Status> {
+        let path = path.strip_suffix('\\').unwrap_or(path);
+        if path.is_empty() {
+            return Ok(Vec::new());
+        }
+        let parts: Vec<&str> = path.split('\\').collect();
+        if parts.iter().any(|part| part.is_empty() || part.encode_utf16().count() > MAX_KEY_NAME) {
+            return Err(Status::OBJECT_NAME_INVALID);
+        }
+        Ok(parts)
+    }
+
+    fn child(&self, id: KeyId, name: &str) -> Result<Option<KeyId>, Status> {
+        Ok(self.key(id)?.children.get(&fold(name)).copied())
+    }
+
+    /// Opens an existing key by a path relative to `base`.
+    pub fn open(&self, base: KeyId, path: &str) -> Result<KeyId, Status> {
+        self.key(base)?;
+        Self::components(path)?
+            .into_iter()
+            .try_fold(base, |at, part| self.child(at, part)?.ok_or(Status::OBJECT_NAME_NOT_FOUND))
+    }
+
+    /// Opens a key or creates its last component; the flag says whether it is new.
+    pub fn create(
+        &mut self,
+        base: KeyId,
+        path: &str,
+        class: &str,
+        volatile: bool,
+        now: i64,
+    ) -> Result<(KeyId, bool), Status> {
+        self.key(base)?;
+        let parts = Self::components(path)?;
+        let Some((last, parents)) = parts.split_last() else { return Ok((base, false)) };
+        let mut at = base;
+        for part in parents {
+            at = self.child(at, part)?.ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+        }
+        if let Some(existing) = self.child(at, last)? {
+            return Ok((existing, false));
+        }
+        // `\Registry` itself takes no keys beside its hives.
+        if at == self.root() && self.key(at)?.children.len() >= 2 {
+            return Err(Status::ACCESS_DENIED);
+        }
+        if self.key(at)?.volatile && !volatile {
+            return Err(Status::CHILD_MUST_BE_VOLATILE);
+        }
+        if self.depth(at) >= MAX_DEPTH {
+            return Err(Status::INVALID_PARAMETER);
+        }
+        self.charge(KEY_COST + last.len() + class.len())?;
+        let key = Key {
+            name: (*last).to_owned(),
+            class: class.to_owned(),
+            parent: Some(at),
+            last_write: now,
+            volatile,
+            children: BTreeMap::new(),
+            values: BTreeMap::new(),
+        };
+        let id = match self.free.pop() {
+            Some(index) => {
+                // A freed index always has its slot.
+                let slot = &mut self.slots[index];
+                slot.key = Some(key);
+                KeyId { index, generation: slot.generation }
+            }
+            None => {
+                self.slots.push(Slot { generation: 0, key: Some(key) });
+                KeyId { index: self.slots.len() - 1, generation: 0 }
+            }
+        };
+        let parent = self.key_mut(at)?;
+        parent.children.insert(fold(last), id);
+        parent.last_write = now;
+        Ok((id, true))
+    }
+
+    /// Creates every missing component; for building trees.
+    pub fn create_all(&mut self, base: KeyId, path: &str, now: i64) -> Result<KeyId, Status> {
+        let mut at = base;
+        for part in Self::components(path)? {
+            at = self.create(at, part, "", false, now)?.0;
+        }
+        Ok(at)
+    }
+
+    /// Deletes a key without subkeys.
+    pub fn delete(&mut self, id: KeyId, now: i64) -> Result<(), Status> {
+        let key = self.key(id)?;
+        let Some(parent) = key.parent.filter(|_| key.children.is_empty()) else { return Err(Status::CANNOT_DELETE) };
+        let name = fold(&key.name);
+        let cost = KEY_COST
+            + key.name.len()
+            + key.class.len()
+            + key.values.values().map(|v| v.name.len() + v.data.len()).sum::<usize>();
+        let parent = self.key_mut(parent)?;
+        parent.children.remove(&name);
+        parent.last_write = now;
+        let slot = &mut self.slots[id.index];
+        slot.key = None;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(id.index);
+        self.bytes = self.bytes.saturating_sub(cost);
+        Ok(())
+    }
+
+    /// Renames a key in its parent.
+    pub fn rename(&mut self, id: KeyId, name: &str, now: i64) -> Result<(), Status> {
+        if name.is_empty() || name.contains('\\') || name.encode_utf16().count() > MAX_KEY_NAME {
+            return Err(Status::INVALID_PARAMETER);
+        }
+        let key = self.key(id)?;
+        let parent = key.parent.ok_or(Status::ACCESS_DENIED)?;
+        let (old, new) = (fold(&key.name), fold(name));
+        if old != new && self.key(parent)?.children.contains_key(&new) {
+            return Err(Status::CANNOT_DELETE);
+        }
+        let siblings = &mut self.key_mut(parent)?.children;
+        siblings.remove(&old);
+        siblings.insert(new, id);
+        let key = self.key_mut(id)?;
+        name.clone_into(&mut key.name);
+        key.last_write = now;
+        Ok(())
+    }
+
+    /// Sets a value.
+    pub fn set_value(&mut self, id: KeyId, name: &str, kind: u32, data: Vec<u8>, now: i64) -> Result<(), Status> {
+        if name.encode_utf16().count() > MAX_VALUE_NAME {
+            return Err(Status::OBJECT_NAME_INVALID);
+        }
+        let old = self.key(id)?.value(name).map_or(0, |v| v.name.len() + v.data.len());
+        self.charge(name.len() + data.len())?;
+        self.bytes = self.bytes.saturating_sub(old);
+        let key = self.key_mut(id)?;
+        key.values.insert(fold(name), Value { name: name.to_owned(), kind, data });
+        key.last_write = now;
+        Ok(())
+    }
+
+    /// Deletes a value.
+    pub fn delete_value(&mut self, id: KeyId, name: &str, now: i64) -> Result<(), Status> {
+        let key = self.key_mut(id)?;
+        let value = key.values.remove(&fold(name)).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+        key.last_write = now;
+        self.bytes = self.bytes.saturating_sub(value.name.len() + value.data.len());
+        Ok(())
+    }
+
+    /// `\REGISTRY\...` path of a key.
+    pub fn path_of(&self, id: KeyId) -> Result<String, Status> {
+        let mut parts = Vec::new();
+        let mut at = Some(id);
+        while let Some(id) = at {
+            let key = self.key(id)?;
+            parts.push(key.name.as_str());
+            at = key.parent;
+        }
+        Ok(parts.iter().rev().fold(String::new(), |path, part| path + "\\" + part))
+    }
+
+    fn depth(&self, id: KeyId) -> usize {
+        std::iter::successors(Some(id), |&at| self.key(at).ok()?.parent).take(MAX_DEPTH + 1).count()
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), Status> {
+        self.bytes = self.bytes.checked_add(bytes).filter(|&n| n <= MAX_BYTES).ok_or(Status::INSUFFICIENT_RESOURCES)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_ignore_case_and_keep_their_spelling() {
+        let mut registry = Registry::new();
+        let machine = registry.create_all(registry.root(), "Machine\\Software", 1).unwrap();
+        let (id, new) = registry.create(machine, "Ünïcode Key", "", false, 2).unwrap();
+        assert!(new);
+        assert_eq!(registry.create(machine, "üNÏCODE kEY\\", "", false, 3), Ok((id, false)));
+        assert_eq!(registry.open(registry.root(), "MACHINE\\software\\ÜNÏCODE KEY"), Ok(id));
+        assert_eq!(registry.path_of(id).unwrap(), "\\REGISTRY\\Machine\\Software\\Ünïcode Key");
+        assert_eq!(registry.key(machine).unwrap().last_write, 2);
+    }
+
+    #[test]
+    fn only_the_last_component_is_created() {
+        let mut registry = Registry::new();
+        let user = registry.create_all(registry.root(), "User", 0).unwrap();
+        assert_eq!(registry.create(user, "a\\b", "", false, 0), Err(Status::OBJECT_NAME_NOT_FOUND));
+        assert_eq!(registry.create(user, "a\\\\b", "", false, 0), Err(Status::OBJECT_NAME_INVALID));
+        assert_eq!(registry.create(user, &"x".repeat(256), "", false, 0), Err(Status::OBJECT_NAME_INVALID));
+        assert_eq!(registry.open(user, ""), Ok(user));
+        let (volatile, _) = registry.create(user, "v", "", true, 0).unwrap();
+        assert_eq!(registry.create(volatile, "s", "", false, 0), Err(Status::CHILD_MUST_BE_VOLATILE));
+    }
+
+    #[test]
+    fn deleted_keys_answer_so() {
+        let mut registry = Registry::new();
+        let a = registry.create_all(registry.root(), "User\\a", 0).unwrap();
+        let b = registry.create_all(a, "b", 0).unwrap();
+        assert_eq!(registry.delete(a, 0), Err(Status::CANNOT_DELETE));
+        assert_eq!(registry.delete(registry.root(), 0), Err(Status::CANNOT_DELETE));
+        registry.delete(b, 0).unwrap();
+        assert_eq!(registry.set_value(b, "x", 1, vec![], 0), Err(Status::KEY_DELETED));
+        let again = registry.create_all(a, "b", 0).unwrap();
+        assert_ne!(again, b);
+        assert_eq!(registry.open(b, ""), Err(Status::KEY_DELETED));
+    }
+
+    #[test]
+    fn values_are_set_enumerated_and_deleted() {
+        let mut registry = Registry::new();
+        let key = registry.create_all(registry.root(), "User\\k", 0).unwrap();
+        registry.set_value(key, "Beta", 4, vec![1, 0, 0, 0], 0).unwrap();
+        registry.set_value(key, "", 1, vec![0, 0], 0).unwrap();
+        registry.set_value(key, "BETA", 4, vec![2, 0, 0, 0], 5).unwrap();
+        let names: Vec<_> = registry.key(key).unwrap().values().map(|v| (v.name.as_str(), v.data.len())).collect();
+        assert_eq!(names, [("", 2), ("BETA", 4)]);
+        registry.delete_value(key, "beta", 6).unwrap();
+        assert_eq!(registry.delete_value(key, "beta", 6), Err(Status::OBJECT_NAME_NOT_FOUND));
+        let huge = vec![0; MAX_BYTES];
+        assert_eq!(registry.set_value(key, "huge", 3, huge, 0), Err(Status::INSUFFICIENT_RESOURCES));
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let mut registry = Registry::new();
+        let mut key = registry.create_all(registry.root(), "User", 0).unwrap();
+        let deepest = (0..600).find_map(|_| match registry.create(key, "d", "", false, 0) {
+            Ok((next, _)) => {
+                key = next;
+                None
+            }
+            Err(status) => Some(status),
+        });
+        assert_eq!(deepest, Some(Status::INVALID_PARAMETER));
+    }
+
+    #[test]
+    fn keys_are_renamed() {
+        let mut registry = Registry::new();
+        let key = registry.create_all(registry.root(), "User\\old", 0).unwrap();
+        let user = registry.open(registry.root(), "user").unwrap();
+        registry.create_all(user, "other", 0).unwrap();
+        assert_eq!(registry.rename(key, "OTHER", 0), Err(Status::CANNOT_DELETE));
+        assert_eq!(registry.rename(key, "a\\b", 0), Err(Status::INVALID_PARAMETER));
+        registry.rename(key, "New", 0).unwrap();
+        assert_eq!(registry.open(user, "new"), Ok(key));
+        assert!(registry.open(user, "old").is_err());
+    }
+}
