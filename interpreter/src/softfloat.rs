@@ -353,11 +353,6 @@ impl Environment {
         self.flags |= flags;
     }
 
-    /// Whether any of the exceptions raised so far is unmasked.
-    pub fn is_unmasked(&self) -> bool {
-        self.flags & !self.masks != 0
-    }
-
     /// Decodes an operand.
     pub fn operand(&self, format: &Format, bits: u128) -> Float {
         let float = format.unpack(bits);

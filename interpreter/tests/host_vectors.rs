@@ -5,15 +5,7 @@
 //! modes, FTZ, DAZ and exception masks. `LSTAR_HOST_CASES` sets the number of cases per instruction form.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
-#[path = "../src/exec.rs"]
-mod exec;
 mod host;
-#[path = "../src/softfloat.rs"]
-mod softfloat;
-#[path = "../src/sse/mod.rs"]
-mod sse;
-#[path = "../src/x87/mod.rs"]
-mod x87;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +16,7 @@ use iced_x86::{
 };
 use lstar_arch::cpuid::Features;
 use lstar_arch::{CpuModel, CpuState, Exception, GuestMemory, PageFault, PageFaultCode, Privilege, Rflags, Vendor};
+use lstar_interpreter::{Interpreter, Outcome};
 
 /// What the interpreter leaves out.
 const NOT_IMPLEMENTED: &[Mnemonic] = &[
@@ -38,15 +31,6 @@ const NOT_IMPLEMENTED: &[Mnemonic] = &[
     Mnemonic::Fyl2xp1,
     // An undocumented alias of FSTP.
     Mnemonic::Fstpnce,
-    // Not part of the vector state.
-    Mnemonic::Crc32,
-    Mnemonic::Lfence,
-    Mnemonic::Mfence,
-    Mnemonic::Sfence,
-    Mnemonic::Prefetchnta,
-    Mnemonic::Prefetcht0,
-    Mnemonic::Prefetcht1,
-    Mnemonic::Prefetcht2,
 ];
 
 /// A small generator of reproducible numbers (xorshift64*).
@@ -129,10 +113,14 @@ impl Random {
     }
 }
 
-/// The memory operand at the address it has on the host.
+/// Address of the instruction.
+const CODE: u64 = 0x1000;
+
+/// The instruction, and its memory operand at the address it has on the host.
 struct Memory<'a> {
     address: u64,
     bytes: &'a mut [u8],
+    code: &'a [u8],
 }
 
 impl Memory<'_> {
@@ -155,9 +143,11 @@ impl GuestMemory for Memory<'_> {
     fn probe_write(&mut self, address: u64, len: u64, _: Privilege) -> Result<(), PageFault> {
         self.slice(address, len as usize).map(|_| ())
     }
-    fn fetch(&mut self, address: u64, buf: &mut [u8], privilege: Privilege) -> Result<usize, PageFault> {
-        self.read(address, buf, privilege)?;
-        Ok(buf.len())
+    fn fetch(&mut self, address: u64, buf: &mut [u8], _: Privilege) -> Result<usize, PageFault> {
+        assert_eq!(address, CODE);
+        let len = buf.len().min(self.code.len());
+        buf[..len].copy_from_slice(&self.code[..len]);
+        Ok(len)
     }
     fn code_modified(&self) -> bool {
         false
@@ -272,7 +262,21 @@ enum Group {
 
 fn group(code: Code) -> Option<Group> {
     let info = code.op_code();
-    if info.encoding() != EncodingKind::Legacy || !info.mode64() || !info.is_instruction() {
+    // Not part of the vector state.
+    let other = matches!(
+        code.mnemonic(),
+        Mnemonic::Crc32
+            | Mnemonic::Lfence
+            | Mnemonic::Mfence
+            | Mnemonic::Sfence
+            | Mnemonic::Pause
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2
+            | Mnemonic::Clflush
+    );
+    if info.encoding() != EncodingKind::Legacy || !info.mode64() || !info.is_instruction() || other {
         return None;
     }
     code.cpuid_features().iter().find_map(|feature| match feature {
@@ -286,7 +290,8 @@ fn group(code: Code) -> Option<Group> {
         | CpuidFeature::SSE4_2
         | CpuidFeature::AES
         | CpuidFeature::PCLMULQDQ
-        | CpuidFeature::SHA => Some(Group::Vector),
+        | CpuidFeature::SHA
+        | CpuidFeature::FXSR => Some(Group::Vector),
         _ => None,
     })
 }
@@ -318,18 +323,30 @@ fn random_state(random: &mut Random, group: Group) -> State {
         let (first, second) = state.image[160 + 16..].split_at_mut(16);
         second[..16].copy_from_slice(&first[..16]);
     }
-    for chunk in state.memory[..128].chunks_mut(16) {
+    for chunk in state.memory[..512].chunks_mut(16) {
         let image = if group == Group::X87 && random.below(3) == 0 { random.extended() } else { random.vector() };
         chunk.copy_from_slice(&image);
+    }
+    // As an MXCSR image (LDMXCSR, FXRSTOR) it is valid half of the time, and never has AMD's misalignment bit.
+    let valid = random.below(2) == 0;
+    for high_half in [2, 26] {
+        state.memory[high_half] &= if valid { 0 } else { !2 };
+        state.memory[high_half + 1] &= if valid { 0 } else { 0xFF };
     }
     state.gpr = std::array::from_fn(|_| u64::from_le_bytes(random.vector()[..8].try_into().unwrap()));
     state
 }
 
 /// Executes one instruction in the interpreter; `None` if it is not implemented.
-fn interpret(cpu: &mut CpuState, mem: &mut Memory<'_>, insn: &Instruction) -> Option<Result<(), Exception>> {
-    let mut ex = exec::Exec { cpu, mem, insn };
-    sse::execute(&mut ex).or_else(|| x87::execute(&mut ex))
+fn interpret(cpu: &mut CpuState, mem: &mut Memory<'_>) -> Option<Result<(), Exception>> {
+    let mut interpreter = Interpreter::new();
+    cpu.rip = CODE;
+    let result = match interpreter.step(cpu, mem) {
+        Outcome::Retired => Ok(()),
+        Outcome::Exception(exception) => Err(exception),
+        other => panic!("unexpected outcome {other:?}"),
+    };
+    interpreter.take_unimplemented().is_empty().then_some(result)
 }
 
 /// Status word bits that are not compared: AMD's processors keep C1 in FCOMI and its like, which the SDM clears, and set
@@ -385,11 +402,11 @@ struct Totals {
 /// Runs `cases` random states through one instruction on both sides.
 fn check_form(insn: &Instruction, group: Group, cases: usize, random: &mut Random, totals: &mut Totals) {
     let mut encoder = Encoder::new(64);
-    if encoder.encode(insn, 0x1000).is_err() {
+    if encoder.encode(insn, CODE).is_err() {
         return;
     }
     let bytes = encoder.take_buffer();
-    let decoded = Decoder::with_ip(64, &bytes, 0x1000, DecoderOptions::NONE).decode();
+    let decoded = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
     if decoded.code() == Code::Wait && insn.code() != Code::Wait {
         // FSTCW and its like are two instructions: WAIT and the non-waiting form, which is on the list itself.
         return;
@@ -404,8 +421,8 @@ fn check_form(insn: &Instruction, group: Group, cases: usize, random: &mut Rando
         let mut cpu = processor(&state);
         let before = describe(&cpu, &state.memory);
         let mut memory = state.memory;
-        let mut mem = Memory { address: state.memory_address(), bytes: &mut memory };
-        let Some(ours) = interpret(&mut cpu, &mut mem, &decoded) else {
+        let mut mem = Memory { address: state.memory_address(), bytes: &mut memory, code: &bytes };
+        let Some(ours) = interpret(&mut cpu, &mut mem) else {
             totals.missing.push(insn.mnemonic());
             return;
         };
@@ -413,6 +430,10 @@ fn check_form(insn: &Instruction, group: Group, cases: usize, random: &mut Rando
         let mut judge = processor(&state);
         let uncompared = uncompared_status(insn.mnemonic(), cpu.x87.status);
         judge.x87.status = judge.x87.status & !uncompared | cpu.x87.status & uncompared;
+        if matches!(insn.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64) {
+            // MXCSR_MASK: AMD's processors have a bit more.
+            state.memory[30] &= !2;
+        }
         if uncompared == 0x200 && cpu.x87.status & 0x80 != 0 {
             judge.rflags = cpu.rflags;
         }

@@ -6,11 +6,14 @@
 //! written once for its MMX, register and memory forms.
 
 mod convert;
+mod crypto;
 mod float;
 mod integer;
 mod lanes;
 mod moves;
 mod shuffle;
+mod state;
+mod string;
 
 pub(crate) use float::order_flags;
 
@@ -23,8 +26,10 @@ use crate::exec::{Exec, Op};
 
 /// Executes an MMX or SSE instruction; `None` when it is none of those implemented here.
 pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
-    let required = required_features(ex)?;
     let mnemonic = ex.insn.mnemonic();
+    let Some(required) = required_features(ex) else {
+        return state::execute_images(ex, mnemonic);
+    };
     match mnemonic {
         Mnemonic::Movnti => return Some(moves::movnti(ex)),
         // Not part of the vector state: neither CR0 nor CR4.OSFXSR concern them.
@@ -48,6 +53,9 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
         .or_else(|| shuffle::execute(ex, mnemonic))
         .or_else(|| float::execute(ex, mnemonic))
         .or_else(|| convert::execute(ex, mnemonic))
+        .or_else(|| state::execute(ex, mnemonic))
+        .or_else(|| string::execute(ex, mnemonic))
+        .or_else(|| crypto::execute(ex, mnemonic))
 }
 
 /// The CPUID features that the instruction needs beyond SSE2; `None` when it belongs to another group.
@@ -187,7 +195,9 @@ impl<M: GuestMemory> Exec<'_, M> {
                 | Mnemonic::Movdqu
                 | Mnemonic::Lddqu
                 | Mnemonic::Pcmpestri
+                | Mnemonic::Pcmpestri64
                 | Mnemonic::Pcmpestrm
+                | Mnemonic::Pcmpestrm64
                 | Mnemonic::Pcmpistri
                 | Mnemonic::Pcmpistrm
         );

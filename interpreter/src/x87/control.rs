@@ -50,7 +50,7 @@ pub(super) fn initialise<M: GuestMemory>(ex: &mut Exec<'_, M>) {
 }
 
 /// Sets the control word; bit 6 always reads as one, other reserved bits as zero.
-pub(super) fn set_control<M: GuestMemory>(ex: &mut Exec<'_, M>, control: u16) {
+pub(crate) fn set_control<M: GuestMemory>(ex: &mut Exec<'_, M>, control: u16) {
     ex.cpu.x87.control = control & 0x1F3F | 0x40;
     summarise(ex);
 }

@@ -5,7 +5,7 @@ use lstar_arch::{Exception, GuestMemory, Rflags};
 
 use super::propagate_nan;
 use crate::exec::{Exec, Op};
-use crate::softfloat::{Class, Environment, Float, Format, Rounding, flags};
+use crate::softfloat::{Environment, Float, Format, Rounding, flags};
 
 pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
     if let Some(constant) = constant(mnemonic) {

@@ -9,6 +9,8 @@ mod control;
 mod data;
 mod image;
 
+pub(crate) use control::set_control;
+
 use iced_x86::{CpuidFeature, EncodingKind, MemorySize, Mnemonic, OpKind};
 use lstar_arch::control::cr0;
 use lstar_arch::cpuid::Features;
@@ -82,7 +84,7 @@ impl<M: GuestMemory> Exec<'_, M> {
     }
 
     /// Physical number of ST(`index`).
-    fn physical(&self, index: usize) -> usize {
+    pub(crate) fn physical(&self, index: usize) -> usize {
         (usize::from(self.top()) + index) & 7
     }
 
