@@ -466,7 +466,7 @@ fn check_form(insn: &Instruction, group: Group, cases: usize, random: &mut Rando
 }
 
 fn check_group(wanted: Group) {
-    let cases = std::env::var("LSTAR_HOST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
+    let cases = std::env::var("LSTAR_HOST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let mut totals = Totals::default();
     let only = std::env::var("LSTAR_HOST_ONLY").unwrap_or_default();
@@ -474,14 +474,16 @@ fn check_group(wanted: Group) {
         if !only.is_empty() && !format!("{code:?}").starts_with(&only) {
             continue;
         }
-        let immediates = match code.op_code().op_kinds().iter().find_map(|kind| match kind {
-            OpCodeOperandKind::imm8 => Some(32),
-            OpCodeOperandKind::sti_opcode => Some(8),
-            _ => None,
-        }) {
-            Some(count) => count,
-            None => 1,
-        };
+        let immediates = code
+            .op_code()
+            .op_kinds()
+            .iter()
+            .find_map(|kind| match kind {
+                OpCodeOperandKind::imm8 => Some(32),
+                OpCodeOperandKind::sti_opcode => Some(8),
+                _ => None,
+            })
+            .unwrap_or(1);
         for index in 0..immediates {
             let immediate = if index < 8 { index as u8 } else { random.next() as u8 };
             for (memory, alias) in [(false, false), (false, true), (true, false)] {

@@ -250,7 +250,7 @@ fn store_decimal<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         let mut bytes: [u8; 10] = std::array::from_fn(|_| {
             let pair = (rest % 100) as u8;
             rest /= 100;
-            pair / 10 << 4 | pair % 10
+            ((pair / 10) << 4) | (pair % 10)
         });
         bytes[9] = u8::from(value.negative) << 7;
         Bytes(bytes)
