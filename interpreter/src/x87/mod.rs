@@ -34,7 +34,9 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
     let x87 =
         |feature: &CpuidFeature| matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387);
     let mnemonic = ex.insn.mnemonic();
-    if ex.insn.encoding() != EncodingKind::Legacy || !ex.insn.cpuid_features().iter().any(x87) {
+    if ex.insn.encoding() != EncodingKind::Legacy
+        || mnemonic != Mnemonic::Wait && !ex.insn.cpuid_features().iter().any(x87)
+    {
         return None;
     }
     if let Err(exception) = check_available(ex, mnemonic) {

@@ -8,6 +8,9 @@
 //! Unlike general libraries it detects tininess after rounding, flushes to zero, and delivers what an unmasked
 //! overflow or underflow needs.
 
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Ordering;
 
 /// Exception flags, laid out as in MXCSR bits 5:0 and in the x87 status word.
