@@ -82,6 +82,11 @@ fn required_features<M: GuestMemory>(ex: &Exec<'_, M>) -> Option<Features> {
 /// order of priority. Instructions on MMX registers also report pending x87 exceptions.
 fn check_available<M: GuestMemory>(ex: &Exec<'_, M>, required: Features) -> Op {
     let cpu = &*ex.cpu;
+    let unhindered =
+        cpu.cr0 & (cr0::EM | cr0::TS) == 0 && cpu.cr4 & cr4::OSFXSR != 0 && cpu.x87.status & X87_ERROR_SUMMARY == 0;
+    if unhindered && cpu.model.features.contains(required) && !ex.insn.has_lock_prefix() {
+        return Ok(());
+    }
     let mmx = ex.insn.mnemonic() == Mnemonic::Emms || names_register(ex, Register::is_mm);
     let xmm = !mmx || names_register(ex, Register::is_xmm);
     if !cpu.model.features.contains(required)
@@ -110,9 +115,10 @@ fn names_register<M: GuestMemory>(ex: &Exec<'_, M>, kind: fn(Register) -> bool) 
 
 impl<M: GuestMemory> Exec<'_, M> {
     /// Width in bits of the vector register that operand 0 or 1 names: 64 for MMX.
+    #[inline]
     fn vector_width(&self) -> u32 {
-        let mm = |op| self.insn.op_kind(op) == OpKind::Register && self.insn.op_register(op).is_mm();
-        if mm(0) || mm(1) { 64 } else { 128 }
+        // Operands of other kinds have no register here.
+        if self.insn.op0_register().is_mm() || self.insn.op1_register().is_mm() { 64 } else { 128 }
     }
 
     /// Value of an XMM, MMX or general-purpose register, zero-extended.
