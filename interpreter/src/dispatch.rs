@@ -6,11 +6,14 @@ use lstar_arch::{Exception, GuestMemory};
 use crate::exec::{Exec, Op};
 use crate::{arithmetic, bit, bmi, control_flow, data_transfer, logic, shift, sse, string, system, x87};
 
-/// Executes one instruction; `None` when there is no implementation.
-#[inline]
-pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
+/// What [`execute`] returns when there is no implementation: #UD, marked by DR6 bits that no #UD has. A value of its own
+/// would keep the implementations' results from being passed on in place.
+pub(crate) const UNIMPLEMENTED: Exception = Exception { dr6: u64::MAX, ..Exception::UD };
+
+/// Executes one instruction.
+pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     use Mnemonic as M;
-    Some(match ex.decoded.mnemonic {
+    match ex.decoded.mnemonic {
         M::Mov | M::Movzx => data_transfer::mov(ex),
         M::Movsx | M::Movsxd => data_transfer::movsx(ex),
         M::Movbe => data_transfer::movbe(ex),
@@ -135,6 +138,6 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
             Err(Exception::UD)
         }
 
-        _ => return sse::execute(ex).or_else(|| x87::execute(ex)),
-    })
+        _ => sse::execute(ex).or_else(|| x87::execute(ex)).unwrap_or(Err(UNIMPLEMENTED)),
+    }
 }

@@ -8,7 +8,7 @@ use lstar_arch::{CpuState, Exception, GuestMemory, Rflags};
 
 use crate::block_cache::{BlockCache, decode_one};
 use crate::decode::{After, Decoded};
-use crate::dispatch::execute;
+use crate::dispatch::{UNIMPLEMENTED, execute};
 use crate::exec::Exec;
 use crate::{Outcome, RunOptions, Unimplemented, watch};
 
@@ -89,10 +89,9 @@ impl Interpreter {
             let mut after = After::Continue;
             for decoded in &block.instructions[..length] {
                 cpu.rip = decoded.insn.next_ip();
-                let result = execute(&mut Exec::new(cpu, mem, decoded));
-                if !matches!(result, Some(Ok(()))) {
+                if let Err(exception) = execute(&mut Exec::new(cpu, mem, decoded)) {
                     *budget -= done;
-                    return self.unimplemented.exception(cpu, decoded, result);
+                    return self.unimplemented.exception(cpu, decoded, exception);
                 }
                 done += 1;
                 if decoded.after != After::Continue {
@@ -154,9 +153,8 @@ impl Interpreter {
         let mut dr6 = watch::data_breakpoints(cpu, &decoded);
         let start = cpu.rip;
         cpu.rip = decoded.insn.next_ip();
-        let result = execute(&mut Exec::new(cpu, mem, &decoded));
-        if !matches!(result, Some(Ok(()))) {
-            return (self.unimplemented.exception(cpu, &decoded, result), false);
+        if let Err(exception) = execute(&mut Exec::new(cpu, mem, &decoded)) {
+            return (self.unimplemented.exception(cpu, &decoded, exception), false);
         }
         let repeating = cpu.rip == start && decoded.insn.is_string_instruction();
         if flags_before & rf != 0 && !repeating && !watch::loads_rf(&decoded) {
@@ -218,17 +216,14 @@ struct UnimplementedLog {
 impl UnimplementedLog {
     /// The outcome of an instruction that did not retire. RIP goes back to it, except for the traps INT3, INTO and INT1.
     #[cold]
-    fn exception(&mut self, cpu: &mut CpuState, decoded: &Decoded, result: Option<crate::exec::Op>) -> Outcome {
+    fn exception(&mut self, cpu: &mut CpuState, decoded: &Decoded, mut exception: Exception) -> Outcome {
         let rip = decoded.insn.ip();
-        let exception = match result {
-            Some(Err(exception)) => exception,
-            _ => {
-                if self.seen.insert(rip) {
-                    self.met.push(Unimplemented { rip, text: decoded.insn.to_string() });
-                }
-                Exception::UD
+        if exception == UNIMPLEMENTED {
+            if self.seen.insert(rip) {
+                self.met.push(Unimplemented { rip, text: decoded.insn.to_string() });
             }
-        };
+            exception = Exception::UD;
+        }
         if !exception.software && decoded.mnemonic != Mnemonic::Int1 {
             cpu.rip = rip;
         }

@@ -113,7 +113,7 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     }
 
     /// Value of explicit operand `i` (general-purpose register, memory or immediate), zero-extended.
-    #[inline]
+    #[inline(always)]
     pub fn read(&mut self, i: usize) -> Result<u64, Exception> {
         let operand = self.decoded.operands[i];
         match operand.place {
@@ -125,7 +125,7 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     }
 
     /// Value of operand 0 of a read-modify-write instruction: a #PF reports a write, as hardware does.
-    #[inline]
+    #[inline(always)]
     pub fn read_destination(&mut self) -> Result<u64, Exception> {
         match self.decoded.operands[0].place {
             Place::Memory => self.load_for_store(self.linear_address(), self.size(0)),
@@ -134,7 +134,7 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     }
 
     /// Writes explicit operand `i` (general-purpose register or memory).
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, i: usize, value: u64) -> Op {
         let operand = self.decoded.operands[i];
         match operand.place {
