@@ -193,7 +193,7 @@ fn modified_code_is_reported_and_executed_after_invalidation() {
 fn invalidation_drops_overlapping_blocks_only() {
     let mut machine = Machine::with_bytes(&[0xFF, 0xC0, 0xF4]);
     machine.mem.poke(CODE + 64, &[0xFF, 0xC0, 0xF4]);
-    let mut run_at = |machine: &mut Machine, rip| {
+    let run_at = |machine: &mut Machine, rip| {
         machine.cpu.rip = rip;
         machine.cpu.gpr[0] = 0;
         assert_eq!(machine.run(2), Outcome::Halt);
