@@ -4,6 +4,7 @@
 //! first, on whichever engine. Nothing here sees host addresses or the CPU's internal state.
 #![forbid(unsafe_code)]
 
+pub mod direct;
 pub mod io;
 pub mod kernel;
 pub mod memory;

@@ -110,7 +110,7 @@ extern "C" fn service_gate(block: *mut VcpuBlock, next: u64) -> u64 {
 extern "C" fn read_flags(block: *mut VcpuBlock, _: u64) -> u64 {
     // SAFETY: translated code passes its own live block and is stopped.
     let block = unsafe { &mut *block };
-    let _ = block;
+    lstar_translator::flags::materialize(block);
     block.cpu.rflags
 }
 

@@ -1,9 +1,9 @@
 //! The machine: one virtual processor, its memory, and the engines that run guest code on it.
 
 pub(crate) mod core;
-mod pending;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use lstar_arch::CpuModel;
@@ -78,6 +78,21 @@ pub enum GateAction {
 pub trait ServiceGate {
     /// Serves one request.
     fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction;
+
+    /// Offers the work of the guest's system-call entry code, after SYSCALL's own effects (RIP = LSTAR, CPL 0) and only
+    /// with [`SyscallDispatch::Direct`] in translated code.
+    ///
+    /// `None`, with nothing changed, lets the guest's code run. Otherwise the state must be exactly what that code
+    /// would have left: behind SYSRET for [`GateAction::Resume`], anything consistent for the others.
+    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
+        let _ = vcpu;
+        None
+    }
+
+    /// Code that was fetched from these guest addresses has been overwritten, unmapped or made non-executable.
+    fn code_changed(&mut self, range: Range<u64>) {
+        let _ = range;
+    }
 
     /// An instruction without implementation is about to raise #UD: where, and its text. Reported once per address.
     fn unimplemented_instruction(&mut self, rip: u64, text: &str) {

@@ -180,6 +180,31 @@ impl Vcpu<'_> {
         cpu.cr2 = thread.cr2;
     }
 
+    /// Reads a model-specific register as RDMSR at CPL 0 would; `None` for one that does not exist.
+    #[must_use]
+    pub fn read_msr(&self, index: u32) -> Option<u64> {
+        lstar_arch::msr::rdmsr(self.cpu, index).ok()
+    }
+
+    /// Writes a model-specific register as WRMSR at CPL 0 would; `false` where that raises #GP.
+    pub fn write_msr(&mut self, index: u32, value: u64) -> bool {
+        lstar_arch::msr::wrmsr(self.cpu, index, value).is_ok()
+    }
+
+    /// Executes SWAPGS and SYSRETQ; `false`, with nothing changed, where either would raise an exception.
+    pub fn swapgs_sysretq(&mut self) -> bool {
+        let rip = self.cpu.rip;
+        if lstar_arch::system::swapgs(self.cpu).is_err() {
+            return false;
+        }
+        if lstar_arch::system::sysret(self.cpu, lstar_arch::system::OperandSize::Qword).is_err() {
+            self.cpu.rip = rip;
+            // SWAPGS is its own inverse.
+            return lstar_arch::system::swapgs(self.cpu).is_err();
+        }
+        true
+    }
+
     /// The IDTR (descriptor tables are set by the guest kernel itself).
     #[must_use]
     pub fn idtr(&self) -> DescriptorTable {

@@ -12,15 +12,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ptr;
 use std::time::Instant;
 
-use super::pending::{Translator, TranslatorConfig, flags};
 use lstar_arch::control::{cr0, dr};
 use lstar_arch::delivery::{self, Event};
 use lstar_arch::{CpuState, GuestMemory, Privilege, Rflags, system};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions};
-use lstar_translator::CodeSource;
 use lstar_translator::abi::{ExitReason, Helper, Mode, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
+use lstar_translator::{CodeSource, Translator, TranslatorConfig, flags};
 
-use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, VmExit};
+use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
 use crate::code_cache::CodeCache;
 use crate::entry::{self, FAULT, MissKind, Resolution};
 use crate::fault::{self, Scope};
@@ -81,7 +80,7 @@ impl Core {
         let translator = match config.engine {
             Engine::Interpreter => None,
             Engine::Translator => Some(
-                Translator::new(TranslatorConfig::default())
+                Translator::new(TranslatorConfig { features: config.model.features, ..TranslatorConfig::default() })
                     .map_err(|error| MachineError::Translation(error.to_string()))?,
             ),
         };
@@ -252,11 +251,30 @@ impl Core {
             Ok(()) => {
                 self.statistics.syscalls += 1;
                 self.statistics.privilege_switches += 1;
-                After::Redirect
+                self.direct_dispatch()
             }
             Err(exception) => {
                 self.cpu_mut().rip = rip;
                 self.deliver(Event::Exception(exception))
+            }
+        }
+    }
+
+    /// Lets the gate do the entry code's work, where that is wanted.
+    fn direct_dispatch(&mut self) -> After {
+        let Some(gate) = self.gate.filter(|_| self.config.dispatch == SyscallDispatch::Direct) else {
+            return After::Redirect;
+        };
+        // SAFETY: as in `service_gate`.
+        let action = unsafe { (*gate).system_call(&mut self.vcpu()) };
+        let Some(action) = action else { return After::Redirect };
+        self.count_switch(0);
+        self.drop_stale();
+        match action {
+            GateAction::Resume | GateAction::Redirect => After::Redirect,
+            GateAction::Stop => {
+                self.exit = Some(VmExit::Stopped);
+                After::Exit
             }
         }
     }
@@ -307,6 +325,10 @@ impl Core {
             self.interpreter.invalidate(range.start, range.end);
             self.statistics.invalidations += self.cache.invalidate(&range);
             self.untranslatable.retain(|&(rip, _)| !range.contains(&rip));
+            if let Some(gate) = self.gate {
+                // SAFETY: as in `service_gate`.
+                unsafe { (*gate).code_changed(range) };
+            }
         }
         true
     }
