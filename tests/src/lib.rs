@@ -1,1 +1,4 @@
-//! placeholder
+//! Shared by the integration tests and the benchmarks.
+
+pub mod bare;
+pub mod programs;

@@ -1,0 +1,61 @@
+//! Prints, for each guest program, the median times on the host, the translator and the interpreter, measured in turn,
+//! and their ratios: `cargo run --release -p lstar_benches --example ratios [NAME..]`.
+
+use std::time::Instant;
+
+use lstar_guest_images::programs::programs;
+use lstar_runtime::{Engine, MachineConfig};
+use lstar_tests::programs::{LoadedProgram, NativeProgram};
+
+const ROUNDS: usize = 9;
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn time(call: &mut dyn FnMut() -> u64) -> f64 {
+    let start = Instant::now();
+    std::hint::black_box(call());
+    start.elapsed().as_secs_f64()
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let (mut sum, mut count) = (0.0, 0);
+    println!("{:16} {:>10} {:>10} {:>7} {:>9} {:>9}", "program", "native ms", "lstar ms", "ratio", "MIPS", "int. MIPS");
+    for program in programs().expect("programs") {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == program.name) {
+            continue;
+        }
+        let n = program.default_n;
+        let config = |engine| MachineConfig { engine, memory_limit: 1 << 30, ..MachineConfig::default() };
+        let mut native = NativeProgram::new(&program).expect("native mapping");
+        let mut translated = LoadedProgram::new(&program, config(Engine::Translator));
+        let mut interpreted = LoadedProgram::new(&program, config(Engine::Interpreter));
+        translated.call(n);
+        let before = translated.machine.statistics().instructions;
+        translated.call(n);
+        let instructions = (translated.machine.statistics().instructions - before) as f64;
+        let (mut native_times, mut translated_times) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            native_times.push(time(&mut || native.call(n)));
+            translated_times.push(time(&mut || translated.call(n)));
+        }
+        let interpreted_time = time(&mut || interpreted.call(n));
+        let (native_time, translated_time) = (median(native_times), median(translated_times));
+        let ratio = translated_time / native_time;
+        sum += ratio.ln();
+        count += 1;
+        println!(
+            "{:16} {:10.3} {:10.3} {:7.2} {:9.0} {:9.0}",
+            program.name,
+            native_time * 1e3,
+            translated_time * 1e3,
+            ratio,
+            instructions / translated_time / 1e6,
+            instructions / interpreted_time / 1e6,
+        );
+    }
+    println!("geometric mean {:.2}", (sum / f64::from(count)).exp());
+}

@@ -1,0 +1,161 @@
+//! The system-call path on both engines: stub, SYSCALL, KiSystemCall64, SSDT, service, SYSRET; hooks; direct dispatch.
+
+use iced_x86::code_asm::*;
+use lstar_arch::Gpr;
+use lstar_guest_images::layout::ktrap_frame;
+use lstar_runtime::{Engine, GateAction, MachineConfig, Registers, SyscallDispatch, Vcpu, VmExit};
+use lstar_tests::bare::{BareSystem, USER_DATA, USER_STACK};
+
+const SERVICES: &[(usize, &str, u8)] =
+    &[(0, "NtZero", 0), (0x0C, "NtClose", 1), (0x52, "NtCreateFile", 11), (0x29, "NtTerminateProcess", 2)];
+const SHADOW: &[(usize, &str, u8)] = &[(0, "NtUserGetThreadState", 1), (5, "NtUserFive", 6)];
+const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Translator];
+
+fn boot(engine: Engine, dispatch: SyscallDispatch) -> BareSystem {
+    let config =
+        MachineConfig { engine, dispatch, hot_threshold: 2, memory_limit: 1 << 30, ..MachineConfig::default() };
+    BareSystem::boot(config, SERVICES, SHADOW)
+}
+
+fn stub(a: &mut CodeAssembler, number: u32) {
+    a.mov(r10, rcx).unwrap();
+    a.mov(eax, number).unwrap();
+    a.syscall().unwrap();
+}
+
+/// Everything user code can see behind a system call, and what the kernel has written.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    registers: Vec<u64>,
+    vectors: Vec<u128>,
+    rip: u64,
+    rflags: u64,
+    mxcsr: u32,
+    selectors: [u16; 2],
+    bases: [u64; 2],
+}
+
+fn seen(vcpu: &Vcpu<'_>) -> Seen {
+    use lstar_arch::SegmentIndex::{Cs, Ss};
+    Seen {
+        registers: Gpr::ALL.iter().map(|&register| vcpu.reg(register)).collect(),
+        vectors: (0..16).map(|index| vcpu.xmm(index)).collect(),
+        rip: vcpu.rip(),
+        rflags: vcpu.rflags(),
+        mxcsr: vcpu.mxcsr(),
+        selectors: [vcpu.selector(Cs), vcpu.selector(Ss)],
+        bases: [vcpu.gs_base(), vcpu.kernel_gs_base()],
+    }
+}
+
+#[test]
+fn arguments_and_results_travel_both_ways() {
+    for engine in ENGINES {
+        for dispatch in [SyscallDispatch::Architectural, SyscallDispatch::Direct] {
+            let mut system = boot(engine, dispatch);
+            system.load_user(|a| {
+                let mut top = a.create_label();
+                a.mov(ebp, 20).unwrap();
+                a.set_label(&mut top).unwrap();
+                for argument in 5..=11 {
+                    a.mov(qword_ptr(rsp + argument * 8 - 8 + 8), argument as i32).unwrap();
+                }
+                a.mov(ecx, 1).unwrap();
+                a.mov(edx, 2).unwrap();
+                a.mov(r8d, 3).unwrap();
+                a.mov(r9d, 4).unwrap();
+                stub(a, 0x52);
+                a.dec(ebp).unwrap();
+                a.jnz(top).unwrap();
+                a.mov(rbx, rax).unwrap();
+                stub(a, 0x29);
+            });
+            let mut calls = 0;
+            let (exit, _) = system.run(true, &mut |vcpu, id| {
+                if id == 0x29 {
+                    return GateAction::Stop;
+                }
+                assert_eq!(id, 0x52);
+                calls += 1;
+                let registers = [Gpr::Rcx, Gpr::Rdx, Gpr::R8, Gpr::R9].map(|register| vcpu.reg(register));
+                assert_eq!(registers, [1, 2, 3, 4]);
+                let stack = vcpu.reg(Gpr::Rsp);
+                for argument in 5..=11u64 {
+                    let mut value = [0; 8];
+                    vcpu.memory.read_unchecked(stack + argument * 8, &mut value).unwrap();
+                    assert_eq!(u64::from_le_bytes(value), argument, "{engine:?} {dispatch:?}");
+                }
+                vcpu.set_reg(Gpr::Rax, 0xC000_0034);
+                GateAction::Resume
+            });
+            assert_eq!(exit, VmExit::Stopped);
+            assert_eq!(calls, 20);
+            assert_eq!(system.machine.vcpu().reg(Gpr::Rbx), 0, "saved RBX is the thread inside the kernel");
+            let _ = USER_STACK;
+        }
+    }
+}
+
+/// The state at every gate and behind every SYSRET, and the kernel's memory, are the same to the last bit whether the
+/// guest's own code runs or the short cut is taken.
+#[test]
+fn direct_dispatch_equals_the_guest_code() {
+    let run = |dispatch, direct| {
+        let mut system = boot(Engine::Translator, dispatch);
+        system.load_user(|a| {
+            let mut top = a.create_label();
+            a.mov(r15d, 12).unwrap();
+            a.set_label(&mut top).unwrap();
+            // Recognisable values everywhere, different in each round.
+            for (index, register) in [rbx, rbp, rsi, rdi, r8, r9, r11, r12, r13, r14, rdx, rcx].into_iter().enumerate()
+            {
+                a.mov(register, 0x1111_0000_0000_0000u64 + ((index as u64) << 32)).unwrap();
+                a.add(register, r15).unwrap();
+            }
+            for index in 0..14 {
+                a.mov(qword_ptr(rsp + 0x28 + index * 8), r12).unwrap();
+            }
+            a.movq(xmm0, r12).unwrap();
+            a.movq(xmm3, r13).unwrap();
+            a.movq(xmm5, r14).unwrap();
+            a.movq(xmm9, rbx).unwrap();
+            for number in [0, 0x0C, 0x52, 0x1000, 0x1005, 0x52 + 0x2000, 0x77] {
+                a.cmp(r12, r15).unwrap();
+                stub(a, number);
+                a.mov(r10, rax).unwrap();
+                a.mov(qword_ptr(USER_DATA), rcx).unwrap_or(());
+                a.mov(rcx, rbx).unwrap();
+            }
+            a.dec(r15d).unwrap();
+            a.jnz(top).unwrap();
+            stub(a, 0x29);
+        });
+        let mut states = Vec::new();
+        let (exit, short_cuts) = system.run(direct, &mut |vcpu, id| {
+            states.push(seen(vcpu));
+            if id == 0x29 {
+                return GateAction::Stop;
+            }
+            vcpu.set_reg(Gpr::Rax, 0);
+            GateAction::Resume
+        });
+        assert_eq!(exit, VmExit::Stopped);
+        let data = system.kernel.address_of("KiServiceTable").unwrap_or(system.kernel.fast_path.descriptor_table);
+        let page = data & !0xFFF;
+        let kernel_memory = system.read(page, 0x4000);
+        let stack_end = system.kernel.address_of("KiBootStack").expect("symbol");
+        let kernel_stack = system.read(stack_end & !0xFFF, 0x6000);
+        (states, kernel_memory, kernel_stack, short_cuts)
+    };
+    let guest = run(SyscallDispatch::Architectural, false);
+    let direct = run(SyscallDispatch::Direct, true);
+    assert_eq!(guest.3, 0);
+    assert!(direct.3 > 20, "the short cut was taken {} times", direct.3);
+    assert_eq!(guest.0.len(), direct.0.len());
+    for (index, (left, right)) in guest.0.iter().zip(&direct.0).enumerate() {
+        assert_eq!(left, right, "at gate {index}");
+    }
+    assert!(guest.1 == direct.1, "kernel data differs");
+    assert!(guest.2 == direct.2, "kernel stack differs");
+    assert_eq!(ktrap_frame::LAYOUT.size, 0x190);
+}
