@@ -184,7 +184,7 @@ fn the_argument_copy_is_eight_bytes_an_argument() {
 fn all_code_decodes_and_branches_stay_inside() {
     for build in [Build::Windows7, Build::Windows11] {
         let kernel = Kernel::new(&config(build));
-        let data = kernel.symbol("KeServiceDescriptorTable");
+        let data = kernel.symbol("KiBootStack");
         let mut starts = HashMap::new();
         let mut targets = Vec::new();
         for symbol in kernel.image.symbols.iter().filter(|symbol| symbol.address < data) {

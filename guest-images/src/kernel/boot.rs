@@ -47,20 +47,20 @@ pub(super) struct BootData {
 
 impl BootData {
     pub fn reserve(data: &mut Data, build: Build) -> Self {
+        // The stacks come first: an overflow then hits the read-only section before this one, not a table.
+        let boot_stack = data.reserve("KiBootStack", map::BOOT_STACK_SIZE, 4096);
+        let ist_stacks = ["KiDoubleFaultStack", "KiNmiStack", "KiMcheckStack"]
+            .map(|name| data.reserve(name, map::IST_STACK_SIZE, 4096));
         Self {
+            boot_stack,
+            ist_stacks,
+            idt: data.reserve("KiIdt", map::IDT_ENTRIES * 16, 4096),
+            pcr: data.reserve("KiInitialPCR", kpcr::LAYOUT.size as usize, 4096),
             gdt: data.reserve("KiGdt", map::GDT_SIZE, 16),
             tss: data.reserve("KiTss", map::TSS_SIZE, 16),
             gdt_register: data.reserve("KiGdtRegister", 10, 16),
             idt_register: data.reserve("KiIdtRegister", 10, 16),
             idle_thread: data.reserve("KiInitialThread", build.kthread().size as usize, 64),
-            idt: data.reserve("KiIdt", map::IDT_ENTRIES * 16, 4096),
-            pcr: data.reserve("KiInitialPCR", kpcr::LAYOUT.size as usize, 4096),
-            boot_stack: data.reserve("KiBootStack", map::BOOT_STACK_SIZE, 4096),
-            ist_stacks: [
-                data.reserve("KiDoubleFaultStack", map::IST_STACK_SIZE, 4096),
-                data.reserve("KiNmiStack", map::IST_STACK_SIZE, 4096),
-                data.reserve("KiMcheckStack", map::IST_STACK_SIZE, 4096),
-            ],
         }
     }
 

@@ -164,10 +164,10 @@ impl KernelImage {
         let data_address = (page + services::GateStubs::size(config)).next_multiple_of(SECTION_ALIGNMENT.into());
 
         let mut data = map::Data::new(data_address);
+        let boot_data = boot::BootData::reserve(&mut data, build);
         let tables = services::Tables::reserve(&mut data, config);
         let user_probe_address = data.reserve("MmUserProbeAddress", 8, 8);
         let highest_user_address = data.reserve("MmHighestUserAddress", 8, 8);
-        let boot_data = boot::BootData::reserve(&mut data, build);
 
         let path = entry::assemble(
             build,

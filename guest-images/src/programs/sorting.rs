@@ -146,7 +146,7 @@ pub(super) fn sieve() -> Recipe {
         data: |_| Vec::new(),
         default_n: 16,
         expected: |n| {
-            let is_prime = |number: u32| (2..).take_while(|d| d * d <= number).all(|d| number % d != 0);
+            let is_prime = |number: u32| (2..).take_while(|d| d * d <= number).all(|d| !number.is_multiple_of(d));
             let primes: u64 = (2..SIEVE_SIZE).filter(|&number| is_prime(number)).map(u64::from).sum();
             (0..n).fold(0u64, |sum, _| sum.wrapping_mul(31).wrapping_add(primes))
         },

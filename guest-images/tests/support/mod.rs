@@ -124,9 +124,15 @@ impl Machine {
         self.ram.write(address, &[value], Privilege::Supervisor).expect("mapped");
     }
 
+    /// Replaces code.
+    pub fn set_code(&mut self, address: u64, code: &[u8]) {
+        self.ram.write(address, code, Privilege::Supervisor).expect("mapped");
+        self.interpreter.invalidate_all();
+    }
+
     /// Runs until a gate or HLT, delivering exceptions to the guest on the way.
     pub fn run(&mut self) -> Stop {
-        self.run_until(None, 400_000_000)
+        self.run_until(None, 20_000_000)
     }
 
     /// Runs until RIP is `address`, a gate or HLT.
