@@ -132,7 +132,7 @@ impl Machine {
 
     /// Runs until a gate or HLT, delivering exceptions to the guest on the way.
     pub fn run(&mut self) -> Stop {
-        self.run_until(None, 20_000_000)
+        self.run_until(None, 150_000_000)
     }
 
     /// Runs until RIP is `address`, a gate or HLT.
