@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 
+use lstar_translator::Site;
 use lstar_translator::abi::VcpuBlock;
 
 use crate::code_cache::CodeCache;
@@ -68,7 +69,9 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             // SAFETY: translated code owns the block while it runs, and it is stopped.
             unsafe {
                 (*block).cpu.rip = site.rip;
-                (*block).lazy.op = site.lazy_op;
+                if site.lazy_op != Site::LAZY_CURRENT {
+                    (*block).lazy.op = site.lazy_op;
+                }
                 (*block).budget -= i64::from(site.retired);
                 registers[libc::REG_RSP as usize] = (*block).recovery_rsp as i64;
             }

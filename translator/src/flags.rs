@@ -45,7 +45,7 @@ pub enum FlagKind {
     /// SHL: `a` shifted left by `b`, 1 to 63. OF is CF xor SF for every count; AF is cleared; CF is 0 once all bits
     /// are shifted out.
     Shl = 9,
-    /// SHR: `a` shifted right by `b`, 1 to 63. OF is the sign of `a` for every count; AF is cleared.
+    /// SHR: `a` shifted right by `b`, 1 to 63. OF is the sign of `a` for a count of 1, else 0; AF is cleared.
     Shr = 10,
     /// SAR: `a` shifted right by `b`, 1 to 63. OF and AF are cleared.
     Sar = 11,

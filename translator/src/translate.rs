@@ -4,16 +4,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{CodegenResult, CompiledCode, Context};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use crate::abi::Mode;
 use crate::config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
 use crate::discover::{Limits, Region, discover};
-use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, region_signature};
+use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
 use crate::liveness::analyse;
 use crate::{CodeSource, CompiledRegion, LinkTable, Site};
 
@@ -23,6 +23,7 @@ pub struct Translator {
     isa: Arc<dyn TargetIsa>,
     context: Context,
     builder: FunctionBuilderContext,
+    allocator: regalloc2::Ctx,
     stats: TranslatorStats,
 }
 
@@ -58,6 +59,7 @@ impl Translator {
             isa: build_isa(&config)?,
             context: Context::new(),
             builder: FunctionBuilderContext::new(),
+            allocator: regalloc2::Ctx::default(),
             stats: TranslatorStats::default(),
         })
     }
@@ -85,14 +87,12 @@ impl Translator {
         let started = Instant::now();
         let (region, emitted) = self.build(entry, mode, code, links);
         let lifted = Instant::now();
-        let compiled = self
-            .context
-            .compile(&*self.isa, &mut ControlPlane::default())
-            .map_err(|error| TranslatorError::Compile { entry, message: format!("{:?}", error.inner) })?;
+        let compiled =
+            self.compile().map_err(|error| TranslatorError::Compile { entry, message: format!("{error:?}") })?;
         if !compiled.buffer.relocs().is_empty() {
             return Err(TranslatorError::Compile { entry, message: "code has relocations".to_owned() });
         }
-        let sites = fault_sites(compiled, &emitted.sites);
+        let sites = fault_sites(&compiled, &emitted.sites);
         let bytes = compiled.code_buffer().to_vec();
         let instructions = region.blocks.iter().map(|block| block.insns.len() as u32).sum();
         self.stats.regions += 1;
@@ -110,6 +110,36 @@ impl Translator {
             instructions,
             fallbacks: emitted.fallbacks.into_iter().collect(),
         })
+    }
+
+    /// Compiles the function in `self.context`.
+    ///
+    /// This is `Context::compile` with a step in between: instructions that the optimiser made have no source location,
+    /// and one that an access is fused into must have one. They get that of a neighbour in their block.
+    fn compile(&mut self) -> CodegenResult<CompiledCode> {
+        let control = &mut ControlPlane::default();
+        let isa = &*self.isa;
+        self.context.optimize(isa, control)?;
+        let func = &mut self.context.func;
+        let mut found = Vec::new();
+        for block in func.layout.blocks() {
+            let first =
+                func.layout.block_insts(block).map(|inst| func.srcloc(inst)).find(|location| !location.is_default());
+            let mut last = first.unwrap_or_default();
+            for inst in func.layout.block_insts(block) {
+                let location = func.srcloc(inst);
+                if location.is_default() {
+                    found.push((inst, last));
+                } else {
+                    last = location;
+                }
+            }
+        }
+        for (inst, location) in found {
+            func.set_srcloc(inst, location);
+        }
+        let stencil = isa.compile_function(func, &self.context.domtree, &mut self.allocator, false, control)?;
+        Ok(stencil.apply_params(&func.params))
     }
 
     /// Discovers the region and fills `self.context` with its function.
@@ -144,9 +174,9 @@ impl Translator {
     }
 }
 
-/// Maps Cranelift's trap records to sites: the trap code is the site's index modulo 250, the source location bounds it
-/// from above (an access fused into a later instruction carries that instruction's location).
-fn fault_sites(compiled: &cranelift_codegen::CompiledCode, records: &[SiteRecord]) -> Vec<Site> {
+/// Maps Cranelift's trap records to sites: the trap code is the site's index modulo 250, the source location lies near it
+/// (an access fused into a later instruction carries that instruction's location).
+fn fault_sites(compiled: &CompiledCode, records: &[SiteRecord]) -> Vec<Site> {
     let locations = compiled.buffer.get_srclocs_sorted();
     let mut sites: Vec<Site> = compiled
         .buffer
@@ -154,16 +184,25 @@ fn fault_sites(compiled: &cranelift_codegen::CompiledCode, records: &[SiteRecord
         .iter()
         .filter_map(|trap| {
             let code = usize::from(trap.code.as_raw().get());
-            if !(1..=250).contains(&code) {
+            if !(1..=TRAP_CODES).contains(&code) {
                 return None;
             }
             let at = locations.partition_point(|location| location.start <= trap.offset).checked_sub(1)?;
-            let last = (locations[at].loc.bits() as usize).checked_sub(1)?;
-            let index = last.checked_sub((last % 250 + 250 - (code - 1)) % 250)?;
-            let SiteRecord { rip, lazy_op, retired } = *records.get(index)?;
+            let near = locations[at].loc.bits() as usize;
+            let SiteRecord { rip, lazy_op, retired } = *records.get(nearest_site(code - 1, near, records.len())?)?;
             Some(Site { host_offset: trap.offset, rip, lazy_op, retired })
         })
         .collect();
     sites.sort_by_key(|site| site.host_offset);
     sites
+}
+
+/// The index below `count` that is `residue` modulo [`TRAP_CODES`] and nearest to `near`.
+fn nearest_site(residue: usize, near: usize, count: usize) -> Option<usize> {
+    let below = near
+        .min(count.checked_sub(1)?)
+        .checked_sub(residue)
+        .map(|distance| residue + distance / TRAP_CODES * TRAP_CODES);
+    let above = below.map_or(residue, |below| below + TRAP_CODES);
+    [below, Some(above)].into_iter().flatten().filter(|&index| index < count).min_by_key(|index| index.abs_diff(near))
 }

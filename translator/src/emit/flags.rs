@@ -250,7 +250,11 @@ impl Emitter<'_> {
                 let sign = self.msb(result);
                 self.b.ins().bxor(carry, sign)
             }
-            (FlagKind::Shr, OF) => self.msb(a),
+            (FlagKind::Shr, OF) => {
+                let sign = self.msb(a);
+                let single = self.b.ins().icmp_imm_u(IntCC::Equal, b, 1);
+                self.b.ins().band(sign, single)
+            }
             // AF of shifts and multiplications, CF and OF of logical operations.
             _ => self.iconst(types::I8, 0),
         }

@@ -32,6 +32,9 @@ pub(crate) use memory::Host;
 pub(crate) use register::{Place, int_type};
 pub(crate) use vector::XmmPlan;
 
+/// Trap codes that Cranelift leaves to its users: 1 to this.
+pub(crate) const TRAP_CODES: usize = 250;
+
 /// A lifter's refusal: the instruction (in this form) goes to the interpreter. Nothing with an effect has been emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotLifted;
@@ -222,6 +225,7 @@ impl<'a> Emitter<'a> {
         }
         let facts = &self.facts[0];
         self.reload(facts.live_in);
+        self.prepare_edges(&[Successor::Block(0)]);
         self.goto_block(0);
     }
 
@@ -409,7 +413,7 @@ impl<'a> Emitter<'a> {
             lazy_op: self.local.flags.site_op(),
             retired: self.local.since_store.unwrap_or(0),
         });
-        self.current.trap_code = 1 + (index % 250) as u8;
+        self.current.trap_code = 1 + (index % TRAP_CODES) as u8;
         self.b.set_srcloc(SourceLoc::new(index as u32 + 1));
     }
 
