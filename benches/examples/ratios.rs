@@ -56,6 +56,10 @@ fn main() {
             instructions / translated_time / 1e6,
             instructions / interpreted_time / 1e6,
         );
+        let fallbacks = translated.machine.statistics().fallbacks;
+        if !fallbacks.is_empty() {
+            println!("{:16} interpreted inside translated code: {fallbacks:?}", "");
+        }
     }
     println!("geometric mean {:.2}", (sum / f64::from(count)).exp());
 }
