@@ -1,0 +1,292 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lstar_arch::CpuModel;
+use lstar_runtime::{Engine, MachineConfig, SyscallDispatch};
+
+/// Runs Windows x64 programs by translating their code; a real SYSCALL reaches a guest kernel and its service tables.
+///
+/// Without a command it runs the embedded demonstration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lstar",
+    version,
+    after_help = "Examples:
+  lstar                                  run the embedded demonstration
+  lstar setup                            get the Windows DLLs that programs need, once
+  lstar run ninja.exe --version          run a program
+  lstar trace --summary hello.exe        show its system calls
+  lstar kd -c 'uf nt!ZwCreateFile'       look into the guest kernel
+
+Exit status: the guest's own, its low 8 bits; 2 for an error of lstar itself; 124 after --timeout; 130 after Ctrl-C.
+A guest that ends by an exception gives 139 (access violation, stack overflow), 136 (arithmetic), 132 (illegal or
+privileged instruction), 133 (breakpoint) or 134 (anything else)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Get the Windows DLLs that programs need
+    Setup(Setup),
+    /// Debug with a WinDbg-like shell
+    Kd(Kd),
+}
+
+/// `lstar setup`.
+#[derive(Debug, Args)]
+#[command(after_help = "Looks for an installed Wine 9 or newer; else downloads Wine 10 with apt's own tools, without \
+installing it. The result goes to $XDG_DATA_HOME/lstar or ~/.local/share/lstar.
+
+Examples:
+  lstar setup
+  lstar setup --from /opt/wine-stable
+  lstar setup --from /mnt/c/Windows")]
+pub struct Setup {
+    /// A Wine installation, or a copy of C:\Windows
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Set up again, replacing what is there
+    #[arg(long)]
+    pub force: bool,
+    /// Report as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lstar kd`.
+#[derive(Debug, Args)]
+#[command(after_help = "Commands come from the terminal, from -c, from -f, or from standard input.
+
+Examples:
+  lstar kd
+  lstar kd -c 'rdmsr c0000082; u nt!KiSystemCall64'
+  lstar kd -f session.txt
+  echo '!ssdt' | lstar kd")]
+pub struct Kd {
+    /// Commands to execute, separated by semicolons
+    #[arg(short, long, value_name = "COMMANDS", conflicts_with = "file")]
+    pub commands: Option<String>,
+    /// File of commands
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Options about the machine.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// What executes guest code
+    #[arg(long, value_enum, default_value_t = EngineName::Translator)]
+    pub engine: EngineName,
+    /// Whose processor the guest sees
+    #[arg(long, value_enum, default_value_t = CpuName::Intel)]
+    pub cpu: CpuName,
+    /// How SYSCALL reaches a service
+    #[arg(long, value_enum, default_value_t = DispatchName::Direct)]
+    pub dispatch: DispatchName,
+    /// Most memory the guest can commit
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = parse_size)]
+    pub max_memory: u64,
+}
+
+impl MachineArgs {
+    /// The machine's settings.
+    #[must_use]
+    pub fn config(&self) -> MachineConfig {
+        MachineConfig {
+            engine: match self.engine {
+                EngineName::Interpreter => Engine::Interpreter,
+                EngineName::Translator => Engine::Translator,
+            },
+            dispatch: match self.dispatch {
+                DispatchName::Direct => SyscallDispatch::Direct,
+                DispatchName::Architectural => SyscallDispatch::Architectural,
+            },
+            model: match self.cpu {
+                CpuName::Intel => CpuModel::INTEL,
+                CpuName::Amd => CpuModel::AMD,
+            },
+            memory_limit: self.max_memory,
+            ..MachineConfig::default()
+        }
+    }
+}
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineName {
+    /// One instruction at a time
+    Interpreter,
+    /// Hot code translated, the rest interpreted
+    Translator,
+}
+
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it all")]
+pub enum CpuName {
+    Intel,
+    Amd,
+}
+
+/// `--dispatch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DispatchName {
+    /// By the SYSCALL helper, while the guest kernel's entry code is unmodified
+    Direct,
+    /// Always through the guest kernel's entry code
+    Architectural,
+}
+
+/// A size in bytes, with an optional K, M, G or T.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is not a size; write a number with K, M, G or T, such as 512M");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).filter(|size| *size != 0).ok_or_else(bad)
+}
+
+/// A time in seconds, fractions allowed.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok().filter(|seconds| *seconds > 0.0);
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| format!("'{text}' is not a number of seconds greater than 0"))
+}
+
+/// How a host folder appears in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountMode {
+    /// Writing is refused.
+    ReadOnly,
+    /// Writing changes the folder.
+    ReadWrite,
+    /// Writing changes what the guest sees, not the folder.
+    CopyOnWrite,
+}
+
+/// A host folder as a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Drive letter, upper case.
+    pub drive: char,
+    /// The folder.
+    pub folder: PathBuf,
+    /// How.
+    pub mode: MountMode,
+}
+
+/// `C:=DIR`, optionally with `:ro`, `:rw` or `:cow` behind it.
+pub fn parse_mount(text: &str) -> Result<Mount, String> {
+    let bad = || format!("'{text}' is not a mount; write DRIVE:=DIR[:ro|:rw|:cow], such as D:=/data:rw");
+    let (drive, rest) = text.split_once(":=").or_else(|| text.split_once('=')).ok_or_else(bad)?;
+    let mut letters = drive.chars();
+    let (Some(letter), None) = (letters.next(), letters.next()) else { return Err(bad()) };
+    let drive = letter.to_ascii_uppercase();
+    let (folder, mode) = match rest.rsplit_once(':') {
+        Some((folder, "ro")) => (folder, MountMode::ReadOnly),
+        Some((folder, "rw")) => (folder, MountMode::ReadWrite),
+        Some((folder, "cow")) => (folder, MountMode::CopyOnWrite),
+        _ => (rest, MountMode::ReadOnly),
+    };
+    if !drive.is_ascii_uppercase() || folder.is_empty() {
+        return Err(bad());
+    }
+    Ok(Mount { drive, folder: folder.into(), mode })
+}
+
+/// `NAME=VALUE`.
+pub fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err(format!("'{text}' is not a variable; write NAME=VALUE")),
+    }
+}
+
+/// Options about the guest's surroundings, with the program and its arguments.
+#[derive(Debug, Args)]
+pub struct GuestArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Folder whose "windows" folder holds the DLLs [default: what `lstar setup` made]
+    #[arg(long, value_name = "DIR")]
+    pub system_root: Option<PathBuf>,
+    /// Host folder as a drive; read-only unless it says :rw or :cow (changes seen by the guest only)
+    #[arg(long, value_name = "C:=DIR[:ro|:rw|:cow]", value_parser = parse_mount)]
+    pub mount: Vec<Mount>,
+    /// Let the guest write to the current folder
+    #[arg(long)]
+    pub rw: bool,
+    /// The guest's current folder [default: the host's]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// Environment variable of the guest
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Stop the guest after that time, with exit status 124
+    #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
+    pub timeout: Option<Duration>,
+    /// The program and its arguments; everything behind the program is the guest's
+    #[arg(value_name = "PROGRAM.exe [ARGS]...", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub program: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("4GiB"), Ok(4 << 30));
+        assert_eq!(parse_size("65536"), Ok(65536));
+        for bad in ["", "0", "G", "-1M", "5X", "99999999T", "1.5G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["", "0", "-1", "x", "inf", "NaN", "1e300"] {
+            assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        let mount = |drive, folder: &str, mode| Ok(Mount { drive, folder: folder.into(), mode });
+        assert_eq!(parse_mount("C:=/data"), mount('C', "/data", MountMode::ReadOnly));
+        assert_eq!(parse_mount("d:=/a:b:rw"), mount('D', "/a:b", MountMode::ReadWrite));
+        assert_eq!(parse_mount("E=x:cow"), mount('E', "x", MountMode::CopyOnWrite));
+        for bad in ["", "C:", "C:=", "CD:=/x", "1:=/x", "/data", "C:=:rw"] {
+            assert!(parse_mount(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! `lstar kd`: a WinDbg-like shell over guest memory and registers.
+//!
+//! [`target::Target`] is what is debugged; [`shell::Shell`] reads command lines and runs [`commands`] on it. Commands
+//! print what WinDbg prints, so that its documentation, and a listing made with it, apply.
+
+pub mod commands;
+pub mod disassembly;
+pub mod expression;
+pub mod image;
+pub mod registers;
+pub mod shell;
+pub mod symbols;
+pub mod target;
+pub mod unwind;
+
+/// Guest memory that cannot be read or written: the first such address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Memory access error at {}", disassembly::tick(self.0))]
+pub struct Fault(pub u64);
+
+/// Runs the command.
+pub fn run(args: crate::args::Kd) -> anyhow::Result<u8> {
+    crate::interrupt::watch();
+    let input = match (args.commands, args.file) {
+        (Some(line), _) => shell::Input::Line(line),
+        (None, Some(path)) => shell::Input::File(path),
+        (None, None) => shell::Input::Standard,
+    };
+    let target = target::Target::embedded(args.machine.config())?;
+    shell::session(&mut shell::Shell::new(target), input)?;
+    Ok(0)
+}

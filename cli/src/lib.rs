@@ -1,0 +1,36 @@
+//! The `lstar` program: runs, traces and debugs Windows x64 programs.
+//!
+//! Each command is a module with a `run` function that returns the exit status; this library exists beside `main` so
+//! that commands can be tested.
+
+pub mod args;
+pub mod inspect;
+pub mod interrupt;
+pub mod kd;
+pub mod setup;
+
+use args::{Cli, Command};
+
+/// Exit status of lstar's own errors.
+pub const STATUS_ERROR: u8 = 2;
+
+/// Executes a command line and returns the exit status; errors are printed.
+#[must_use]
+pub fn execute(cli: Cli) -> u8 {
+    let result = match cli.command {
+        Some(Command::Setup(setup)) => {
+            setup::run(&setup::Options { from: setup.from, force: setup.force, json: setup.json })
+        }
+        Some(Command::Kd(kd)) => kd::run(kd),
+        None => <Cli as clap::CommandFactory>::command().print_help().map(|()| 0).map_err(Into::into),
+    };
+    match result {
+        Ok(status) => status,
+        Err(error) if error.is::<interrupt::Interrupted>() => interrupt::STATUS,
+        Err(error) => {
+            // One line, from what was attempted to why it failed.
+            eprintln!("lstar: {error:#}");
+            STATUS_ERROR
+        }
+    }
+}
