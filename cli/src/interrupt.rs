@@ -5,9 +5,6 @@ use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// Exit status after Ctrl-C, by the shells' convention.
-pub const STATUS: u8 = 130;
-
 /// The error of work that stopped because of Ctrl-C.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("interrupted")]
@@ -23,7 +20,11 @@ pub fn watch() -> Arc<AtomicBool> {
         for signal in [SIGINT, SIGTERM] {
             // Order matters: the shutdown looks at the flag before the same signal sets it. When either cannot be
             // registered, the signal keeps its default effect, which ends the process.
-            let _ = signal_hook::flag::register_conditional_shutdown(signal, STATUS.into(), Arc::clone(&flag));
+            let _ = signal_hook::flag::register_conditional_shutdown(
+                signal,
+                crate::status::INTERRUPTED.into(),
+                Arc::clone(&flag),
+            );
             let _ = signal_hook::flag::register(signal, Arc::clone(&flag));
         }
         flag

@@ -8,11 +8,10 @@ pub mod inspect;
 pub mod interrupt;
 pub mod kd;
 pub mod setup;
+pub mod status;
+pub mod surroundings;
 
 use args::{Cli, Command};
-
-/// Exit status of lstar's own errors.
-pub const STATUS_ERROR: u8 = 2;
 
 /// Executes a command line and returns the exit status; errors are printed.
 #[must_use]
@@ -26,11 +25,11 @@ pub fn execute(cli: Cli) -> u8 {
     };
     match result {
         Ok(status) => status,
-        Err(error) if error.is::<interrupt::Interrupted>() => interrupt::STATUS,
+        Err(error) if error.is::<interrupt::Interrupted>() => status::INTERRUPTED,
         Err(error) => {
             // One line, from what was attempted to why it failed.
             eprintln!("lstar: {error:#}");
-            STATUS_ERROR
+            status::ERROR
         }
     }
 }
