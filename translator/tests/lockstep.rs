@@ -101,11 +101,12 @@ fn campaign(first_seed: u64, count: u64) {
         let seed = first_seed + index;
         let program = Program::random(seed, CODE + index * START_SIZE % CODE_SIZE);
         let user = Rng::new(seed).below(4) != 0;
-        if std::env::var_os("LOCKSTEP_LIST").is_some() {
-            eprintln!("{}", program.listing());
-        }
         let expected = run(&mut reference, &program, user);
         let got = run(&mut translated, &program, user);
+        // A budget is kept only about.
+        if expected.exit == VmExit::Budget && got.exit == VmExit::Budget {
+            continue;
+        }
         if expected != got {
             failures += 1;
             if failures <= 3 {

@@ -12,7 +12,7 @@ use lstar_arch::{CpuState, Segment, SegmentIndex};
 use std::mem::offset_of;
 
 use super::{Emitter, NotLifted};
-use crate::abi::{KERNEL_END, KERNEL_START, Mode, USER_END, VCPU_OFFSET, VcpuBlock};
+use crate::abi::{GUARD_SIZE, KERNEL_END, KERNEL_START, Mode, USER_END, VCPU_OFFSET, VcpuBlock};
 
 /// Displacements that a checked base may have, with room for the access itself.
 const DISPLACEMENT: std::ops::RangeInclusive<i64> = -(512 << 20)..=i32::MAX as i64 - 64;
@@ -190,19 +190,21 @@ impl Emitter<'_> {
             return;
         }
         self.local.checked.push(base);
-        let bad = match self.region.mode {
-            Mode::User => self.b.ins().ushr_imm_u(base, i64::from(USER_END.trailing_zeros())),
+        match self.region.mode {
+            Mode::User => self.trap_unless_below(base, USER_END),
             Mode::Kernel => {
                 // Valid: [0, 2^43) and [-2^43, -2^32). The upper end keeps a base with its displacement away from
                 // the last 2 GiB; accesses between there and KERNEL_END trap and are interpreted.
-                let high = self.b.ins().sshr_imm_u(base, i64::from(USER_END.trailing_zeros()));
-                let next = self.b.ins().iadd_imm_s(high, 1);
-                let outside = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, next, 1);
-                let top = self.b.ins().sshr_imm_u(base, 32);
-                let top = self.b.ins().icmp_imm_s(IntCC::Equal, top, -1);
-                self.b.ins().bor(outside, top)
+                let shifted = self.b.ins().iadd_imm_s(base, USER_END as i64);
+                self.trap_unless_below(shifted, 2 * USER_END);
+                self.trap_unless_below(base, KERNEL_END - GUARD_SIZE);
             }
-        };
+        }
+    }
+
+    fn trap_unless_below(&mut self, value: Value, limit: u64) {
+        let limit = self.iconst(types::I64, limit as i64);
+        let bad = self.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, value, limit);
         self.trap_if(bad);
     }
 
@@ -214,15 +216,14 @@ impl Emitter<'_> {
 
     /// Traps to the current instruction's site if `value`, a code address, cannot be jumped to.
     pub fn check_code_address(&mut self, value: Value) {
-        let bad = match self.region.mode {
-            Mode::User => self.b.ins().ushr_imm_u(value, i64::from(USER_END.trailing_zeros())),
+        match self.region.mode {
+            Mode::User => self.trap_unless_below(value, USER_END),
             Mode::Kernel => {
-                let high = self.b.ins().sshr_imm_u(value, 47);
-                let next = self.b.ins().iadd_imm_s(high, 1);
-                self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, next, 1)
+                // Any canonical address.
+                let shifted = self.b.ins().iadd_imm_s(value, 1 << 47);
+                self.trap_unless_below(shifted, 1 << 48);
             }
-        };
-        self.trap_if(bad);
+        }
     }
 
     fn trap_code(&self) -> TrapCode {

@@ -10,7 +10,7 @@ pub const CODE: u64 = 0x1_4000_0000;
 /// Bytes of code.
 pub const CODE_SIZE: u64 = 0x40_0000;
 /// Room for one program.
-pub const START_SIZE: u64 = 0x2000;
+pub const START_SIZE: u64 = 0x1_0000;
 /// Where data lies; the pages behind it are not mapped.
 pub const DATA: u64 = 0x1_5000_0000;
 /// Bytes of data.
@@ -77,6 +77,8 @@ struct Writer<'a> {
     start: u64,
     code: Vec<u8>,
     factory: InstructionInfoFactory,
+    /// Per cent of accesses through arbitrary registers that are let through.
+    wild: u64,
 }
 
 impl Writer<'_> {
@@ -166,7 +168,10 @@ impl Writer<'_> {
                     insn.mnemonic(),
                     M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr
                 )
-                || matches!(insn.mnemonic(), M::Verw | M::Emms | M::Ldmxcsr | M::Stmxcsr | M::Fxsave | M::Fxrstor)
+                || matches!(
+                    insn.mnemonic(),
+                    M::Lss | M::Lfs | M::Lgs | M::Verw | M::Emms | M::Ldmxcsr | M::Stmxcsr | M::Fxsave | M::Fxrstor
+                )
                 || matches!(insn.mnemonic(), M::Fxsave64 | M::Fxrstor64 | M::Cli | M::Sti | M::In | M::Out | M::Push)
                 || matches!(insn.mnemonic(), M::Pop | M::Xlatb | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase)
                 || matches!(insn.mnemonic(), M::Maskmovdqu | M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Std)
@@ -211,6 +216,19 @@ impl Writer<'_> {
         if !known || !plain {
             return false;
         }
+        // What mostly ends a program early: divisions, 16-byte operands that want alignment, wild addresses.
+        let risky = matches!(insn.mnemonic(), M::Div | M::Idiv)
+            || insn.op_kinds().any(|kind| kind == OpKind::Memory)
+                && (insn.memory_size().size() == 16
+                    || !matches!(insn.memory_base(), Register::RBX | Register::RBP | Register::RSP)
+                    || insn.memory_index() != Register::None
+                    || insn.memory_displacement64() > 0x1000
+                    || insn.segment_prefix() != Register::None
+                    || matches!(insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+                        && insn.op1_kind() == OpKind::Register);
+        if risky && self.wild == 0 {
+            return false;
+        }
         let info = self.factory.info(insn);
         let protected = info.used_registers().iter().any(|used| {
             let register = used.register();
@@ -223,7 +241,7 @@ impl Writer<'_> {
         });
         let faulty = insn.memory_base() != Register::None
             && !matches!(insn.memory_base().full_register().number() as u32, RBX | RSP | RBP);
-        !protected && (!faulty || self.rng.chance(10))
+        !protected && (!faulty || self.rng.chance(self.wild))
     }
 
     /// Saves the defined flags with SETcc and sets all of them anew.
@@ -328,8 +346,11 @@ impl Program {
         });
         let rflags = 2 | rng.next() & 0x8D5;
         let data = (0..DATA_SIZE).map(|_| rng.next() as u8).collect();
-        let mut writer = Writer { rng: &mut rng, start, code: Vec::new(), factory: InstructionInfoFactory::new() };
-        for _ in 0..1 + writer.rng.below(5) {
+        // Mostly short programs with many faults, some long ones with few.
+        let (pieces, wild) = if rng.chance(10) { (100, 0) } else { (1 + rng.below(5), 10) };
+        let mut writer =
+            Writer { rng: &mut rng, start, code: Vec::new(), factory: InstructionInfoFactory::new(), wild };
+        for _ in 0..pieces {
             writer.piece(0);
         }
         writer.code.push(0xF4);
