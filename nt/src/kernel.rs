@@ -9,7 +9,17 @@ use crate::system_state::SystemState;
 use crate::time::Clock;
 
 /// Every service declaration of the crate.
-pub const SERVICE_TABLES: &[&[Service]] = &[];
+pub const SERVICE_TABLES: &[&[Service]] = &[
+    crate::io::services::SERVICES,
+    crate::io::transfer::SERVICES,
+    crate::object::port_services::SERVICES,
+    crate::object::services::SERVICES,
+    crate::object::sync_services::SERVICES,
+    crate::registry::services::SERVICES,
+    crate::system_services::SERVICES,
+    crate::token_services::SERVICES,
+    crate::win32k::SERVICES,
+];
 
 /// All executive state. The processor and guest memory belong to the machine and come with each
 /// [`Call`](crate::service::Call).

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use crate::io::fold;
 use crate::object::ObjectId;
 use crate::status::Status;
-use crate::token::Token;
 
 /// A global atom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +102,10 @@ pub struct SystemState {
     pub system32: PathBuf,
     /// Global atoms.
     pub atoms: AtomTable,
-    /// The process's primary token.
-    pub token: Token,
+    /// The process's primary token, once somebody asked for it.
+    pub token: Option<ObjectId>,
+    /// The keyed event for callers without one of their own.
+    pub shared_keyed_event: Option<ObjectId>,
     /// Default locale of the user.
     pub user_locale: u32,
     /// Default locale of the system.
@@ -113,6 +114,8 @@ pub struct SystemState {
     pub next_luid: u64,
     /// Timers that are set.
     pub armed_timers: Vec<ObjectId>,
+    /// APCs of timers that have expired: thread, routine, arguments.
+    pub expired_apcs: Vec<(u32, u64, [u64; 3])>,
     /// Session of the process.
     pub session: u32,
     /// UniqueProcessId of the process.
@@ -128,11 +131,13 @@ impl SystemState {
         Self {
             system32,
             atoms: AtomTable::default(),
-            token: Token::primary(0x3E9),
+            token: None,
+            shared_keyed_event: None,
             user_locale: DEFAULT_LOCALE,
             system_locale: DEFAULT_LOCALE,
             next_luid: 0x1000,
             armed_timers: Vec::new(),
+            expired_apcs: Vec::new(),
             session: 1,
             process,
             reported: std::collections::BTreeSet::new(),

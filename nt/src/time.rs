@@ -62,6 +62,12 @@ impl Clock {
         self.boot_time.saturating_add_unsigned(self.interrupt_time() - BOOT)
     }
 
+    /// System time at an interrupt time.
+    #[must_use]
+    pub fn system_time_at(&self, interrupt_time: u64) -> i64 {
+        self.boot_time.saturating_add_unsigned(interrupt_time.saturating_sub(BOOT))
+    }
+
     /// System time at boot.
     #[must_use]
     pub fn boot_time(&self) -> i64 {

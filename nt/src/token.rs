@@ -1,4 +1,4 @@
-//! Access tokens: who the guest is. One user with an administrator's groups, at medium integrity, non-interactive.
+//! Access tokens: who the guest is. One user, an elevated administrator.
 
 /// Sub-authorities of a SID whose identifier authority is SECURITY_NT_AUTHORITY unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ impl Sid {
     pub const LOGON: Self = Self { authority: 5, parts: &[5, 0, 0] };
     /// NT AUTHORITY\SYSTEM.
     pub const SYSTEM: Self = Self { authority: 5, parts: &[18] };
-    /// Medium mandatory level.
-    pub const MEDIUM_INTEGRITY: Self = Self { authority: 16, parts: &[0x2000] };
+    /// High mandatory level.
+    pub const HIGH_INTEGRITY: Self = Self { authority: 16, parts: &[0x3000] };
 
     /// SID as in guest memory.
     #[must_use]

@@ -10,6 +10,8 @@ pub mod filesystem;
 pub mod host;
 pub mod info;
 pub mod path;
+pub mod services;
+pub mod transfer;
 pub mod volume;
 
 pub use directory::Enumeration;

@@ -7,7 +7,11 @@
 pub mod handle;
 pub mod manager;
 pub mod namespace;
+pub mod port_services;
+pub mod services;
+pub mod support;
 pub mod sync;
+pub mod sync_services;
 pub mod types;
 
 pub use handle::{Handle, HandleEntry, HandleTable};

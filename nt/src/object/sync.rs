@@ -249,6 +249,38 @@ pub struct IoCompletion {
     pub packets: VecDeque<CompletionPacket>,
     /// Threads meant to run at a time (kept for queries).
     pub concurrency: u32,
+    /// Threads whose wait has ended but that have not taken their packet yet.
+    claims: Vec<u32>,
+}
+
+impl IoCompletion {
+    /// An empty port.
+    #[must_use]
+    pub fn new(concurrency: u32) -> Self {
+        Self { concurrency, ..Self::default() }
+    }
+
+    /// Promises a packet to a thread; `false` when all packets are promised to others.
+    pub fn claim(&mut self, thread: u32) -> bool {
+        let free = self.claims.len() < self.packets.len();
+        if free {
+            self.claims.push(thread);
+        }
+        free
+    }
+
+    /// Packets that a thread with a promise may take.
+    #[must_use]
+    pub fn unclaimed_by_others(&self, thread: u32) -> usize {
+        self.packets.len().saturating_sub(self.claims.iter().filter(|&&claim| claim != thread).count())
+    }
+
+    /// The thread has taken its packet, or gives its promise up.
+    pub fn release_claim(&mut self, thread: u32) {
+        if let Some(index) = self.claims.iter().position(|&claim| claim == thread) {
+            self.claims.swap_remove(index);
+        }
+    }
 }
 
 /// A job.

@@ -3,6 +3,7 @@
 //! Nothing is loaded from or saved to the host: each run starts from [`defaults`].
 
 pub mod defaults;
+pub mod services;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,462 @@
+//! Services that open, query and change files.
+
+use super::directory::{EntryLayout, fill};
+use super::file::{self, FileKind, FileObject};
+use super::filesystem::{CreateRequest, CreateResult, NewTimes, options};
+use super::host::StdStream;
+use super::info::{self, Answer, Bytes};
+use super::path::NtPath;
+use crate::kernel::Kernel;
+use crate::object::support::{AttributesPtr, name_of, read_information};
+use crate::object::{Body, Device, Handle, ObjectId, ObjectType};
+use crate::service::Call;
+use crate::services;
+use crate::status::Status;
+use crate::strings::{ObjectAttributes, UnicodeString};
+use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
+
+/// IO_STATUS_BLOCK, written by [`Call::write_io_status`].
+pub type IoStatusPtr = UserPtr<u64>;
+
+services! { pub SERVICES;
+    /// Opens or creates a file or directory.
+    NtCreateFile(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr, io_status: IoStatusPtr, allocation: UserPtr<i64>, file_attributes: u32, share: u32, disposition: u32, options: u32, ea: u64, ea_length: u32) = create_file;
+    /// Opens a file or directory.
+    NtOpenFile(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr, io_status: IoStatusPtr, share: u32, options: u32) = open_file;
+    /// Deletes a file by its name.
+    NtDeleteFile(attributes: AttributesPtr) = delete_file;
+    /// Tells a file's times and attributes by its name.
+    NtQueryAttributesFile(attributes: AttributesPtr, buffer: u64) = query_attributes;
+    /// Tells a file's times, sizes and attributes by its name.
+    NtQueryFullAttributesFile(attributes: AttributesPtr, buffer: u64) = query_full_attributes;
+    /// Tells facts about an open file.
+    NtQueryInformationFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32) = query_information;
+    /// Changes an open file: times, position, size, name, deletion, completion port.
+    NtSetInformationFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32) = set_information;
+    /// Tells facts about the volume or device of an open file.
+    NtQueryVolumeInformationFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32) = query_volume;
+    /// Lists a directory.
+    NtQueryDirectoryFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32, single: bool, pattern: UserPtr<UnicodeString>, restart: bool) = query_directory;
+    /// Tells extended attributes: there are none.
+    NtQueryEaFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, single: bool, list: u64, list_length: u32, index: UserPtr<u32>, restart: bool) = query_ea;
+}
+
+/// Where a file name leads.
+enum Target {
+    Volume(usize, NtPath),
+    Device(FileKind, String),
+}
+
+/// Follows the name of a file, absolute or relative to an open directory.
+fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, Status> {
+    let name = name_of(attributes)?.unwrap_or_default();
+    if attributes.root_directory != Handle::NULL {
+        let root = call.object(attributes.root_directory, None, 0)?;
+        if let Body::File(file) = call.kernel.objects.body(root)? {
+            return relative(file, &name);
+        }
+    }
+    if name.is_empty() {
+        return Err(Status::OBJECT_PATH_SYNTAX_BAD);
+    }
+    // Drives and devices have no case, whatever the caller says.
+    let mut attributes = attributes.clone();
+    attributes.flags |= crate::strings::ObjectFlags::CASE_INSENSITIVE;
+    let found = call.resolve(&attributes, &name)?.map_err(|_| Status::OBJECT_NAME_NOT_FOUND)?;
+    let Body::Device(device) = call.kernel.objects.body(found.object)? else {
+        return Err(Status::OBJECT_TYPE_MISMATCH);
+    };
+    let path = call.kernel.objects.path_of(found.object);
+    match (device, found.remaining.as_deref()) {
+        (Device::Volume(volume), Some(rest)) => Ok(Target::Volume(*volume, NtPath::parse(rest)?)),
+        (Device::Volume(volume), None) => Ok(Target::Device(FileKind::Volume(*volume), path)),
+        (Device::Null, None | Some("")) => Ok(Target::Device(FileKind::Null, path)),
+        (Device::Console, Some(rest)) => match rest.to_ascii_lowercase().as_str() {
+            "input" | "currentin" => Ok(Target::Device(FileKind::Stream(StdStream::Input), path)),
+            "output" | "currentout" | "console" => Ok(Target::Device(FileKind::Stream(StdStream::Output), path)),
+            _ => Err(Status::OBJECT_NAME_NOT_FOUND),
+        },
+        (Device::Registry, _) => Err(Status::OBJECT_TYPE_MISMATCH),
+        _ => Err(Status::OBJECT_NAME_NOT_FOUND),
+    }
+}
+
+fn relative(file: &FileObject, name: &str) -> Result<Target, Status> {
+    let mut path = NtPath::parse(name)?;
+    match &file.kind {
+        FileKind::Directory { volume, directory, .. } => {
+            path.parts.splice(0..0, directory.path.iter().cloned());
+            path.directory &= !name.is_empty();
+            Ok(Target::Volume(*volume, path))
+        }
+        // An empty name opens the same file once more.
+        FileKind::Disk { volume, path: own, .. } if name.is_empty() => {
+            Ok(Target::Volume(*volume, NtPath { parts: own.clone(), directory: false }))
+        }
+        FileKind::Volume(volume) => Ok(Target::Volume(*volume, path)),
+        _ => Err(Status::OBJECT_PATH_NOT_FOUND),
+    }
+}
+
+fn locate_path(call: &mut Call<'_, '_>, attributes: AttributesPtr) -> Result<(usize, NtPath), Status> {
+    let attributes = attributes.read_attributes(call)?;
+    match locate(call, &attributes)? {
+        Target::Volume(volume, path) => Ok((volume, path)),
+        Target::Device(..) => Err(Status::INVALID_DEVICE_REQUEST),
+    }
+}
+
+/// What is asked for beside the name.
+struct Wish {
+    access: u32,
+    file_attributes: u32,
+    share: u32,
+    disposition: u32,
+    options: u32,
+}
+
+fn open(
+    call: &mut Call<'_, '_>,
+    out: UserPtr<Handle>,
+    attributes: AttributesPtr,
+    io_status: IoStatusPtr,
+    wish: &Wish,
+) -> Result<(), Status> {
+    let attributes = attributes.read_attributes(call)?;
+    // FILE_READ_ATTRIBUTES comes with every opening.
+    let access = ObjectType::File.map_access(wish.access) | file::READ_ATTRIBUTES;
+    let (object, result) = match locate(call, &attributes)? {
+        Target::Volume(volume, path) => call.kernel.files.create(&CreateRequest {
+            volume,
+            path,
+            access,
+            attributes: wish.file_attributes,
+            share: wish.share,
+            disposition: wish.disposition,
+            options: wish.options,
+        })?,
+        Target::Device(..) if wish.options & options::DIRECTORY_FILE != 0 => return Err(Status::NOT_A_DIRECTORY),
+        Target::Device(kind, name) => (FileObject::device(kind, &name, access, wish.options), CreateResult::Opened),
+    };
+    let body = Body::File(Box::new(object));
+    let flags = attributes.flags.bits();
+    let handle = call.kernel.objects.open_new(&mut call.kernel.handles, body, access, flags);
+    call.kernel.reap();
+    call.give_handle(out, handle?)?;
+    call.write_io_status(io_status, Status::SUCCESS, result as u64)
+}
+
+fn create_file(
+    call: &mut Call<'_, '_>,
+    out: UserPtr<Handle>,
+    access: u32,
+    attributes: AttributesPtr,
+    io_status: IoStatusPtr,
+    _allocation: UserPtr<i64>,
+    file_attributes: u32,
+    share: u32,
+    disposition: u32,
+    options: u32,
+    _ea: u64,
+    ea_length: u32,
+) -> Result<(), Status> {
+    if ea_length != 0 {
+        return Err(Status::EAS_NOT_SUPPORTED);
+    }
+    open(call, out, attributes, io_status, &Wish { access, file_attributes, share, disposition, options })
+}
+
+fn open_file(
+    call: &mut Call<'_, '_>,
+    out: UserPtr<Handle>,
+    access: u32,
+    attributes: AttributesPtr,
+    io_status: IoStatusPtr,
+    share: u32,
+    options: u32,
+) -> Result<(), Status> {
+    open(call, out, attributes, io_status, &Wish { access, file_attributes: 0, share, disposition: 1, options })
+}
+
+fn delete_file(call: &mut Call<'_, '_>, attributes: AttributesPtr) -> Result<(), Status> {
+    let (volume, path) = locate_path(call, attributes)?;
+    let access = file::DELETE | file::READ_ATTRIBUTES;
+    let request = CreateRequest { volume, path, access, attributes: 0, share: 7, disposition: 1, options: 0 };
+    let files = &mut call.kernel.files;
+    let (mut object, _) = files.create(&request)?;
+    let result = files.set_disposition(&mut object, true, false, false);
+    files.close(object);
+    result
+}
+
+fn query_attributes(call: &mut Call<'_, '_>, attributes: AttributesPtr, buffer: u64) -> Result<(), Status> {
+    let (volume, path) = locate_path(call, attributes)?;
+    let stat = call.kernel.files.stat_path(volume, &path)?;
+    call.write_user(buffer, &stat.basic())
+}
+
+fn query_full_attributes(call: &mut Call<'_, '_>, attributes: AttributesPtr, buffer: u64) -> Result<(), Status> {
+    let (volume, path) = locate_path(call, attributes)?;
+    let stat = call.kernel.files.stat_path(volume, &path)?;
+    call.write_user(buffer, &stat.network_open())
+}
+
+impl Kernel {
+    /// The file object of an identifier.
+    pub fn file(&self, id: ObjectId) -> Result<&FileObject, Status> {
+        match self.objects.body(id)? {
+            Body::File(file) => Ok(file),
+            _ => Err(Status::OBJECT_TYPE_MISMATCH),
+        }
+    }
+
+    /// The file object of an identifier, to change.
+    pub fn file_mut(&mut self, id: ObjectId) -> Result<&mut FileObject, Status> {
+        match self.objects.body_mut(id)? {
+            Body::File(file) => Ok(file),
+            _ => Err(Status::OBJECT_TYPE_MISMATCH),
+        }
+    }
+}
+
+/// Answers a query through IO_STATUS_BLOCK.
+fn answer(
+    call: &mut Call<'_, '_>,
+    io_status: IoStatusPtr,
+    buffer: UserBuffer,
+    answer: &Answer,
+) -> Result<Status, Status> {
+    let (part, status) = answer.fit(usize::try_from(buffer.length).unwrap_or(usize::MAX))?;
+    call.write_user(buffer.address, part)?;
+    call.write_io_status(io_status, status, part.len() as u64)?;
+    Ok(status)
+}
+
+fn query_information(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    class: u32,
+) -> Result<Status, Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let file = call.kernel.file(id)?;
+    let answer_bytes = info::query(class, &call.kernel.files.facts(file)?)?;
+    answer(call, io_status, UserBuffer::new(buffer, u64::from(length)), &answer_bytes)
+}
+
+fn query_volume(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    class: u32,
+) -> Result<Status, Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let file = call.kernel.file(id)?;
+    let facts = call.kernel.files.volume_facts(file)?;
+    let answer_bytes = info::query_volume(class, file.device_type(), facts.as_ref())?;
+    answer(call, io_status, UserBuffer::new(buffer, u64::from(length)), &answer_bytes)
+}
+
+fn query_directory(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    _apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    class: u32,
+    single: bool,
+    pattern: UserPtr<UnicodeString>,
+    restart: bool,
+) -> Result<Status, Status> {
+    let layout = EntryLayout::from_class(class)?;
+    let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
+    let pattern = if pattern.is_null() { None } else { Some(pattern.read_text(call)?) };
+    let Kernel { objects, files, .. } = &mut *call.kernel;
+    let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    let first = !matches!(&file.kind, FileKind::Directory { enumeration: Some(_), .. });
+    if first || restart {
+        files.begin_enumeration(file, pattern.as_deref())?;
+    }
+    let FileKind::Directory { volume, directory, enumeration: Some(enumeration) } = &mut file.kind else {
+        return Err(Status::INVALID_PARAMETER);
+    };
+    let none = enumeration.names.is_empty();
+    let stat_of = |name: &str| files.stat_entry(*volume, &directory.path, name);
+    let (bytes, status) =
+        fill(layout, enumeration, single, length as usize, stat_of).map_err(|status| match status {
+            Status::NO_MORE_FILES if none && (first || restart) => Status::NO_SUCH_FILE,
+            status => status,
+        })?;
+    call.write_user(buffer, &bytes)?;
+    super::transfer::finish(call, id, event, apc_context, io_status, status, bytes.len() as u64)?;
+    Ok(status)
+}
+
+fn query_ea(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    _io_status: IoStatusPtr,
+    _buffer: u64,
+    _length: u32,
+    _single: bool,
+    _list: u64,
+    _list_length: u32,
+    _index: UserPtr<u32>,
+    _restart: bool,
+) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    Err(Status::NO_EAS_ON_FILE)
+}
+
+fn set_information(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    class: u32,
+) -> Result<(), Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let buffer = UserBuffer::new(buffer, u64::from(length));
+    match class {
+        // FileBasicInformation.
+        4 => {
+            let [_, last_access, last_write, _, attributes] = read_information::<[i64; 5]>(call, buffer)?;
+            let times = NewTimes { last_access, last_write };
+            let Kernel { objects, files, .. } = &mut *call.kernel;
+            let Body::File(file) = objects.body(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+            files.set_basic(file, times, attributes as u32)?;
+        }
+        // FileRenameInformation, FileRenameInformationEx.
+        0xA | 0x41 => rename(call, id, buffer)?,
+        // FileLinkInformation.
+        0xB => return Err(Status::NOT_SUPPORTED),
+        // FileDispositionInformation.
+        0xD => {
+            let delete = read_information::<u8>(call, buffer)? != 0;
+            set_disposition(call, id, delete, false, false)?;
+        }
+        // FileDispositionInformationEx: delete, POSIX semantics, ignore the read-only attribute.
+        0x40 => {
+            let flags = read_information::<u32>(call, buffer)?;
+            set_disposition(call, id, flags & 1 != 0, flags & 2 != 0, flags & 0x10 != 0)?;
+        }
+        // FilePositionInformation.
+        0xE => {
+            let position = read_information::<i64>(call, buffer)?;
+            let file = call.kernel.file_mut(id)?;
+            file.position = u64::try_from(position).map_err(|_| Status::INVALID_PARAMETER)?;
+        }
+        // FileModeInformation.
+        0x10 => {
+            read_information::<u32>(call, buffer)?;
+        }
+        // FileAllocationInformation shortens at most; FileEndOfFileInformation sets the size;
+        // FileValidDataLengthInformation has nothing to do.
+        0x13 | 0x14 | 0x27 => {
+            let size = read_information::<i64>(call, buffer)?;
+            let size = u64::try_from(size).map_err(|_| Status::INVALID_PARAMETER)?;
+            let file = call.kernel.file(id)?;
+            if file.access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
+                return Err(Status::ACCESS_DENIED);
+            }
+            let host = file.host_file().ok_or(Status::INVALID_PARAMETER)?;
+            let current = host.metadata().map_err(|error| super::status_of_io(&error))?.len();
+            if class == 0x14 || class == 0x13 && size < current {
+                host.set_len(size).map_err(|error| super::status_of_io(&error))?;
+            }
+        }
+        // FilePipeInformation: read mode and completion mode of a stream are what they are.
+        0x17 => {
+            read_information::<[u32; 2]>(call, buffer)?;
+            if !matches!(call.kernel.file(id)?.kind, FileKind::Stream(_)) {
+                return Err(Status::OBJECT_TYPE_MISMATCH);
+            }
+        }
+        // FileCompletionInformation.
+        0x1E => {
+            let [port, key] = read_information::<[u64; 2]>(call, buffer)?;
+            let port = call.object(Handle(port), Some(ObjectType::IoCompletion), 0)?;
+            let file = call.kernel.file_mut(id)?;
+            if file.completion.is_some() || file.is_synchronous() {
+                return Err(Status::INVALID_PARAMETER);
+            }
+            file.completion = Some((port, key));
+            call.kernel.objects.reference(port);
+        }
+        // FileIoCompletionNotificationInformation.
+        0x29 => {
+            let flags = read_information::<u32>(call, buffer)?;
+            call.kernel.file_mut(id)?.completion_flags |= flags & 7;
+        }
+        // FileIoPriorityHintInformation.
+        0x2B => {
+            read_information::<u32>(call, buffer)?;
+        }
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    }
+    call.write_io_status(io_status, Status::SUCCESS, 0)
+}
+
+fn set_disposition(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    delete: bool,
+    posix: bool,
+    force: bool,
+) -> Result<(), Status> {
+    let Kernel { objects, files, .. } = &mut *call.kernel;
+    let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    files.set_disposition(file, delete, posix, force)
+}
+
+/// FILE_RENAME_INFORMATION: flags, root directory at 8, length of the name at 10h, name at 14h.
+fn rename(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(), Status> {
+    if buffer.length < 0x18 {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
+    let [replace, _, root] = read_information::<[u32; 3]>(call, buffer)?;
+    let root_high = UserPtr::<u32>::new(buffer.address.wrapping_add(0xC)).read(call)?;
+    let length = UserPtr::<u32>::new(buffer.address.wrapping_add(0x10)).read(call)?;
+    if u64::from(length) > buffer.length - 0x14 || length % 2 != 0 || length == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let units = UserPtr::<u16>::new(buffer.address.wrapping_add(0x14)).read_array(call, u64::from(length / 2))?;
+    let name = String::from_utf16(&units).map_err(|_| Status::OBJECT_NAME_INVALID)?;
+    let root = Handle(u64::from(root_high) << 32 | u64::from(root));
+    let file = call.kernel.file(id)?;
+    let (own_volume, own_path) = file.location().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    let (volume, to) = if root == Handle::NULL && !name.contains('\\') {
+        // A bare name stays in the file's own directory.
+        let mut path = NtPath::parse(&name)?;
+        let parents = own_path.split_last().map_or(&[][..], |(_, parents)| parents);
+        path.parts.splice(0..0, parents.iter().cloned());
+        (own_volume, path)
+    } else {
+        let attributes = ObjectAttributes { root_directory: root, name: Some(units), ..Default::default() };
+        match locate(call, &attributes)? {
+            Target::Volume(volume, path) => (volume, path),
+            Target::Device(..) => return Err(Status::NOT_SAME_DEVICE),
+        }
+    };
+    if volume != own_volume {
+        return Err(Status::NOT_SAME_DEVICE);
+    }
+    let Kernel { objects, files, .. } = &mut *call.kernel;
+    let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    files.rename(file, &to, replace & 1 != 0)
+}
+
+/// FILE_OBJECTID_BUFFER: what tells two files apart.
+pub(super) fn object_id(call: &Call<'_, '_>, id: ObjectId) -> Result<Vec<u8>, Status> {
+    let facts = call.kernel.files.facts(call.kernel.file(id)?)?;
+    let stat = facts.stat.ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    Ok(Bytes::default().u64s(&[u64::from(facts.serial), stat.id, 0, 0, 0, 0, 0, 0]).0)
+}

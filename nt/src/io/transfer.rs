@@ -1,0 +1,397 @@
+//! Services that move data: reading, writing, locking, control codes; and how an operation completes.
+
+use std::os::unix::fs::FileExt as _;
+
+use super::file::{self, FileKind};
+use super::services::IoStatusPtr;
+use super::status_of_io;
+use crate::object::{Body, CompletionPacket, Handle, ObjectId, ObjectType};
+use crate::service::{Call, Outcome};
+use crate::services;
+use crate::status::Status;
+use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
+use crate::wait::Wait;
+
+services! { pub SERVICES;
+    /// Reads from a file or stream.
+    NtReadFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, buffer: u64, length: u32, offset: UserPtr<i64>, key: UserPtr<u32>) = read_file;
+    /// Writes to a file or stream.
+    NtWriteFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, buffer: u64, length: u32, offset: UserPtr<i64>, key: UserPtr<u32>) = write_file;
+    /// Brings written data to the disk.
+    NtFlushBuffersFile(file: Handle, io_status: IoStatusPtr) = flush_buffers;
+    /// The same with flags.
+    NtFlushBuffersFileEx(file: Handle, flags: u32, parameters: u64, length: u32, io_status: IoStatusPtr) = flush_buffers_ex;
+    /// Locks a range of a file.
+    NtLockFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, offset: UserPtr<u64>, length: UserPtr<u64>, key: u32, fail_immediately: bool, exclusive: bool) = lock_file;
+    /// Unlocks a range of a file.
+    NtUnlockFile(file: Handle, io_status: IoStatusPtr, offset: UserPtr<u64>, length: UserPtr<u64>, key: u32) = unlock_file;
+    /// File-system control codes.
+    NtFsControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = fs_control;
+    /// Device control codes: no device here takes any.
+    NtDeviceIoControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = device_control;
+    /// Cancels operations of the thread on a file; none is ever pending.
+    NtCancelIoFile(file: Handle, io_status: IoStatusPtr) = cancel;
+    /// Cancels one operation on a file; none is ever pending.
+    NtCancelIoFileEx(file: Handle, target: u64, io_status: IoStatusPtr) = cancel_ex;
+    /// Cancels a thread's synchronous operation; none is ever pending.
+    NtCancelSynchronousIoFile(thread: Handle, target: u64, io_status: IoStatusPtr) = cancel_synchronous;
+}
+
+/// Bytes moved at a time: bounds what a guest's length makes the host allocate.
+const CHUNK: usize = 1 << 20;
+
+/// Completes an operation: IO_STATUS_BLOCK, event, completion port.
+pub(super) fn finish(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    event: Handle,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    status: Status,
+    information: u64,
+) -> Result<(), Status> {
+    call.write_io_status(io_status, status, information)?;
+    if event != Handle::NULL
+        && let Body::Event(event) = call.body(event, ObjectType::Event, 2)?
+    {
+        event.set(true);
+    }
+    /// FILE_SKIP_COMPLETION_PORT_ON_SUCCESS.
+    const SKIP_PORT: u32 = 1;
+    let file = call.kernel.file(id)?;
+    if let Some((port, key)) = file.completion
+        && apc_context != 0
+        && file.completion_flags & SKIP_PORT == 0
+        && let Ok(Body::IoCompletion(port)) = call.kernel.objects.body_mut(port)
+    {
+        port.packets.push_back(CompletionPacket { key, context: apc_context, status, information });
+    }
+    Ok(())
+}
+
+/// Where a transfer starts.
+enum Start {
+    At(u64),
+    End,
+}
+
+fn start_of(call: &mut Call<'_, '_>, id: ObjectId, offset: UserPtr<i64>) -> Result<Start, Status> {
+    const WRITE_TO_END: i64 = -1;
+    const USE_POSITION: i64 = -2;
+    let offset = offset.read_optional(call)?;
+    let file = call.kernel.file(id)?;
+    match offset {
+        Some(WRITE_TO_END) => Ok(Start::End),
+        Some(USE_POSITION) | None if file.is_synchronous() => Ok(Start::At(file.position)),
+        Some(offset) if offset >= 0 => Ok(Start::At(offset as u64)),
+        _ => Err(Status::INVALID_PARAMETER),
+    }
+}
+
+/// What a handle's file is, as far as a transfer cares.
+enum Source {
+    Disk,
+    Stream(super::StdStream),
+    Null,
+}
+
+fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
+    match &call.kernel.file(id)?.kind {
+        FileKind::Disk { .. } => Ok(Source::Disk),
+        FileKind::Stream(stream) => Ok(Source::Stream(*stream)),
+        FileKind::Null => Ok(Source::Null),
+        FileKind::Directory { .. } | FileKind::Volume(_) => Err(Status::INVALID_DEVICE_REQUEST),
+    }
+}
+
+fn read_file(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    _apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    offset: UserPtr<i64>,
+    _key: UserPtr<u32>,
+) -> Result<Status, Status> {
+    let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
+    let length = length as usize;
+    let (total, end) = match source_of(call, id)? {
+        Source::Disk => {
+            let Start::At(start) = start_of(call, id, offset)? else { return Err(Status::INVALID_PARAMETER) };
+            call.kernel.files.check_locks(call.kernel.file(id)?, start, length as u64, false)?;
+            let total = read_disk(call, id, start, buffer, length)?;
+            let file = call.kernel.file_mut(id)?;
+            if file.is_synchronous() {
+                file.position = start.saturating_add(total);
+            }
+            (total, Status::END_OF_FILE)
+        }
+        Source::Stream(super::StdStream::Input) => {
+            let mut data = vec![0; length.min(CHUNK)];
+            let read = call.kernel.host.read(&mut data).map_err(|error| status_of_io(&error))?;
+            call.write_user(buffer, data.get(..read).unwrap_or(&[]))?;
+            // The other end of a pipe is gone: that is how programs see the end of redirected input.
+            (read as u64, Status::PIPE_BROKEN)
+        }
+        Source::Stream(_) => return Err(Status::ACCESS_DENIED),
+        Source::Null => (0, Status::END_OF_FILE),
+    };
+    let status = if total == 0 && length > 0 { end } else { Status::SUCCESS };
+    if status.is_error() && !call.kernel.file(id)?.is_synchronous() {
+        return Err(status);
+    }
+    finish(call, id, event, if status.is_error() { 0 } else { apc_context }, io_status, status, total)?;
+    Ok(status)
+}
+
+fn read_disk(call: &mut Call<'_, '_>, id: ObjectId, start: u64, buffer: u64, length: usize) -> Result<u64, Status> {
+    let mut data = vec![0; length.min(CHUNK)];
+    let mut total = 0u64;
+    while (total as usize) < length {
+        let wanted = (length - total as usize).min(CHUNK);
+        let Some(part) = data.get_mut(..wanted) else { break };
+        let at = start.checked_add(total).filter(|&at| at <= i64::MAX as u64).ok_or(Status::INVALID_PARAMETER)?;
+        let host = call.kernel.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        let read = match host.read_at(part, at) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(status_of_io(&error)),
+        };
+        call.write_user(buffer.wrapping_add(total), part.get(..read).unwrap_or(&[]))?;
+        total += read as u64;
+    }
+    Ok(total)
+}
+
+fn write_file(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    _apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    offset: UserPtr<i64>,
+    _key: UserPtr<u32>,
+) -> Result<Status, Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let access = call.kernel.handles.get(handle)?.access;
+    if access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
+        return Err(Status::ACCESS_DENIED);
+    }
+    match source_of(call, id)? {
+        Source::Disk => {
+            let start = match start_of(call, id, offset)? {
+                // Without FILE_WRITE_DATA all writes append.
+                Start::At(at) if access & file::WRITE_DATA != 0 => at,
+                _ => {
+                    let host = call.kernel.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+                    host.metadata().map_err(|error| status_of_io(&error))?.len()
+                }
+            };
+            call.kernel.files.check_locks(call.kernel.file(id)?, start, u64::from(length), true)?;
+            for_each_chunk(call, buffer, length, |call, done, data| {
+                let at =
+                    start.checked_add(done).filter(|&at| at <= i64::MAX as u64).ok_or(Status::INVALID_PARAMETER)?;
+                let host = call.kernel.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+                host.write_all_at(data, at).map_err(|error| status_of_io(&error))
+            })?;
+            let file = call.kernel.file_mut(id)?;
+            if file.is_synchronous() {
+                file.position = start.saturating_add(u64::from(length));
+            }
+        }
+        Source::Stream(super::StdStream::Input) => return Err(Status::ACCESS_DENIED),
+        Source::Stream(stream) => for_each_chunk(call, buffer, length, |call, _, data| {
+            call.kernel.host.write(stream, data).map_err(|error| status_of_io(&error))
+        })?,
+        // Even what goes nowhere is read.
+        Source::Null => for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?,
+    }
+    finish(call, id, event, apc_context, io_status, Status::SUCCESS, u64::from(length))?;
+    Ok(Status::SUCCESS)
+}
+
+/// Hands the caller's buffer over in pieces.
+fn for_each_chunk<'a, 'm>(
+    call: &mut Call<'a, 'm>,
+    buffer: u64,
+    length: u32,
+    mut consume: impl FnMut(&mut Call<'a, 'm>, u64, &[u8]) -> Result<(), Status>,
+) -> Result<(), Status> {
+    let mut done = 0u64;
+    while done < u64::from(length) {
+        let size = (u64::from(length) - done).min(CHUNK as u64);
+        let data = UserBuffer::new(buffer.wrapping_add(done), size).read(call)?;
+        consume(call, done, &data)?;
+        done += size;
+    }
+    Ok(())
+}
+
+fn flush_buffers(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<(), Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let file = call.kernel.file(id)?;
+    if file.access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
+        return Err(Status::ACCESS_DENIED);
+    }
+    if let Some(host) = file.host_file() {
+        host.sync_data().map_err(|error| status_of_io(&error))?;
+    }
+    call.write_io_status(io_status, Status::SUCCESS, 0)
+}
+
+fn flush_buffers_ex(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    _flags: u32,
+    _parameters: u64,
+    _length: u32,
+    io_status: IoStatusPtr,
+) -> Result<(), Status> {
+    flush_buffers(call, handle, io_status)
+}
+
+fn lock_file(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    _apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    offset: UserPtr<u64>,
+    length: UserPtr<u64>,
+    _key: u32,
+    fail_immediately: bool,
+    exclusive: bool,
+) -> Result<Outcome, Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let (start, length) = (offset.read(call)?, length.read(call)?);
+    let file = call.kernel.file(id)?;
+    if file.access & (file::READ_DATA | file::WRITE_DATA | file::APPEND_DATA) == 0 {
+        return Err(Status::ACCESS_DENIED);
+    }
+    let try_lock = move |kernel: &mut crate::kernel::Kernel| {
+        let crate::kernel::Kernel { objects, files, .. } = kernel;
+        match objects.body(id)? {
+            Body::File(file) => files.lock(file, start, length, exclusive),
+            _ => Err(Status::OBJECT_TYPE_MISMATCH),
+        }
+    };
+    match try_lock(call.kernel) {
+        Ok(()) => {
+            finish(call, id, event, apc_context, io_status, Status::SUCCESS, 0)?;
+            Ok(Outcome::Return(Status::SUCCESS))
+        }
+        Err(Status::LOCK_NOT_GRANTED) if !fail_immediately => {
+            call.kernel.objects.reference(id);
+            let wait = Wait::until("file lock", move |kernel, _| match try_lock(kernel) {
+                Err(Status::LOCK_NOT_GRANTED) => None,
+                result => Some(result.err().unwrap_or(Status::SUCCESS)),
+            });
+            Ok(Outcome::Wait(wait.then(move |call, status| {
+                let written = finish(call, id, event, apc_context, io_status, status, 0);
+                call.kernel.objects.dereference(id);
+                call.kernel.reap();
+                Outcome::Return(written.err().unwrap_or(status))
+            })))
+        }
+        Err(status) => Err(status),
+    }
+}
+
+fn unlock_file(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    io_status: IoStatusPtr,
+    offset: UserPtr<u64>,
+    length: UserPtr<u64>,
+    _key: u32,
+) -> Result<(), Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let (start, length) = (offset.read(call)?, length.read(call)?);
+    let crate::kernel::Kernel { objects, files, .. } = &mut *call.kernel;
+    let Body::File(file) = objects.body(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    files.unlock(file, start, length)?;
+    call.write_io_status(io_status, Status::SUCCESS, 0)
+}
+
+fn fs_control(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    _apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    code: u32,
+    _input: u64,
+    _input_length: u32,
+    output: u64,
+    output_length: u32,
+) -> Result<Status, Status> {
+    const GET_OBJECT_ID: u32 = 0x9_009C;
+    const CREATE_OR_GET_OBJECT_ID: u32 = 0x9_00C0;
+    const GET_REPARSE_POINT: u32 = 0x9_00A8;
+    const SET_SPARSE: u32 = 0x9_00C4;
+    const GET_COMPRESSION: u32 = 0x9_003C;
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    if !matches!(call.kernel.file(id)?.kind, FileKind::Disk { .. } | FileKind::Directory { .. }) {
+        return Err(Status::INVALID_DEVICE_REQUEST);
+    }
+    let bytes = match code {
+        GET_OBJECT_ID | CREATE_OR_GET_OBJECT_ID => super::services::object_id(call, id)?,
+        // Links are resolved on the host's side: the guest sees none.
+        GET_REPARSE_POINT => return Err(Status::NOT_A_REPARSE_POINT),
+        SET_SPARSE => Vec::new(),
+        GET_COMPRESSION => vec![0, 0],
+        _ => return Err(Status::INVALID_DEVICE_REQUEST),
+    };
+    if bytes.len() > output_length as usize {
+        return Err(Status::BUFFER_TOO_SMALL);
+    }
+    call.write_user(output, &bytes)?;
+    finish(call, id, event, apc_context, io_status, Status::SUCCESS, bytes.len() as u64)?;
+    Ok(Status::SUCCESS)
+}
+
+fn device_control(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    _event: Handle,
+    _apc: u64,
+    _apc_context: u64,
+    _io_status: IoStatusPtr,
+    _code: u32,
+    _input: u64,
+    _input_length: u32,
+    _output: u64,
+    _output_length: u32,
+) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    Err(Status::NOT_SUPPORTED)
+}
+
+fn cancel(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    call.write_io_status(io_status, Status::SUCCESS, 0)
+}
+
+fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, _target: u64, _io_status: IoStatusPtr) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    Err(Status::NOT_FOUND)
+}
+
+fn cancel_synchronous(
+    call: &mut Call<'_, '_>,
+    thread: Handle,
+    _target: u64,
+    _io_status: IoStatusPtr,
+) -> Result<(), Status> {
+    call.object(thread, Some(ObjectType::Thread), 0)?;
+    Err(Status::NOT_FOUND)
+}

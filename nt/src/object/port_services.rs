@@ -1,0 +1,319 @@
+//! Services of I/O completion ports and jobs.
+
+use super::support::{AttributesPtr, read_information};
+use super::{Body, CompletionPacket, Handle, IoCompletion, Job, ObjectId, ObjectType};
+use crate::io::info::{Answer, Bytes};
+use crate::kernel::Kernel;
+use crate::service::{Call, Outcome};
+use crate::services;
+use crate::status::Status;
+use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
+use crate::wait::Wait;
+
+services! { pub SERVICES;
+    /// Creates or opens a completion port.
+    NtCreateIoCompletion(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr, concurrency: u32) = create_port;
+    /// Opens a named completion port.
+    NtOpenIoCompletion(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr) = open_port;
+    /// Queues a packet.
+    NtSetIoCompletion(port: Handle, key: u64, context: u64, status: u32, information: u64) = set_completion;
+    /// Queues a packet with a reserve object.
+    NtSetIoCompletionEx(port: Handle, reserve: Handle, key: u64, context: u64, status: u32, information: u64) = set_completion_ex;
+    /// Takes a packet, waiting for one.
+    NtRemoveIoCompletion(port: Handle, key: UserPtr<u64>, context: UserPtr<u64>, io_status: UserPtr<u64>, timeout: UserPtr<i64>) = remove_completion;
+    /// Takes several packets, waiting for the first.
+    NtRemoveIoCompletionEx(port: Handle, entries: u64, count: u32, removed: UserPtr<u32>, timeout: UserPtr<i64>, alertable: bool) = remove_completion_ex;
+    /// Tells how many packets are queued.
+    NtQueryIoCompletion(port: Handle, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = query_port;
+    /// Creates or opens a job.
+    NtCreateJobObject(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr) = create_job;
+    /// Opens a named job.
+    NtOpenJobObject(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr) = open_job;
+    /// Puts a process into a job.
+    NtAssignProcessToJobObject(job: Handle, process: Handle) = assign_process;
+    /// Whether a process is in a job.
+    NtIsProcessInJob(process: Handle, job: Handle) = is_process_in_job;
+    /// Tells a job's limits and accounts.
+    NtQueryInformationJobObject(job: Handle, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = query_job;
+    /// Sets a job's limits and completion port.
+    NtSetInformationJobObject(job: Handle, class: u32, buffer: u64, length: u32) = set_job;
+}
+
+type Out = UserPtr<Handle>;
+
+/// IO_COMPLETION_QUERY_STATE, JOB_OBJECT_ASSIGN_PROCESS.
+const BIT_0: u32 = 1;
+/// IO_COMPLETION_MODIFY_STATE, JOB_OBJECT_SET_ATTRIBUTES.
+const BIT_1: u32 = 2;
+/// JOB_OBJECT_QUERY.
+const JOB_QUERY: u32 = 4;
+
+fn create_port(
+    call: &mut Call<'_, '_>,
+    out: Out,
+    access: u32,
+    attributes: AttributesPtr,
+    concurrency: u32,
+) -> Result<Status, Status> {
+    call.create_object(out, access, attributes, Body::IoCompletion(IoCompletion::new(concurrency)))
+}
+
+fn open_port(call: &mut Call<'_, '_>, out: Out, access: u32, attributes: AttributesPtr) -> Result<(), Status> {
+    call.open_object(out, access, attributes, ObjectType::IoCompletion)
+}
+
+fn port(kernel: &mut Kernel, id: ObjectId) -> Result<&mut IoCompletion, Status> {
+    match kernel.objects.body_mut(id)? {
+        Body::IoCompletion(port) => Ok(port),
+        _ => Err(Status::OBJECT_TYPE_MISMATCH),
+    }
+}
+
+fn set_completion(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    key: u64,
+    context: u64,
+    status: u32,
+    information: u64,
+) -> Result<(), Status> {
+    /// Packets that one port holds at most: bounds what a guest can make the host allocate.
+    const MAX_PACKETS: usize = 1 << 20;
+    let id = call.object(handle, Some(ObjectType::IoCompletion), BIT_1)?;
+    let port = port(call.kernel, id)?;
+    if port.packets.len() >= MAX_PACKETS {
+        return Err(Status::INSUFFICIENT_RESOURCES);
+    }
+    port.packets.push_back(CompletionPacket { key, context, status: Status(status), information });
+    Ok(())
+}
+
+fn set_completion_ex(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    _reserve: Handle,
+    key: u64,
+    context: u64,
+    status: u32,
+    information: u64,
+) -> Result<(), Status> {
+    set_completion(call, handle, key, context, status, information)
+}
+
+/// Waits until the port has a packet, then lets `take` deliver.
+fn wait_for_packet(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    timeout: UserPtr<i64>,
+    alertable: bool,
+    take: impl FnOnce(&mut Call<'_, '_>, ObjectId) -> Result<(), Status> + 'static,
+) -> Result<Outcome, Status> {
+    let deadline = call.deadline(timeout)?;
+    let id = call.object(handle, Some(ObjectType::IoCompletion), BIT_1)?;
+    call.kernel.objects.reference(id);
+    let wait = Wait::until("completion port", move |kernel, thread| {
+        let port = port(kernel, id).ok()?;
+        // The packets are promised to this thread from here until it runs.
+        port.claim(thread).then_some(Status::SUCCESS)
+    });
+    Ok(Outcome::Wait(wait.with_deadline(deadline).alertable(alertable).then(move |call, status| {
+        let result = if status == Status::SUCCESS { take(call, id) } else { Ok(()) };
+        if let Ok(port) = port(call.kernel, id) {
+            port.release_claim(call.thread);
+        }
+        call.kernel.objects.dereference(id);
+        call.kernel.reap();
+        Outcome::Return(result.err().unwrap_or(status))
+    })))
+}
+
+fn remove_completion(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    key: UserPtr<u64>,
+    context: UserPtr<u64>,
+    io_status: UserPtr<u64>,
+    timeout: UserPtr<i64>,
+) -> Result<Outcome, Status> {
+    wait_for_packet(call, handle, timeout, false, move |call, id| {
+        let Some(packet) = port(call.kernel, id)?.packets.pop_front() else { return Ok(()) };
+        key.write(call, packet.key)?;
+        context.write(call, packet.context)?;
+        call.write_io_status(io_status, packet.status, packet.information)
+    })
+}
+
+fn remove_completion_ex(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    entries: u64,
+    count: u32,
+    removed: UserPtr<u32>,
+    timeout: UserPtr<i64>,
+    alertable: bool,
+) -> Result<Outcome, Status> {
+    if count == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    wait_for_packet(call, handle, timeout, alertable, move |call, id| {
+        let mut bytes = Bytes::default();
+        let mut taken = 0;
+        // Packets promised to other threads stay.
+        let limit = count.min(port(call.kernel, id)?.unclaimed_by_others(call.thread) as u32);
+        while taken < limit
+            && let Some(packet) = port(call.kernel, id)?.packets.pop_front()
+        {
+            // FILE_IO_COMPLETION_INFORMATION.
+            let status = u64::from(packet.status.0);
+            bytes = bytes.u64s(&[packet.key, packet.context, status, packet.information]);
+            taken += 1;
+        }
+        call.write_user(entries, &bytes.0)?;
+        removed.write_optional(call, taken)
+    })
+}
+
+fn query_port(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    class: u32,
+    buffer: u64,
+    length: u32,
+    returned: UserPtr<u32>,
+) -> Result<Status, Status> {
+    if class != 0 {
+        return Err(Status::INVALID_INFO_CLASS);
+    }
+    let id = call.object(handle, Some(ObjectType::IoCompletion), BIT_0)?;
+    let depth = port(call.kernel, id)?.packets.len() as u32;
+    let answer = Answer::fixed(depth.to_le_bytes().into());
+    call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
+}
+
+fn create_job(call: &mut Call<'_, '_>, out: Out, access: u32, attributes: AttributesPtr) -> Result<Status, Status> {
+    call.create_object(out, access, attributes, Body::Job(Job::default()))
+}
+
+fn open_job(call: &mut Call<'_, '_>, out: Out, access: u32, attributes: AttributesPtr) -> Result<(), Status> {
+    call.open_object(out, access, attributes, ObjectType::Job)
+}
+
+fn job(kernel: &mut Kernel, id: ObjectId) -> Result<&mut Job, Status> {
+    match kernel.objects.body_mut(id)? {
+        Body::Job(job) => Ok(job),
+        _ => Err(Status::OBJECT_TYPE_MISMATCH),
+    }
+}
+
+fn process_id(call: &Call<'_, '_>, handle: Handle) -> Result<u32, Status> {
+    let id = call.object(handle, Some(ObjectType::Process), 0)?;
+    match call.kernel.objects.body(id)? {
+        Body::Process { id, .. } => Ok(*id),
+        _ => Err(Status::OBJECT_TYPE_MISMATCH),
+    }
+}
+
+fn assign_process(call: &mut Call<'_, '_>, handle: Handle, process: Handle) -> Result<(), Status> {
+    let process = process_id(call, process)?;
+    let id = call.object(handle, Some(ObjectType::Job), BIT_0)?;
+    let job = job(call.kernel, id)?;
+    if !job.processes.contains(&process) {
+        job.processes.push(process);
+    }
+    Ok(())
+}
+
+fn is_process_in_job(call: &mut Call<'_, '_>, process: Handle, handle: Handle) -> Result<Status, Status> {
+    const PROCESS_NOT_IN_JOB: Status = Status(0x123);
+    const PROCESS_IN_JOB: Status = Status(0x124);
+    let process = process_id(call, process)?;
+    let inside = match handle {
+        // Any job.
+        Handle::NULL => {
+            let mut jobs = call.kernel.objects.iter();
+            jobs.any(|(_, object)| matches!(&object.body, Body::Job(job) if job.processes.contains(&process)))
+        }
+        handle => {
+            let id = call.object(handle, Some(ObjectType::Job), JOB_QUERY)?;
+            job(call.kernel, id)?.processes.contains(&process)
+        }
+    };
+    Ok(if inside { PROCESS_IN_JOB } else { PROCESS_NOT_IN_JOB })
+}
+
+fn query_job(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    class: u32,
+    buffer: u64,
+    length: u32,
+    returned: UserPtr<u32>,
+) -> Result<Status, Status> {
+    let (flags, processes) = match handle {
+        // The job of the caller, whatever it is; without one there are no limits.
+        Handle::NULL => (0, Vec::new()),
+        handle => {
+            let id = call.object(handle, Some(ObjectType::Job), JOB_QUERY)?;
+            let job = job(call.kernel, id)?;
+            (job.limit_flags, job.processes.clone())
+        }
+    };
+    let count = processes.len() as u32;
+    let limits = |size: usize| {
+        let mut bytes = vec![0; size];
+        if let Some(slot) = bytes.get_mut(0x10..0x14) {
+            slot.copy_from_slice(&flags.to_le_bytes());
+        }
+        bytes
+    };
+    let answer = match class {
+        // JobObjectBasicAccountingInformation, and with I/O counters.
+        1 => Answer::fixed(Bytes::default().u64s(&[0; 4]).u32s(&[0, count, count, 0]).0),
+        8 => Answer::fixed(Bytes::default().u64s(&[0; 4]).u32s(&[0, count, count, 0]).u64s(&[0; 6]).0),
+        // JobObjectBasicLimitInformation, JobObjectExtendedLimitInformation.
+        2 => Answer::fixed(limits(0x40)),
+        9 => Answer::fixed(limits(0x90)),
+        // JobObjectBasicProcessIdList.
+        3 => {
+            let ids: Vec<u64> = processes.iter().map(|&id| u64::from(id)).collect();
+            Answer { bytes: Bytes::default().u32s(&[count, count]).u64s(&ids).0, fixed: 8 }
+        }
+        // JobObjectCpuRateControlInformation: no control.
+        15 => Answer::fixed(vec![0; 8]),
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    };
+    call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
+}
+
+fn set_job(call: &mut Call<'_, '_>, handle: Handle, class: u32, buffer: u64, length: u32) -> Result<(), Status> {
+    let id = call.object(handle, Some(ObjectType::Job), BIT_1)?;
+    let buffer = UserBuffer::new(buffer, u64::from(length));
+    match class {
+        // JobObjectBasicLimitInformation, JobObjectExtendedLimitInformation: the limits are kept, none is enforced.
+        2 | 9 => {
+            let [_, _, _, _, flags] = read_information::<[u32; 5]>(call, buffer)?;
+            job(call.kernel, id)?.limit_flags = flags;
+        }
+        // JobObjectBasicUIRestrictions, JobObjectEndOfJobTimeInformation.
+        4 | 6 => {
+            read_information::<u32>(call, buffer)?;
+        }
+        // JobObjectAssociateCompletionPortInformation.
+        7 => {
+            let [key, port] = read_information::<[u64; 2]>(call, buffer)?;
+            let port = match Handle(port) {
+                Handle::NULL => None,
+                port => Some((call.object(port, Some(ObjectType::IoCompletion), BIT_1)?, key)),
+            };
+            if let Some((port, _)) = port {
+                call.kernel.objects.reference(port);
+            }
+            let old = std::mem::replace(&mut job(call.kernel, id)?.completion, port);
+            if let Some((old, _)) = old {
+                call.kernel.objects.dereference(old);
+            }
+        }
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    }
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! What services of all components share: handles to objects, named objects, guest answers.
+
+use super::manager::attributes;
+use super::namespace::Vacancy;
+use super::{Body, Handle, ObjectId, ObjectType, Resolved};
+use crate::io::info::Answer;
+use crate::kernel::Kernel;
+use crate::service::Call;
+use crate::status::Status;
+use crate::strings::{ObjectAttributes, RawObjectAttributes};
+use crate::user_ptr::{GuestValue, UserBuffer, UserMemory, UserPtr};
+
+/// OBJECT_ATTRIBUTES as services take it.
+pub type AttributesPtr = UserPtr<RawObjectAttributes>;
+
+/// A name as text; one that is not Unicode cannot name anything.
+pub fn name_of(attributes: &ObjectAttributes) -> Result<Option<String>, Status> {
+    let name = attributes.name.as_deref().filter(|name| !name.is_empty());
+    name.map(|name| String::from_utf16(name).map_err(|_| Status::OBJECT_NAME_INVALID)).transpose()
+}
+
+impl Kernel {
+    /// The process's own object.
+    #[must_use]
+    pub fn process_object(&self) -> Option<ObjectId> {
+        let own = self.system.process;
+        self.objects.iter().find(|(_, o)| matches!(o.body, Body::Process { id, .. } if id == own)).map(|(id, _)| id)
+    }
+
+    /// A thread's object.
+    #[must_use]
+    pub fn thread_object(&self, thread: u32) -> Option<ObjectId> {
+        self.objects.iter().find(|(_, o)| matches!(o.body, Body::Thread { id, .. } if id == thread)).map(|(id, _)| id)
+    }
+
+    /// Tidies up behind objects that died: files close, timers are disarmed.
+    pub fn reap(&mut self) {
+        // Closing can let other objects die.
+        loop {
+            let dead = self.objects.take_dead();
+            if dead.is_empty() {
+                return;
+            }
+            for (id, body) in dead {
+                match body {
+                    Body::File(file) => {
+                        if let Some((port, _)) = file.completion {
+                            self.objects.dereference(port);
+                        }
+                        self.files.close(*file);
+                    }
+                    Body::Job(job) => {
+                        if let Some((port, _)) = job.completion {
+                            self.objects.dereference(port);
+                        }
+                    }
+                    Body::Timer(_) => self.system.armed_timers.retain(|&timer| timer != id),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Call<'_, '_> {
+    /// The object behind a handle, pseudo handles of process and thread included.
+    pub fn object(&self, handle: Handle, wanted: Option<ObjectType>, access: u32) -> Result<ObjectId, Status> {
+        let pseudo = match handle {
+            Handle::CURRENT_PROCESS => Some((ObjectType::Process, self.kernel.process_object())),
+            Handle::CURRENT_THREAD => Some((ObjectType::Thread, self.kernel.thread_object(self.thread))),
+            _ => None,
+        };
+        match pseudo {
+            Some((kind, _)) if wanted.is_some_and(|wanted| wanted != kind) => Err(Status::OBJECT_TYPE_MISMATCH),
+            Some((_, object)) => object.ok_or(Status::INVALID_HANDLE),
+            None => self.kernel.objects.by_handle(&self.kernel.handles, handle, wanted, access),
+        }
+    }
+
+    /// The body behind a handle of one type.
+    pub fn body(&mut self, handle: Handle, wanted: ObjectType, access: u32) -> Result<&mut Body, Status> {
+        let id = self.object(handle, Some(wanted), access)?;
+        self.kernel.objects.body_mut(id)
+    }
+
+    /// Hands a handle to the caller; it is closed again if the caller's variable cannot be written.
+    pub fn give_handle(&mut self, out: UserPtr<Handle>, handle: Handle) -> Result<(), Status> {
+        out.write(self, handle).inspect_err(|_| {
+            // The handle was opened just now: closing it cannot fail.
+            let _ = self.kernel.objects.close(&mut self.kernel.handles, handle);
+            self.kernel.reap();
+        })
+    }
+
+    /// Opens a handle to an object and hands it to the caller.
+    pub fn open_handle(
+        &mut self,
+        out: UserPtr<Handle>,
+        object: ObjectId,
+        access: u32,
+        attributes: &ObjectAttributes,
+    ) -> Result<(), Status> {
+        let handle = self.kernel.objects.open(&mut self.kernel.handles, object, access, attributes.flags.bits())?;
+        self.give_handle(out, handle)
+    }
+
+    /// Follows an object name.
+    pub fn resolve(&self, attributes: &ObjectAttributes, name: &str) -> Result<Result<Resolved, Vacancy>, Status> {
+        let root = match attributes.root_directory {
+            Handle::NULL => None,
+            handle => Some(self.object(handle, Some(ObjectType::Directory), 0)?),
+        };
+        self.kernel.objects.resolve(root, name, attributes.flags.bits())
+    }
+
+    /// Nt-Create-something: a new object, named if the caller names it, or the existing one with OBJ_OPENIF.
+    pub fn create_object(
+        &mut self,
+        out: UserPtr<Handle>,
+        access: u32,
+        attributes: AttributesPtr,
+        body: Body,
+    ) -> Result<Status, Status> {
+        let attributes = attributes.read_attributes_optional(self)?;
+        let permanent = attributes.flags.bits() & attributes::PERMANENT != 0;
+        let kind = body.object_type();
+        let (object, status) = match name_of(&attributes)? {
+            None => (self.kernel.objects.insert(body), Status::SUCCESS),
+            Some(name) => match self.resolve(&attributes, &name)? {
+                Ok(found) => {
+                    if attributes.flags.bits() & attributes::OPENIF == 0 {
+                        return Err(Status::OBJECT_NAME_COLLISION);
+                    }
+                    self.kernel.check_found(&found, kind)?;
+                    self.kernel.objects.reference(found.object);
+                    (found.object, Status::OBJECT_NAME_EXISTS)
+                }
+                Err(vacancy) => {
+                    let object = self.kernel.objects.insert(body);
+                    if let Err(status) = self.kernel.objects.link(object, vacancy.directory, &vacancy.name, permanent) {
+                        self.kernel.objects.dereference(object);
+                        return Err(status);
+                    }
+                    (object, Status::SUCCESS)
+                }
+            },
+        };
+        let result = self.open_handle(out, object, access, &attributes);
+        self.kernel.objects.dereference(object);
+        self.kernel.reap();
+        result.map(|()| status)
+    }
+
+    /// Nt-Open-something: an existing named object.
+    pub fn open_object(
+        &mut self,
+        out: UserPtr<Handle>,
+        access: u32,
+        attributes: AttributesPtr,
+        kind: ObjectType,
+    ) -> Result<(), Status> {
+        let attributes = attributes.read_attributes(self)?;
+        let name = name_of(&attributes)?.ok_or(Status::OBJECT_PATH_SYNTAX_BAD)?;
+        let found = self.resolve(&attributes, &name)?.map_err(|_| Status::OBJECT_NAME_NOT_FOUND)?;
+        self.kernel.check_found(&found, kind)?;
+        self.open_handle(out, found.object, access, &attributes)
+    }
+
+    /// Answers a query with `answer`: as much as fits, the needed length, and the status that says which.
+    pub fn answer(&mut self, buffer: UserBuffer, returned: UserPtr<u32>, answer: &Answer) -> Result<Status, Status> {
+        returned.write_optional(self, u32::try_from(answer.bytes.len()).unwrap_or(u32::MAX))?;
+        let (part, status) = answer.fit(usize::try_from(buffer.length).unwrap_or(usize::MAX))?;
+        self.write_user(buffer.address, part)?;
+        Ok(status)
+    }
+
+    /// Writes IO_STATUS_BLOCK.
+    pub fn write_io_status(&mut self, block: UserPtr<u64>, status: Status, information: u64) -> Result<(), Status> {
+        let bytes = [u64::from(status.0), information].map(u64::to_le_bytes).concat();
+        self.write_user(block.address(), &bytes)
+    }
+
+    /// Interrupt time at which a wait with the caller's timeout ends; NULL waits for ever.
+    pub fn deadline(&mut self, timeout: UserPtr<i64>) -> Result<Option<u64>, Status> {
+        let timeout = timeout.read_optional(self)?;
+        Ok(timeout.and_then(|timeout| self.kernel.clock.deadline(timeout)))
+    }
+}
+
+impl Kernel {
+    fn check_found(&self, found: &Resolved, kind: ObjectType) -> Result<(), Status> {
+        if found.remaining.is_some() || self.objects.body(found.object)?.object_type() != kind {
+            return Err(Status::OBJECT_TYPE_MISMATCH);
+        }
+        Ok(())
+    }
+}
+
+/// UNICODE_STRING with its text right behind a structure: the structure's address and size give the pointer.
+#[must_use]
+pub fn unicode_string(text_bytes: usize, at: u64) -> Vec<u8> {
+    let length = u16::try_from(text_bytes).unwrap_or(u16::MAX - 3);
+    let mut bytes = Vec::with_capacity(16);
+    bytes.extend(length.to_le_bytes());
+    bytes.extend((length + 2).to_le_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(at.to_le_bytes());
+    bytes
+}
+
+/// Reads a value of the caller's buffer for a set-information service.
+pub fn read_information<T: GuestValue>(call: &mut Call<'_, '_>, buffer: UserBuffer) -> Result<T, Status> {
+    if buffer.length < T::SIZE as u64 {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
+    UserPtr::<T>::new(buffer.address).read(call)
+}
