@@ -1,25 +1,77 @@
 //! The executive: all state behind the service tables, and the service gate.
 
-use crate::io::{FileSystem, Host};
+use std::collections::BTreeSet;
+
+use lstar_arch::{Gpr, Privilege};
+use lstar_guest_images::GateId;
+use lstar_runtime::{GateAction, Registers, ServiceGate, Vcpu};
+
+use crate::crash::LastException;
+use crate::io::{FileSystem, Host, StdStream};
 use crate::memory::MemoryManager;
 use crate::object::{HandleTable, ObjectManager};
+use crate::process::Process;
 use crate::registry::Registry;
-use crate::service::Service;
+use crate::scheduler::Scheduler;
+use crate::service::{Call, MAX_ARGUMENTS, Outcome, Service};
+use crate::status::Status;
+use crate::system::StopReason;
 use crate::system_state::SystemState;
+use crate::thread::KernelLayout;
 use crate::time::Clock;
 
 /// Every service declaration of the crate.
 pub const SERVICE_TABLES: &[&[Service]] = &[
+    crate::exception::SERVICES,
     crate::io::services::SERVICES,
     crate::io::transfer::SERVICES,
+    crate::memory::section_services::SERVICES,
+    crate::memory::services::SERVICES,
     crate::object::port_services::SERVICES,
     crate::object::services::SERVICES,
     crate::object::sync_services::SERVICES,
+    crate::process::information::SERVICES,
+    crate::process::services::SERVICES,
     crate::registry::services::SERVICES,
     crate::system_services::SERVICES,
+    crate::thread::information::SERVICES,
+    crate::thread::services::SERVICES,
+    crate::thread::waits::SERVICES,
     crate::token_services::SERVICES,
     crate::win32k::SERVICES,
+    crate::wine::SERVICES,
 ];
+
+/// The declaration of a service by name.
+#[must_use]
+pub fn service_by_name(name: &str) -> Option<&'static Service> {
+    SERVICE_TABLES.iter().flat_map(|table| table.iter()).find(|service| service.name == name)
+}
+
+/// One slot of a service table: its name in the system root's DLL and, when it is implemented, its declaration.
+#[derive(Clone, Debug)]
+pub struct DispatchEntry {
+    /// Name.
+    pub name: String,
+    /// Declaration.
+    pub service: Option<&'static Service>,
+}
+
+/// The services by number: native and shadow table.
+#[derive(Debug, Default)]
+pub struct DispatchTable {
+    /// Tables indexed by service number.
+    pub tables: [Vec<Option<DispatchEntry>>; 2],
+}
+
+impl DispatchTable {
+    /// The entry that a gate identifier (table in bit 12, index below) names.
+    #[must_use]
+    pub fn entry(&self, id: u32) -> Option<&DispatchEntry> {
+        let table = self.tables.get((id >> 12) as usize)?;
+        table.get((id & 0xFFF) as usize)?.as_ref()
+    }
+}
 
 /// All executive state. The processor and guest memory belong to the machine and come with each
 /// [`Call`](crate::service::Call).
@@ -27,18 +79,139 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
 pub struct Kernel {
     /// Virtual memory.
     pub memory: MemoryManager,
-    /// Objects and the name space.
+    /// Threads and whose turn it is.
+    pub scheduler: Scheduler,
+    /// The process.
+    pub process: Process,
+    /// Where the guest kernel keeps its data.
+    pub layout: KernelLayout,
+    /// Objects.
     pub objects: ObjectManager,
     /// Handles of the process.
     pub handles: HandleTable,
-    /// Mounted volumes.
+    /// Volumes and what is open on them.
     pub files: FileSystem,
-    /// Keys and values.
+    /// The registry.
     pub registry: Registry,
-    /// Time.
+    /// Atoms, identifiers, NLS, armed timers.
+    pub system: SystemState,
+    /// Clocks.
     pub clock: Clock,
     /// Standard streams, wall clock, entropy.
     pub host: Box<dyn Host>,
-    /// Atoms, identifiers, locale, NLS.
-    pub system: SystemState,
+    /// Services by number.
+    pub dispatch: DispatchTable,
+    /// Why nothing runs any more.
+    pub stop: Option<StopReason>,
+    /// The exception that was dispatched last.
+    pub last_exception: Option<LastException>,
+    /// Lines about what the guest asked for and did not get; each once.
+    pub notes: Vec<String>,
+    pub(crate) noted: BTreeSet<String>,
+    pub(crate) next_client_id: u32,
+    pub(crate) services_called: u64,
+}
+
+impl ServiceGate for Kernel {
+    fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        self.clock.advance(vcpu.retired);
+        let id = vcpu.reg(Gpr::Rax) as u32;
+        match GateId::from_id(id) {
+            Some(gate) => self.event(vcpu, gate),
+            None => self.serve(vcpu, id),
+        }
+    }
+
+    fn unimplemented_instruction(&mut self, rip: u64, text: &str) {
+        self.note(format!("instruction not implemented at {rip:#x}: {text}"));
+    }
+}
+
+impl Kernel {
+    fn event(&mut self, vcpu: &mut Vcpu<'_>, gate: GateId) -> GateAction {
+        match gate {
+            GateId::KernelStart => {
+                self.stop = Some(StopReason::Started);
+                GateAction::Stop
+            }
+            GateId::Exception => self.exception(vcpu),
+            GateId::ConvertToGuiThread | GateId::GdiFlush => {
+                vcpu.set_reg(Gpr::Rax, 0);
+                GateAction::Resume
+            }
+            GateId::DeliverApc => self.deliver_apc(vcpu),
+            GateId::CopyFault => self.copy_fault(vcpu),
+        }
+    }
+
+    fn serve(&mut self, vcpu: &mut Vcpu<'_>, id: u32) -> GateAction {
+        self.services_called += 1;
+        let entry = self.dispatch.entry(id);
+        let Some(service) = entry.and_then(|entry| entry.service) else {
+            let name = entry.map_or_else(|| format!("service {id:#x}"), |entry| entry.name.clone());
+            let arguments = self.slots(vcpu, 6);
+            self.unknown_service(&name, &arguments);
+            return self.complete(vcpu, Outcome::Return(Status::NOT_IMPLEMENTED));
+        };
+        let slots = self.slots(vcpu, service.parameters.len());
+        let mode = self.previous_mode(vcpu);
+        let thread = self.scheduler.current;
+        let mut call = Call { kernel: self, vcpu, thread, mode, slots };
+        let outcome = (service.invoke)(&mut call);
+        let action = self.complete(vcpu, outcome);
+        self.reap();
+        action
+    }
+
+    /// Argument slots: registers, then what the guest kernel copied to its stack.
+    fn slots(&self, vcpu: &Vcpu<'_>, count: usize) -> [u64; MAX_ARGUMENTS] {
+        const REGISTERS: [Gpr; 4] = [Gpr::Rcx, Gpr::Rdx, Gpr::R8, Gpr::R9];
+        /// Return address and home slots.
+        const STACK_ARGUMENTS: u64 = 0x28;
+        let mut slots = [0; MAX_ARGUMENTS];
+        for (slot, register) in slots.iter_mut().zip(REGISTERS) {
+            *slot = vcpu.reg(register);
+        }
+        let stack = count.saturating_sub(4).min(MAX_ARGUMENTS - 4);
+        let mut bytes = [0; (MAX_ARGUMENTS - 4) * 8];
+        let source = vcpu.reg(Gpr::Rsp).wrapping_add(STACK_ARGUMENTS);
+        if vcpu.memory.read_unchecked(source, &mut bytes[..stack * 8]).is_ok() {
+            for (slot, chunk) in slots[4..].iter_mut().zip(bytes.chunks_exact(8)).take(stack) {
+                *slot = u64::from_le_bytes([
+                    chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7],
+                ]);
+            }
+        }
+        slots
+    }
+
+    fn previous_mode(&self, vcpu: &Vcpu<'_>) -> Privilege {
+        let Some(thread) = self.scheduler.current() else { return Privilege::User };
+        let mut mode = [1];
+        let address = thread.slot.kthread() + u64::from(self.layout.thread.previous_mode);
+        match vcpu.memory.read_unchecked(address, &mut mode) {
+            Ok(()) if mode == [0] => Privilege::Supervisor,
+            _ => Privilege::User,
+        }
+    }
+
+    fn unknown_service(&mut self, name: &str, slots: &[u64]) {
+        if self.noted.insert(name.to_owned()) {
+            let arguments: Vec<String> = slots.iter().take(6).map(|slot| format!("{slot:#x}")).collect();
+            self.notes.push(format!("{name} is not implemented (first arguments {})", arguments.join(", ")));
+        }
+    }
+
+    /// Adds a line for the user, once.
+    pub fn note(&mut self, line: String) {
+        if self.noted.insert(line.clone()) {
+            self.notes.push(line);
+        }
+    }
+
+    /// Text that the guest writes for debuggers: it goes to standard error.
+    pub fn debug_output(&mut self, bytes: &[u8]) {
+        // Nobody can be told that standard error is closed.
+        let _ = self.host.write(StdStream::Error, bytes);
+    }
 }

@@ -4,15 +4,23 @@
 //! first, on whichever engine. Nothing here sees host addresses or the CPU's internal state.
 #![forbid(unsafe_code)]
 
+mod boot;
+pub mod context;
+pub mod crash;
 pub mod direct;
+pub mod exception;
 pub mod io;
 pub mod kernel;
+pub mod loader;
 pub mod memory;
 pub mod object;
+pub mod process;
 pub mod registry;
+pub mod scheduler;
 pub mod service;
 pub mod status;
 pub mod strings;
+pub mod system;
 pub mod system_services;
 pub mod system_state;
 pub mod thread;
@@ -22,3 +30,4 @@ pub mod token_services;
 pub mod user_ptr;
 pub mod wait;
 pub mod win32k;
+pub mod wine;

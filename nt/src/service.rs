@@ -7,9 +7,10 @@
 use lstar_arch::Privilege;
 use lstar_runtime::Vcpu;
 
+use crate::context::UserContext;
 use crate::kernel::Kernel;
 use crate::status::Status;
-use crate::thread::{Resume, ThreadId};
+use crate::thread::ThreadId;
 use crate::user_ptr::{UserMemory, UserPtr};
 use crate::wait::Wait;
 
@@ -119,8 +120,10 @@ pub enum Outcome {
     /// The thread waits; it returns to its caller with the wait's status when that is satisfied, times out or is
     /// interrupted by an APC or alert. The scheduler tries the wait at once, so a handler need not test first.
     Wait(Wait),
-    /// Don't return to the caller: go on in user mode with this state (NtContinue, exceptions, APCs).
-    Resume(Box<Resume>),
+    /// Return with success after others had their turn, or with STATUS_NO_YIELD_PERFORMED when nobody else could run.
+    Yield,
+    /// Don't return to the caller but to this user-mode state, every register of it.
+    Redirect(Box<UserContext>),
     /// The calling thread has ended; run another one.
     ThreadEnded,
     /// The process has ended, or the system cannot go on: the reason is in the kernel's state.
@@ -229,7 +232,7 @@ macro_rules! services {
                     kind: <$type as $crate::service::Argument>::KIND,
                 }),*],
                 invoke: |call| {
-                    let mut slots = call.slots.into_iter();
+                    let slots = &mut call.slots.into_iter();
                     $(let $argument = <$type as $crate::service::Argument>::from_slot(slots.next().unwrap_or(0));)*
                     let _ = slots;
                     $crate::service::Reply::into_outcome($handler(call $(, $argument)*))

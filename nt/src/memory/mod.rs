@@ -1,13 +1,60 @@
-//! The memory manager: address descriptors, commitment, sections.
+//! The memory manager: address descriptors, commitment, sections, faults.
+//!
+//! The machine's [`AddressSpace`] knows pages and their rights; this module knows what NT says about them. Every page
+//! that is committed here is mapped there, with no rights while it is a guard page or PAGE_NOACCESS.
 
-use lstar_arch::{GuestMemory, Privilege};
+pub mod exports;
+pub mod image;
+pub mod protection;
+pub mod section;
+pub mod section_services;
+pub mod services;
+pub mod vad;
+mod view;
+
+use std::sync::Arc;
+
+use lstar_arch::{GuestMemory, PAGE_SIZE, PageFault, PageFaultCode, Privilege};
 use lstar_runtime::AddressSpace;
 
 use crate::status::Status;
+pub use protection::PageProtection;
+use section::Section;
+pub use vad::Placement;
+use vad::{Backing, VadTree, page_range};
+
+/// Allocations start at multiples of this.
+pub const ALLOCATION_GRANULARITY: u64 = 0x1_0000;
+/// MmLowestUserAddress.
+pub const LOWEST_USER_ADDRESS: u64 = 0x1_0000;
+/// MmHighestUserAddress of Windows 7: user space is 8 TiB.
+pub const HIGHEST_USER_ADDRESS: u64 = 0x7FF_FFFE_FFFF;
+/// Offset of StackLimit in the TEB.
+const TEB_STACK_LIMIT: u64 = 0x10;
+/// Pages at the low end of a stack that only the handling of its overflow may use, and one that nothing may.
+const STACK_RESERVE_PAGES: u64 = 3;
+
+/// What a fault on user memory turns out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultResolution {
+    /// The access can be repeated.
+    Retry,
+    /// A guard page was touched; it is none any more.
+    GuardPage,
+    /// The stack is used up.
+    StackOverflow,
+    /// The access is wrong.
+    AccessViolation,
+}
 
 /// The process's virtual memory as NT accounts for it.
 #[derive(Debug, Default)]
-pub struct MemoryManager {}
+pub struct MemoryManager {
+    /// Allocations.
+    pub vads: VadTree,
+    sections: std::collections::BTreeMap<u64, Arc<Section>>,
+    next_section: u64,
+}
 
 impl MemoryManager {
     /// Reads guest memory for a service, serving demand faults as hardware accesses would.
@@ -18,7 +65,9 @@ impl MemoryManager {
         buf: &mut [u8],
         mode: Privilege,
     ) -> Result<(), Status> {
-        space.read(address, buf, mode)?;
+        while let Err(fault) = space.read(address, buf, mode) {
+            self.serve_fault(space, fault)?;
+        }
         Ok(())
     }
 
@@ -30,7 +79,171 @@ impl MemoryManager {
         data: &[u8],
         mode: Privilege,
     ) -> Result<(), Status> {
-        space.write(address, data, mode)?;
+        while let Err(fault) = space.write(address, data, mode) {
+            self.serve_fault(space, fault)?;
+        }
         Ok(())
     }
+
+    fn serve_fault(&mut self, space: &mut AddressSpace, fault: PageFault) -> Result<(), Status> {
+        match self.resolve_fault(space, fault.address, fault.code) {
+            FaultResolution::Retry => Ok(()),
+            FaultResolution::GuardPage => Err(Status::GUARD_PAGE_VIOLATION),
+            FaultResolution::StackOverflow => Err(Status::STACK_OVERFLOW),
+            FaultResolution::AccessViolation => Err(Status::ACCESS_VIOLATION),
+        }
+    }
+
+    /// Decides what a fault at a user address means, and does what is needed for a retry.
+    pub fn resolve_fault(&mut self, space: &mut AddressSpace, address: u64, code: PageFaultCode) -> FaultResolution {
+        let page = address & !(PAGE_SIZE - 1);
+        let Some((start, vad)) = self.vads.find_mut(address) else { return FaultResolution::AccessViolation };
+        if let Backing::Stack { teb } = vad.backing {
+            let teb_limit = teb.wrapping_add(TEB_STACK_LIMIT);
+            let committed = vad.pages.get(&page).copied();
+            if committed.is_none_or(PageProtection::is_guard) {
+                return grow_stack(space, start, vad, page, teb_limit).unwrap_or(FaultResolution::AccessViolation);
+            }
+        }
+        match vad.pages.get(&page).copied() {
+            Some(protection) if protection.is_guard() => {
+                let range = page..page + PAGE_SIZE;
+                match vad.protect(space, range, protection.without_guard()) {
+                    Ok(_) => FaultResolution::GuardPage,
+                    Err(_) => FaultResolution::AccessViolation,
+                }
+            }
+            Some(protection) => {
+                // The rights may have been raised since the access faulted.
+                let access = protection.access();
+                let needed = if code.contains(PageFaultCode::WRITE) {
+                    lstar_runtime::Protection::WRITE
+                } else if code.contains(PageFaultCode::FETCH) {
+                    lstar_runtime::Protection::EXECUTE
+                } else {
+                    lstar_runtime::Protection::READ
+                };
+                let stale = access.contains(needed) && space.protection(page).is_none_or(|now| now != access);
+                if stale && space.protect(page, PAGE_SIZE, access).is_ok() {
+                    FaultResolution::Retry
+                } else {
+                    FaultResolution::AccessViolation
+                }
+            }
+            None => FaultResolution::AccessViolation,
+        }
+    }
+
+    /// Reserves and commits memory where there is room.
+    pub fn allocate(
+        &mut self,
+        space: &mut AddressSpace,
+        size: u64,
+        protection: PageProtection,
+        placement: Placement,
+    ) -> Result<u64, Status> {
+        let size = page_range(0, size).ok_or(Status::NO_MEMORY)?.end;
+        let start = self.vads.find_free(size, placement).ok_or(Status::NO_MEMORY)?;
+        self.allocate_at(space, start, size, protection)?;
+        Ok(start)
+    }
+
+    /// Reserves and commits memory at a fixed place.
+    pub fn allocate_at(
+        &mut self,
+        space: &mut AddressSpace,
+        start: u64,
+        size: u64,
+        protection: PageProtection,
+    ) -> Result<(), Status> {
+        let range = page_range(start, size).ok_or(Status::CONFLICTING_ADDRESSES)?;
+        self.vads.insert(range.clone(), Backing::Private, protection)?;
+        let Some((start, vad)) = self.vads.find_mut(start) else { return Err(Status::NO_MEMORY) };
+        let committed = vad.commit(space, start, range, protection);
+        if committed.is_err() {
+            self.vads.remove(space, start)?;
+        }
+        committed
+    }
+
+    /// Reserves a stack and commits its upper end; what lies below a guard page follows on demand. Returns the range
+    /// that is reserved and the first StackLimit.
+    pub fn allocate_stack(
+        &mut self,
+        space: &mut AddressSpace,
+        teb: u64,
+        reserve: u64,
+        commit: u64,
+    ) -> Result<(std::ops::Range<u64>, u64), Status> {
+        let size = reserve
+            .max(commit)
+            .max(ALLOCATION_GRANULARITY)
+            .checked_next_multiple_of(ALLOCATION_GRANULARITY)
+            .ok_or(Status::NO_MEMORY)?;
+        let start = self.vads.find_free(size, Placement::default()).ok_or(Status::NO_MEMORY)?;
+        let range = start..start + size;
+        self.vads.insert(range.clone(), Backing::Stack { teb }, PageProtection::READWRITE)?;
+        let floor = start + (STACK_RESERVE_PAGES + 1) * PAGE_SIZE;
+        let wanted = commit.max(4 * PAGE_SIZE).next_multiple_of(PAGE_SIZE);
+        let limit = range.end.saturating_sub(wanted).max(floor);
+        let Some((_, vad)) = self.vads.find_mut(start) else { return Err(Status::NO_MEMORY) };
+        let guard = PageProtection::READWRITE.with_guard();
+        let committed = vad
+            .commit(space, start, limit..range.end, PageProtection::READWRITE)
+            .and_then(|()| vad.commit(space, start, limit - PAGE_SIZE..limit, guard));
+        if let Err(status) = committed {
+            self.vads.remove(space, start)?;
+            return Err(status);
+        }
+        Ok((range, limit))
+    }
+
+    /// Gives a whole allocation back (stacks and TEBs of ended threads).
+    pub fn release(&mut self, space: &mut AddressSpace, start: u64) {
+        // Nothing else to do when it is gone already: the guest may have freed it itself.
+        let _ = self.vads.remove(space, start);
+    }
+
+    /// Keeps a section and returns its number, which the section object carries.
+    pub fn add_section(&mut self, section: Section) -> u64 {
+        self.next_section += 1;
+        self.sections.insert(self.next_section, Arc::new(section));
+        self.next_section
+    }
+
+    /// The section with a number.
+    pub fn section(&self, number: u64) -> Result<Arc<Section>, Status> {
+        self.sections.get(&number).cloned().ok_or(Status::INVALID_HANDLE)
+    }
+
+    /// Forgets a section whose object is gone; views keep it alive.
+    pub fn remove_section(&mut self, number: u64) {
+        self.sections.remove(&number);
+    }
+}
+
+/// Commits a stack down to `page` and sets the guard page below it.
+fn grow_stack(
+    space: &mut AddressSpace,
+    start: u64,
+    vad: &mut vad::Vad,
+    page: u64,
+    teb_limit: u64,
+) -> Result<FaultResolution, Status> {
+    let floor = start + STACK_RESERVE_PAGES * PAGE_SIZE;
+    let overflow = page < floor + PAGE_SIZE;
+    let first = if overflow { start + PAGE_SIZE } else { page };
+    if page < first {
+        return Ok(FaultResolution::AccessViolation);
+    }
+    let uncommitted = vad.pages.gaps(&(first..vad.end)).last().map_or(first, |gap| gap.end);
+    let guarded = vad.pages.overlapping(&(first..vad.end)).filter(|(_, p)| p.is_guard()).map(|(r, _)| r.end).max();
+    let end = guarded.unwrap_or(first).max(uncommitted).max(page + PAGE_SIZE).min(vad.end);
+    vad.commit(space, start, first..end, PageProtection::READWRITE)?;
+    if !overflow {
+        vad.commit(space, start, first - PAGE_SIZE..first, PageProtection::READWRITE.with_guard())?;
+    }
+    // The TEB is the guest's to overwrite or unmap; a stale StackLimit then is its own affair.
+    let _ = space.write_unchecked(teb_limit, &first.to_le_bytes());
+    Ok(if overflow { FaultResolution::StackOverflow } else { FaultResolution::Retry })
 }

@@ -54,6 +54,7 @@ impl Kernel {
                             self.objects.dereference(port);
                         }
                     }
+                    Body::Section(number) => self.memory.remove_section(number),
                     Body::Timer(_) => self.system.armed_timers.retain(|&timer| timer != id),
                     _ => {}
                 }

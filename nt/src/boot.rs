@@ -1,0 +1,283 @@
+//! From a configuration to a process that is about to run.
+
+use std::sync::Arc;
+
+use lstar_runtime::{GateAction, Machine};
+
+use crate::io::file::FileObject;
+use crate::io::volume::Found;
+use crate::io::{FileSystem, Host, NtPath, StdStream, Volume};
+use crate::kernel::{DispatchEntry, DispatchTable, Kernel, service_by_name};
+use crate::loader::{self, StartParameters, TebParameters};
+use crate::memory::exports::ImageReader;
+use crate::memory::section::{Section, SectionFile};
+use crate::memory::{MemoryManager, PageProtection, Placement};
+use crate::object::{Body, HandleTable, ObjectManager};
+use crate::process::{EntryPoints, Process};
+use crate::scheduler::Scheduler;
+use crate::service::Handle;
+use crate::status::Status;
+use crate::system::{BootError, SystemConfig};
+use crate::system_state::SystemState;
+use crate::thread::{KernelLayout, services::create_thread};
+use crate::time::Clock;
+
+/// UniqueProcessId of the process; threads follow in steps of four.
+const PROCESS_ID: u32 = 0x20;
+const NTDLL: &str = r"C:\windows\system32\ntdll.dll";
+const WIN32U: &str = r"C:\windows\system32\win32u.dll";
+const API_SET_SCHEMA: &str = r"C:\windows\system32\apisetschema.dll";
+/// Service numbers from here on belong to the shadow table.
+const FIRST_SHADOW_SERVICE: u32 = 0x1000;
+/// SEC_IMAGE.
+const SEC_IMAGE: u32 = crate::memory::section::attributes::IMAGE;
+
+/// What [`create_process`] needs of the configuration.
+pub(crate) struct Start {
+    parameters: StartParameters,
+    ntdll: Arc<Section>,
+    preloaded: Vec<Arc<Section>>,
+    unix_call: Option<u32>,
+}
+
+/// Opens a file of a mounted drive by its DOS path.
+fn open(volumes: &[Volume], name: &str) -> Result<SectionFile, BootError> {
+    let failed = |status| BootError::Open { name: name.to_owned(), status };
+    let letter = name.chars().next().map(|letter| letter.to_ascii_uppercase());
+    let position = volumes.iter().position(|volume| Some(volume.letter) == letter && name.get(1..3) == Some(":\\"));
+    let index = position.ok_or(failed(Status::OBJECT_PATH_NOT_FOUND))?;
+    let path = NtPath::parse(&name[3..]).map_err(failed)?;
+    let found = volumes[index].lookup(&path.parts).map_err(failed)?;
+    let Found::File(mut node) = found else { return Err(failed(Status::OBJECT_NAME_NOT_FOUND)) };
+    let file = volumes[index].open_file(&mut node, false).map_err(failed)?;
+    Ok(SectionFile { file, name: format!("{}{}", FileSystem::device_name(index), NtPath::display(&node.path())) })
+}
+
+fn open_image(volumes: &[Volume], name: &str) -> Result<Arc<Section>, BootError> {
+    let file = open(volumes, name)?;
+    let section =
+        Section::of_image(file, SEC_IMAGE).map_err(|error| BootError::Image { name: name.to_owned(), error })?;
+    Ok(Arc::new(section))
+}
+
+fn open_program(volumes: &[Volume], name: &str) -> Result<Arc<Section>, BootError> {
+    let section = open_image(volumes, name)?;
+    let refused = |reason| Err(BootError::Program { name: name.to_owned(), reason });
+    match section.image() {
+        Some(headers) if headers.is_managed_only() => refused("a .NET program without native code"),
+        Some(headers) if headers.is_dll() => refused("a DLL, not a program"),
+        _ => Ok(section),
+    }
+}
+
+/// Binds the services of the system root's DLLs by name, and adds the private ones behind the last of ntdll.
+fn bind_services(ntdll: &Section, win32u: Option<&Section>) -> (DispatchTable, Option<u32>) {
+    let mut table = DispatchTable::default();
+    for dll in [Some(ntdll), win32u].into_iter().flatten() {
+        let reader = ImageReader::new(dll);
+        for (number, name) in reader.service_numbers(&reader.exports()) {
+            let (index, services) = match number.checked_sub(FIRST_SHADOW_SERVICE) {
+                None => (number, &mut table.tables[0]),
+                Some(index) => (index, &mut table.tables[1]),
+            };
+            // A stub that asks for more than a number can select is never reached.
+            if index < FIRST_SHADOW_SERVICE {
+                put(services, index as usize, name);
+            }
+        }
+    }
+    let next = table.tables[0].len() as u32;
+    let exports = ImageReader::new(ntdll).exports();
+    let wants_unix_calls = exports.contains_key(crate::wine::DISPATCHER_EXPORT) && next < FIRST_SHADOW_SERVICE;
+    if wants_unix_calls {
+        put(&mut table.tables[0], next as usize, crate::wine::UNIX_CALL.to_owned());
+    }
+    (table, wants_unix_calls.then_some(next))
+}
+
+fn put(services: &mut Vec<Option<DispatchEntry>>, index: usize, name: String) {
+    if services.len() <= index {
+        services.resize(index + 1, None);
+    }
+    let service = service_by_name(&name);
+    services[index] = Some(DispatchEntry { name, service });
+}
+
+/// Mounts the drives, binds the services, builds and maps the guest kernel.
+pub(crate) fn prepare(
+    config: SystemConfig,
+    machine: &mut Machine,
+) -> Result<(Kernel, lstar_guest_images::KernelImage, Start), BootError> {
+    let SystemConfig { program, arguments, current_directory, environment, mounts, preloaded, clock, mut host, .. } =
+        config;
+    let mut volumes = Vec::new();
+    let system_drive = mounts.iter().find(|mount| mount.letter.eq_ignore_ascii_case(&'C'));
+    let system32 = system_drive.map(|mount| mount.folder.join("windows").join("system32")).unwrap_or_default();
+    for mount in mounts {
+        let volume = Volume::mount(mount.letter, &mount.folder, mount.access).map_err(|error| BootError::Mount {
+            letter: mount.letter,
+            folder: mount.folder.clone(),
+            error,
+        })?;
+        volumes.push(volume);
+    }
+    let image = open_program(&volumes, &program)?;
+    let ntdll = open_image(&volumes, NTDLL)?;
+    let win32u = match open_image(&volumes, WIN32U) {
+        Ok(win32u) => Some(win32u),
+        Err(BootError::Open { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let preloaded = preloaded.iter().map(|name| open_image(&volumes, name)).collect::<Result<_, _>>()?;
+    let (dispatch, unix_call) = bind_services(&ntdll, win32u.as_deref());
+    let kernel_image = crate::system::map_kernel(machine, &dispatch)?;
+    let layout = KernelLayout {
+        thread: kernel_image.fast_path.thread,
+        kpcr: kernel_image.fast_path.kpcr,
+        iret_exit: kernel_image.fast_path.iret_exit,
+    };
+
+    let failed = |what| move |status| BootError::Process { what, status };
+    let now = host.system_time();
+    let system = SystemState::new(system32, PROCESS_ID);
+    let mut objects = ObjectManager::new();
+    let drives: Vec<(char, usize)> = volumes.iter().enumerate().map(|(index, volume)| (volume.letter, index)).collect();
+    objects.populate(&drives, system.session).map_err(failed("the object name space"))?;
+    let object = objects.insert(Body::Process { id: PROCESS_ID, ended: false });
+    let mut handles = HandleTable::new();
+    let standard_handles = standard_handles(&mut objects, &mut handles).map_err(failed("standard handles"))?;
+    let registry = crate::registry::defaults::registry(now).map_err(failed("the registry"))?;
+    let clock = Clock::new(clock, now);
+    let command_line = loader::command_line(&program, &arguments);
+    let process = Process {
+        id: PROCESS_ID,
+        object,
+        image_base: 0,
+        ntdll_base: 0,
+        peb: 0,
+        image_name: image.file.as_ref().map(|file| file.name.clone()).unwrap_or_default(),
+        dos_name: program.clone(),
+        command_line: command_line.clone(),
+        image,
+        entry_points: EntryPoints::default(),
+        exit_status: None,
+        created: clock.interrupt_time(),
+        hard_error_mode: 1,
+        priority_class: crate::process::information::NORMAL_CLASS,
+        execute_flags: 0x4D,
+        cookie: cookie(&mut *host),
+        ended_threads: std::collections::BTreeMap::new(),
+    };
+    let kernel = Kernel {
+        memory: MemoryManager::default(),
+        scheduler: Scheduler::default(),
+        process,
+        layout,
+        objects,
+        handles,
+        files: FileSystem::new(volumes),
+        registry,
+        system,
+        clock,
+        host,
+        dispatch,
+        stop: None,
+        last_exception: None,
+        notes: Vec::new(),
+        noted: std::collections::BTreeSet::new(),
+        next_client_id: PROCESS_ID,
+        services_called: 0,
+    };
+    let current_directory =
+        if current_directory.ends_with('\\') { current_directory } else { current_directory + "\\" };
+    let parameters =
+        StartParameters { image_path: program, command_line, current_directory, environment, standard_handles };
+    Ok((kernel, kernel_image, Start { parameters, ntdll, preloaded, unix_call }))
+}
+
+fn cookie(host: &mut dyn Host) -> u32 {
+    let mut bytes = [0; 4];
+    host.entropy(&mut bytes);
+    u32::from_le_bytes(bytes)
+}
+
+fn standard_handles(objects: &mut ObjectManager, handles: &mut HandleTable) -> Result<[Handle; 3], Status> {
+    let mut opened = [Handle::NULL; 3];
+    for (slot, stream) in opened.iter_mut().zip([StdStream::Input, StdStream::Output, StdStream::Error]) {
+        let file = FileObject::stream(stream);
+        let access = file.access;
+        *slot = objects.open_new(handles, Body::File(Box::new(file)), access, 0)?;
+    }
+    Ok(opened)
+}
+
+/// Fills user space and creates the first thread; then it is on the processor.
+pub(crate) fn create_process(kernel: &mut Kernel, machine: &mut Machine, start: Start) -> Result<(), BootError> {
+    let failed = |what| move |status| BootError::Process { what, status };
+    let model = machine.config().model;
+    let mut vcpu = machine.vcpu();
+    let space = &mut *vcpu.memory;
+    loader::map_shared_data(kernel, space, &model).map_err(failed("KUSER_SHARED_DATA"))?;
+
+    // The program first: nothing else may take its place.
+    let image = Arc::clone(&kernel.process.image);
+    let (image_base, _, status) =
+        kernel.memory.map_image(space, &image, None, Placement::default()).map_err(failed("mapping the program"))?;
+    if status == Status::IMAGE_NOT_AT_BASE && image.image().is_some_and(|headers| headers.directory(5).is_none()) {
+        return Err(BootError::Process { what: "mapping the program at its base", status });
+    }
+    let (ntdll_base, _, _) =
+        kernel.memory.map_image(space, &start.ntdll, None, Placement::default()).map_err(failed("mapping ntdll"))?;
+    for dll in &start.preloaded {
+        kernel.memory.map_image(space, dll, None, Placement::default()).map_err(failed("mapping a preloaded DLL"))?;
+    }
+    kernel.process.image_base = image_base;
+    kernel.process.ntdll_base = ntdll_base;
+    let exports = ImageReader::new(&start.ntdll).exports();
+    let find = |name: &str| exports.get(name).map(|&rva| ntdll_base + u64::from(rva));
+    let need = |export: &'static str| find(export).ok_or(BootError::Export { name: NTDLL.to_owned(), export });
+    kernel.process.entry_points = EntryPoints {
+        loader_thunk: need("LdrInitializeThunk")?,
+        user_thread_start: need("RtlUserThreadStart")?,
+        exception_dispatcher: find("KiUserExceptionDispatcher").unwrap_or(0),
+        apc_dispatcher: find("KiUserApcDispatcher").unwrap_or(0),
+    };
+    if let Some(number) = start.unix_call {
+        let gate = kernel
+            .memory
+            .allocate(space, lstar_arch::PAGE_SIZE, PageProtection::EXECUTE_READ, Placement::default())
+            .map_err(failed("the gate of Unix calls"))?;
+        let write = |space: &mut lstar_runtime::AddressSpace, at, bytes: &[u8]| {
+            space.write_unchecked(at, bytes).map_err(|fault| failed("the gate of Unix calls")(fault.into()))
+        };
+        write(space, gate, &crate::wine::gate_code(number))?;
+        for (export, value) in
+            [(crate::wine::DISPATCHER_EXPORT, gate), (crate::wine::HANDLE_EXPORT, crate::wine::NTDLL_HANDLE)]
+        {
+            if let Some(address) = find(export) {
+                write(space, address, &value.to_le_bytes())?;
+            }
+        }
+    }
+
+    kernel.process.peb = loader::allocate_peb(kernel, space).map_err(failed("the PEB"))?;
+    let schema = open_image(kernel.files.volumes(), API_SET_SCHEMA).ok();
+    let api_set_map = match schema {
+        Some(schema) => loader::map_api_set(kernel, space, &schema).map_err(failed("the API-set map"))?,
+        None => 0,
+    };
+    let parameters =
+        loader::write_parameters(kernel, space, &start.parameters).map_err(failed("the process parameters"))?;
+    loader::fill_peb(kernel, space, parameters, api_set_map).map_err(failed("the PEB"))?;
+
+    let (entry, stack_reserve, stack_commit) = image.image().map_or((0, 0, 0), |headers| {
+        (image_base + u64::from(headers.entry_rva), headers.stack_reserve, headers.stack_commit)
+    });
+    let teb = TebParameters { stack_reserve, stack_commit };
+    let peb = kernel.process.peb;
+    create_thread(&mut kernel.call(&mut vcpu), teb, entry, peb).map_err(failed("the first thread"))?;
+    match kernel.switch(&mut vcpu) {
+        GateAction::Stop => Err(BootError::Process { what: "starting the first thread", status: Status::UNSUCCESSFUL }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,98 @@
+//! Exports of an image file, and the service numbers in a DLL's system-call stubs.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+
+use super::section::Section;
+
+/// Exports that are read at most.
+const MAX_EXPORTS: u32 = 0x1_0000;
+/// Longest name.
+const MAX_NAME: usize = 256;
+/// `mov r10, rcx; mov eax, imm32`.
+const STUB: [u8; 4] = [0x4C, 0x8B, 0xD1, 0xB8];
+
+/// An image file read by addresses relative to its base.
+#[derive(Debug)]
+pub struct ImageReader<'a> {
+    section: &'a Section,
+}
+
+impl<'a> ImageReader<'a> {
+    /// A reader of the image behind a section.
+    #[must_use]
+    pub const fn new(section: &'a Section) -> Self {
+        Self { section }
+    }
+
+    /// Reads bytes that come from the file.
+    #[must_use]
+    pub fn read(&self, rva: u32, length: usize) -> Option<Vec<u8>> {
+        let (headers, file) = (self.section.image()?, self.section.file.as_ref()?);
+        let part = headers.parts.iter().rev().find(|part| part.rva <= rva)?;
+        let offset = rva - part.rva;
+        let available = part.file_size.checked_sub(offset)? as usize;
+        let mut bytes = vec![0; length.min(available)];
+        file.file.read_exact_at(&mut bytes, part.file_offset + u64::from(offset)).ok()?;
+        (bytes.len() == length).then_some(bytes)
+    }
+
+    fn read_u32s(&self, rva: u32, count: u32) -> Option<Vec<u32>> {
+        let bytes = self.read(rva, count as usize * 4)?;
+        Some(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    fn read_name(&self, rva: u32) -> Option<String> {
+        let bytes = (4..=MAX_NAME).step_by(28).find_map(|length| {
+            let bytes = self.read(rva, length)?;
+            bytes.contains(&0).then_some(bytes)
+        });
+        // Near the end of the file's data a long read fails: then go byte by byte.
+        let bytes = bytes.or_else(|| {
+            let bytes: Vec<u8> = (0..MAX_NAME as u32)
+                .map_while(|index| self.read(rva.checked_add(index)?, 1).map(|b| b[0]))
+                .take_while(|&byte| byte != 0)
+                .collect();
+            Some(bytes)
+        })?;
+        let length = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+        Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+    }
+
+    /// Named exports: offset from the base by name. What is malformed is left out.
+    #[must_use]
+    pub fn exports(&self) -> BTreeMap<String, u32> {
+        self.try_exports().unwrap_or_default()
+    }
+
+    fn try_exports(&self) -> Option<BTreeMap<String, u32>> {
+        let (directory, _) = self.section.image()?.directory(0)?;
+        let fields = self.read_u32s(directory.checked_add(0x14)?, 5)?;
+        let [function_count, name_count, functions, names, ordinals] = fields[..] else { return None };
+        let count = name_count.min(MAX_EXPORTS);
+        let functions = self.read_u32s(functions, function_count.min(MAX_EXPORTS))?;
+        let names = self.read_u32s(names, count)?;
+        let ordinals = self.read(ordinals, count as usize * 2)?;
+        let mut exports = BTreeMap::new();
+        for (name, ordinal) in names.into_iter().zip(ordinals.chunks_exact(2)) {
+            let index = usize::from(u16::from_le_bytes([ordinal[0], ordinal[1]]));
+            if let (Some(name), Some(&rva)) = (self.read_name(name), functions.get(index)) {
+                exports.insert(name, rva);
+            }
+        }
+        Some(exports)
+    }
+
+    /// Names of services by their numbers, as the stubs of a DLL say. `Zw` names are aliases and left out.
+    #[must_use]
+    pub fn service_numbers(&self, exports: &BTreeMap<String, u32>) -> BTreeMap<u32, String> {
+        let mut services = BTreeMap::new();
+        for (name, &rva) in exports.iter().filter(|(name, _)| !name.starts_with("Zw")) {
+            let Some(code) = self.read(rva, STUB.len() + 4) else { continue };
+            if let Some(&[a, b, c, d]) = code.strip_prefix(&STUB) {
+                services.insert(u32::from_le_bytes([a, b, c, d]), name.clone());
+            }
+        }
+        services
+    }
+}

@@ -1,0 +1,321 @@
+//! The section services.
+
+use std::sync::Arc;
+
+use lstar_arch::PAGE_SIZE;
+
+use super::ALLOCATION_GRANULARITY;
+use super::protection::PageProtection;
+use super::section::{Section, SectionFile, attributes as sec};
+use super::services::{ExtendedParameter, placement_of_zero_bits, read_placement};
+use super::vad::Placement;
+use super::view::ViewRequest;
+use crate::io::FileObject;
+use crate::object::{Body, ObjectType};
+use crate::service::{Call, Handle};
+use crate::status::Status;
+use crate::strings::RawObjectAttributes;
+use crate::user_ptr::{UserBuffer, UserPtr};
+
+crate::services! {
+    pub SERVICES;
+    /// Creates a section of a file, an image or memory.
+    NtCreateSection(handle: UserPtr<Handle>, access: u32, attributes: UserPtr<RawObjectAttributes>, maximum_size: UserPtr<u64>, protect: u32, allocation_attributes: u32, file: Handle) = nt_create_section;
+    /// Creates a section, with extended parameters (which have no effect here).
+    NtCreateSectionEx(handle: UserPtr<Handle>, access: u32, attributes: UserPtr<RawObjectAttributes>, maximum_size: UserPtr<u64>, protect: u32, allocation_attributes: u32, file: Handle, parameters: UserPtr<ExtendedParameter>, parameter_count: u32) = nt_create_section_ex;
+    /// Opens a section by name.
+    NtOpenSection(handle: UserPtr<Handle>, access: u32, attributes: UserPtr<RawObjectAttributes>) = nt_open_section;
+    /// Maps a view of a section.
+    NtMapViewOfSection(section: Handle, process: Handle, base: UserPtr<u64>, zero_bits: u64, commit_size: u64, offset: UserPtr<u64>, view_size: UserPtr<u64>, inherit: u32, allocation_type: u32, protect: u32) = nt_map_view_of_section;
+    /// Maps a view of a section, with address requirements and placeholders.
+    NtMapViewOfSectionEx(section: Handle, process: Handle, base: UserPtr<u64>, offset: UserPtr<u64>, view_size: UserPtr<u64>, allocation_type: u32, protect: u32, parameters: UserPtr<ExtendedParameter>, parameter_count: u32) = nt_map_view_of_section_ex;
+    /// Unmaps the view that holds an address.
+    NtUnmapViewOfSection(process: Handle, address: u64) = nt_unmap_view_of_section;
+    /// Unmaps the view that holds an address; a placeholder can remain.
+    NtUnmapViewOfSectionEx(process: Handle, address: u64, flags: u32) = nt_unmap_view_of_section_ex;
+    /// Tells something about a section.
+    NtQuerySection(section: Handle, class: u32, buffer: UserPtr<u8>, length: u64, returned: UserPtr<u64>) = nt_query_section;
+    /// Makes a section larger.
+    NtExtendSection(section: Handle, size: UserPtr<u64>) = nt_extend_section;
+    /// Whether two addresses show the same file.
+    NtAreMappedFilesTheSame(first: u64, second: u64) = nt_are_mapped_files_the_same;
+}
+
+const SECTION_QUERY: u32 = 1;
+const MEM_RESERVE: u32 = 0x2000;
+const MEM_REPLACE_PLACEHOLDER: u32 = 0x4000;
+const MEM_TOP_DOWN: u32 = 0x10_0000;
+const MEM_PRESERVE_PLACEHOLDER: u32 = 2;
+
+impl Call<'_, '_> {
+    /// The section behind a handle.
+    fn section(&self, handle: Handle, access: u32) -> Result<Arc<Section>, Status> {
+        let kernel = &self.kernel;
+        let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::Section), access)?;
+        match kernel.objects.body(object)? {
+            Body::Section(number) => kernel.memory.section(*number),
+            _ => Err(Status::OBJECT_TYPE_MISMATCH),
+        }
+    }
+
+    /// The host file behind a file handle, opened once more for a section.
+    fn section_file(&self, handle: Handle) -> Result<SectionFile, Status> {
+        let kernel = &self.kernel;
+        let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::File), 0)?;
+        let Body::File(file) = kernel.objects.body(object)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+        file_of(file)
+    }
+}
+
+fn file_of(file: &FileObject) -> Result<SectionFile, Status> {
+    let host = file.host_file().ok_or(Status::INVALID_FILE_FOR_SECTION)?;
+    let host = host.try_clone().map_err(|_| Status::INSUFFICIENT_RESOURCES)?;
+    Ok(SectionFile { file: host, name: file.full_name() })
+}
+
+#[expect(clippy::too_many_arguments, reason = "the service has as many")]
+fn nt_create_section_ex(
+    call: &mut Call<'_, '_>,
+    handle: UserPtr<Handle>,
+    access: u32,
+    attributes: UserPtr<RawObjectAttributes>,
+    maximum_size: UserPtr<u64>,
+    protect: u32,
+    allocation_attributes: u32,
+    file: Handle,
+    _parameters: UserPtr<ExtendedParameter>,
+    _parameter_count: u32,
+) -> Result<Status, Status> {
+    nt_create_section(call, handle, access, attributes, maximum_size, protect, allocation_attributes, file)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the service has as many")]
+fn nt_create_section(
+    call: &mut Call<'_, '_>,
+    handle: UserPtr<Handle>,
+    access: u32,
+    attributes: UserPtr<RawObjectAttributes>,
+    maximum_size: UserPtr<u64>,
+    protect: u32,
+    allocation_attributes: u32,
+    file: Handle,
+) -> Result<Status, Status> {
+    const KNOWN: u32 = sec::FILE
+        | sec::IMAGE
+        | sec::RESERVE
+        | sec::COMMIT
+        | sec::NOCACHE
+        | sec::WRITECOMBINE
+        | sec::LARGE_PAGES
+        | 0x40_0000;
+    let protection = PageProtection::from_raw(protect)?;
+    let size = maximum_size.read_optional(call)?.unwrap_or(0);
+    if allocation_attributes & !KNOWN != 0 || allocation_attributes & (sec::IMAGE | sec::RESERVE | sec::COMMIT) == 0 {
+        return Err(Status::INVALID_PARAMETER_6);
+    }
+    if allocation_attributes & sec::LARGE_PAGES != 0 {
+        return Err(Status::PRIVILEGE_NOT_HELD);
+    }
+    handle.write(call, Handle::NULL)?;
+    let section = match (allocation_attributes & sec::IMAGE != 0, file.is_null()) {
+        (true, true) => return Err(Status::INVALID_FILE_FOR_SECTION),
+        (true, false) => {
+            let file = call.section_file(file)?;
+            let attributes = allocation_attributes | sec::FILE;
+            Section::of_image(file, attributes)?
+        }
+        (false, true) => Section::of_memory(call.vcpu.memory, size, protection, allocation_attributes)?,
+        (false, false) => {
+            let file = call.section_file(file)?;
+            Section::of_file(call.vcpu.memory, file, size, protection, allocation_attributes)?
+        }
+    };
+    let number = call.kernel.memory.add_section(section);
+    let status = call.create_object(handle, access, attributes, Body::Section(number));
+    if status != Ok(Status::SUCCESS) {
+        call.kernel.memory.remove_section(number);
+    }
+    status
+}
+
+fn nt_open_section(
+    call: &mut Call<'_, '_>,
+    handle: UserPtr<Handle>,
+    access: u32,
+    attributes: UserPtr<RawObjectAttributes>,
+) -> Result<Status, Status> {
+    call.open_object(handle, access, attributes, ObjectType::Section)?;
+    Ok(Status::SUCCESS)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the service has as many")]
+fn nt_map_view_of_section(
+    call: &mut Call<'_, '_>,
+    section: Handle,
+    process: Handle,
+    base: UserPtr<u64>,
+    zero_bits: u64,
+    _commit_size: u64,
+    offset: UserPtr<u64>,
+    view_size: UserPtr<u64>,
+    inherit: u32,
+    allocation_type: u32,
+    protect: u32,
+) -> Result<Status, Status> {
+    // ViewShare and ViewUnmap.
+    if !matches!(inherit, 1 | 2) {
+        return Err(Status::INVALID_PARAMETER_8);
+    }
+    let placement = match placement_of_zero_bits(zero_bits) {
+        Ok(placement) => placement,
+        Err(_) => return Err(Status::INVALID_PARAMETER_4),
+    };
+    if allocation_type & MEM_REPLACE_PLACEHOLDER != 0 {
+        return Err(Status::INVALID_PARAMETER_9);
+    }
+    map_view(call, section, process, base, offset, view_size, placement, allocation_type, protect)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the service has as many")]
+fn nt_map_view_of_section_ex(
+    call: &mut Call<'_, '_>,
+    section: Handle,
+    process: Handle,
+    base: UserPtr<u64>,
+    offset: UserPtr<u64>,
+    view_size: UserPtr<u64>,
+    allocation_type: u32,
+    protect: u32,
+    parameters: UserPtr<ExtendedParameter>,
+    parameter_count: u32,
+) -> Result<Status, Status> {
+    let fixed = base.read(call)? != 0;
+    let placement = read_placement(call, parameters, parameter_count, fixed)?;
+    map_view(call, section, process, base, offset, view_size, placement, allocation_type, protect)
+}
+
+#[expect(clippy::too_many_arguments, reason = "what two services have in common")]
+fn map_view(
+    call: &mut Call<'_, '_>,
+    section: Handle,
+    process: Handle,
+    base: UserPtr<u64>,
+    offset: UserPtr<u64>,
+    view_size: UserPtr<u64>,
+    placement: Placement,
+    allocation_type: u32,
+    protect: u32,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let protection = PageProtection::from_raw(protect)?;
+    let section = call.section(section, 0)?;
+    let wanted = Some(base.read(call)?).filter(|&base| base != 0);
+    let size = view_size.read(call)?;
+    let start = offset.read_optional(call)?.unwrap_or(0);
+    let replace_placeholder = allocation_type & MEM_REPLACE_PLACEHOLDER != 0;
+    let granularity = if replace_placeholder { PAGE_SIZE } else { ALLOCATION_GRANULARITY };
+    if wanted.is_some_and(|base| !base.is_multiple_of(granularity)) || !start.is_multiple_of(granularity) {
+        return Err(Status::MAPPED_ALIGNMENT);
+    }
+    let placement = Placement { top_down: allocation_type & MEM_TOP_DOWN != 0, ..placement };
+    let memory = &mut call.kernel.memory;
+    let (address, mapped, status) = if section.image().is_some() {
+        memory.map_image(call.vcpu.memory, &section, wanted, placement)?
+    } else {
+        if !protection.is_compatible_with(section.protection) {
+            return Err(Status::SECTION_PROTECTION);
+        }
+        let request = ViewRequest {
+            base: wanted,
+            placement,
+            offset: start,
+            size,
+            protection,
+            reserve_only: section.attributes & sec::RESERVE != 0 && allocation_type & MEM_RESERVE != 0,
+            replace_placeholder,
+        };
+        let (address, mapped) = memory.map_data(call.vcpu.memory, &section, request)?;
+        (address, mapped, Status::SUCCESS)
+    };
+    base.write(call, address)?;
+    view_size.write(call, mapped)?;
+    Ok(status)
+}
+
+fn nt_unmap_view_of_section(call: &mut Call<'_, '_>, process: Handle, address: u64) -> Result<Status, Status> {
+    nt_unmap_view_of_section_ex(call, process, address, 0)
+}
+
+fn nt_unmap_view_of_section_ex(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    address: u64,
+    flags: u32,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    if flags & !(MEM_PRESERVE_PLACEHOLDER | 1) != 0 {
+        return Err(Status::INVALID_PARAMETER_3);
+    }
+    call.kernel.memory.unmap_view(call.vcpu.memory, address, flags & MEM_PRESERVE_PLACEHOLDER != 0)?;
+    Ok(Status::SUCCESS)
+}
+
+crate::guest_struct! {
+    /// SECTION_BASIC_INFORMATION.
+    struct BasicInformation: 0x18 {
+        base_address @ 0: u64,
+        attributes @ 8: u32,
+        maximum_size @ 0x10: u64,
+    }
+}
+
+fn nt_query_section(
+    call: &mut Call<'_, '_>,
+    section: Handle,
+    class: u32,
+    buffer: UserPtr<u8>,
+    length: u64,
+    returned: UserPtr<u64>,
+) -> Result<Status, Status> {
+    const BASIC: u32 = 0;
+    const IMAGE: u32 = 1;
+    let section = call.section(section, SECTION_QUERY)?;
+    let output = UserBuffer::new(buffer.address(), length);
+    let written = match class {
+        BASIC => {
+            let (attributes, maximum_size) = (section.attributes, section.size);
+            output.write_struct(call, &BasicInformation { base_address: 0, attributes, maximum_size })?
+        }
+        IMAGE => {
+            let headers = section.image().ok_or(Status::SECTION_NOT_IMAGE)?;
+            output.write_struct(call, &headers.information(section.file_size()))?
+        }
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    };
+    returned.write_optional(call, u64::from(written))?;
+    Ok(Status::SUCCESS)
+}
+
+/// A section's memory cannot grow; sizes that it has already are fine.
+fn nt_extend_section(call: &mut Call<'_, '_>, section: Handle, size: UserPtr<u64>) -> Result<Status, Status> {
+    const SECTION_EXTEND_SIZE: u32 = 0x10;
+    let section = call.section(section, SECTION_EXTEND_SIZE)?;
+    if section.file.is_none() || section.image().is_some() {
+        return Err(Status::SECTION_NOT_EXTENDED);
+    }
+    if size.read(call)? > section.size {
+        return Err(Status::SECTION_NOT_EXTENDED);
+    }
+    size.write(call, section.size)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_are_mapped_files_the_same(call: &mut Call<'_, '_>, first: u64, second: u64) -> Result<Status, Status> {
+    let memory = &call.kernel.memory;
+    let name = |address| -> Result<&str, Status> {
+        let (_, section) = memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
+        let file = section.file.as_ref().ok_or(Status::CONFLICTING_ADDRESSES)?;
+        Ok(&file.name)
+    };
+    if name(first)?.eq_ignore_ascii_case(name(second)?) { Ok(Status::SUCCESS) } else { Err(Status::NOT_SAME_DEVICE) }
+}

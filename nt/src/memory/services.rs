@@ -1,0 +1,563 @@
+//! The virtual-memory services.
+
+use lstar_arch::PAGE_SIZE;
+
+use super::protection::PageProtection;
+use super::vad::{Backing, Placement, page_range};
+use super::{ALLOCATION_GRANULARITY, HIGHEST_USER_ADDRESS, LOWEST_USER_ADDRESS};
+use crate::object::Handle;
+use crate::service::Call;
+use crate::status::Status;
+use crate::strings::UnicodeString;
+use crate::user_ptr::{GuestValue, UserBuffer, UserPtr};
+
+crate::services! {
+    pub SERVICES;
+    /// Reserves or commits memory.
+    NtAllocateVirtualMemory(process: Handle, base: UserPtr<u64>, zero_bits: u64, size: UserPtr<u64>, allocation_type: u32, protect: u32) = nt_allocate_virtual_memory;
+    /// Reserves or commits memory, with address requirements and placeholders.
+    NtAllocateVirtualMemoryEx(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, allocation_type: u32, protect: u32, parameters: UserPtr<ExtendedParameter>, parameter_count: u32) = nt_allocate_virtual_memory_ex;
+    /// Decommits or releases memory.
+    NtFreeVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, free_type: u32) = nt_free_virtual_memory;
+    /// Changes the protection of committed pages.
+    NtProtectVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, protect: u32, old_protect: UserPtr<u32>) = nt_protect_virtual_memory;
+    /// Says what an address is.
+    NtQueryVirtualMemory(process: Handle, address: u64, class: u32, buffer: UserPtr<u8>, length: u64, returned: UserPtr<u64>) = nt_query_virtual_memory;
+    /// Copies memory of a process.
+    NtReadVirtualMemory(process: Handle, address: u64, buffer: UserPtr<u8>, size: u64, copied: UserPtr<u64>) = nt_read_virtual_memory;
+    /// Copies memory into a process.
+    NtWriteVirtualMemory(process: Handle, address: u64, buffer: UserPtr<u8>, size: u64, copied: UserPtr<u64>) = nt_write_virtual_memory;
+    /// Writes mapped pages back to their file.
+    NtFlushVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, status_block: UserPtr<[u64; 2]>) = nt_flush_virtual_memory;
+    /// Keeps pages in memory; they always are.
+    NtLockVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, map_type: u32) = nt_lock_virtual_memory;
+    /// Undoes NtLockVirtualMemory.
+    NtUnlockVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, map_type: u32) = nt_lock_virtual_memory;
+    /// Makes changed code visible. Stores to code are always noticed, so that nothing remains to be done.
+    NtFlushInstructionCache(process: Handle, address: u64, size: u64) = nt_flush_instruction_cache;
+    /// Orders the stores of all processors.
+    NtFlushProcessWriteBuffers() = nt_flush_process_write_buffers;
+}
+
+const MEM_COMMIT: u32 = 0x1000;
+const MEM_RESERVE: u32 = 0x2000;
+const MEM_REPLACE_PLACEHOLDER: u32 = 0x4000;
+const MEM_RESERVE_PLACEHOLDER: u32 = 0x4_0000;
+const MEM_RESET: u32 = 0x8_0000;
+const MEM_TOP_DOWN: u32 = 0x10_0000;
+const MEM_WRITE_WATCH: u32 = 0x20_0000;
+const MEM_PHYSICAL: u32 = 0x40_0000;
+const MEM_RESET_UNDO: u32 = 0x100_0000;
+const MEM_LARGE_PAGES: u32 = 0x2000_0000;
+
+const MEM_COALESCE_PLACEHOLDERS: u32 = 1;
+const MEM_PRESERVE_PLACEHOLDER: u32 = 2;
+const MEM_DECOMMIT: u32 = 0x4000;
+const MEM_RELEASE: u32 = 0x8000;
+
+crate::guest_struct! {
+    /// MEM_EXTENDED_PARAMETER: a type in the low byte, and a value.
+    pub struct ExtendedParameter: 0x10 {
+        /// MEM_EXTENDED_PARAMETER_TYPE.
+        pub kind @ 0: u64,
+        /// Value or pointer.
+        pub value @ 8: u64,
+    }
+}
+
+crate::guest_struct! {
+    /// MEM_ADDRESS_REQUIREMENTS.
+    pub struct AddressRequirements: 0x18 {
+        /// Lowest address, or 0.
+        pub lowest @ 0: u64,
+        /// Last byte, or 0.
+        pub highest @ 8: u64,
+        /// A power of two, or 0.
+        pub alignment @ 0x10: u64,
+    }
+}
+
+/// Most extended parameters that are read.
+const MAX_EXTENDED_PARAMETERS: u32 = 16;
+const PARAMETER_ADDRESS_REQUIREMENTS: u64 = 1;
+
+/// Reads extended parameters: only address requirements have an effect on one node without enclaves.
+pub(super) fn read_placement(
+    call: &mut Call<'_, '_>,
+    parameters: UserPtr<ExtendedParameter>,
+    count: u32,
+    fixed_base: bool,
+) -> Result<Placement, Status> {
+    let mut placement = Placement::default();
+    if count > MAX_EXTENDED_PARAMETERS || count > 0 && parameters.is_null() {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    for parameter in parameters.read_array(call, u64::from(count))? {
+        match parameter.kind & 0xFF {
+            PARAMETER_ADDRESS_REQUIREMENTS => {
+                let wanted = UserPtr::<AddressRequirements>::new(parameter.value).read(call)?;
+                if fixed_base && wanted != AddressRequirements::default() {
+                    return Err(Status::INVALID_PARAMETER);
+                }
+                let AddressRequirements { lowest, highest, alignment } = wanted;
+                let bad_alignment =
+                    alignment != 0 && (!alignment.is_power_of_two() || alignment < ALLOCATION_GRANULARITY);
+                let bad_low = !lowest.is_multiple_of(ALLOCATION_GRANULARITY);
+                let bad_high =
+                    highest != 0 && (highest > HIGHEST_USER_ADDRESS || !(highest + 1).is_multiple_of(PAGE_SIZE));
+                if bad_alignment || bad_low || bad_high || highest != 0 && lowest >= highest {
+                    return Err(Status::INVALID_PARAMETER);
+                }
+                placement.low = lowest.max(LOWEST_USER_ADDRESS);
+                placement.high = if highest == 0 { HIGHEST_USER_ADDRESS } else { highest };
+                placement.alignment = alignment.max(ALLOCATION_GRANULARITY);
+            }
+            2..=5 => {}
+            _ => return Err(Status::INVALID_PARAMETER),
+        }
+    }
+    Ok(placement)
+}
+
+/// ZeroBits: up to 21 a count of zero high bits below bit 32, above 32 a mask of usable bits.
+pub(super) fn placement_of_zero_bits(zero_bits: u64) -> Result<Placement, Status> {
+    let high = match zero_bits {
+        0 => HIGHEST_USER_ADDRESS,
+        1..=21 => (1 << (32 - zero_bits)) - 1,
+        22..=31 => return Err(Status::INVALID_PARAMETER_3),
+        mask => u64::MAX >> mask.leading_zeros(),
+    };
+    Ok(Placement { high: high.min(HIGHEST_USER_ADDRESS), ..Placement::default() })
+}
+
+fn nt_allocate_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    zero_bits: u64,
+    size: UserPtr<u64>,
+    allocation_type: u32,
+    protect: u32,
+) -> Result<Status, Status> {
+    let placement = placement_of_zero_bits(zero_bits)?;
+    if allocation_type & (MEM_RESERVE_PLACEHOLDER | MEM_REPLACE_PLACEHOLDER) != 0 {
+        return Err(Status::INVALID_PARAMETER_5);
+    }
+    allocate(call, process, base, size, placement, allocation_type, protect)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the service has as many")]
+fn nt_allocate_virtual_memory_ex(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    size: UserPtr<u64>,
+    allocation_type: u32,
+    protect: u32,
+    parameters: UserPtr<ExtendedParameter>,
+    parameter_count: u32,
+) -> Result<Status, Status> {
+    let fixed = base.read(call)? != 0;
+    let placement = read_placement(call, parameters, parameter_count, fixed)?;
+    allocate(call, process, base, size, placement, allocation_type, protect)
+}
+
+fn allocate(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    size: UserPtr<u64>,
+    placement: Placement,
+    allocation_type: u32,
+    protect: u32,
+) -> Result<Status, Status> {
+    const KNOWN: u32 = MEM_COMMIT
+        | MEM_RESERVE
+        | MEM_REPLACE_PLACEHOLDER
+        | MEM_RESERVE_PLACEHOLDER
+        | MEM_RESET
+        | MEM_RESET_UNDO
+        | MEM_TOP_DOWN
+        | MEM_WRITE_WATCH
+        | MEM_PHYSICAL
+        | MEM_LARGE_PAGES;
+    call.kernel.require_current_process(process)?;
+    let reset = allocation_type & (MEM_RESET | MEM_RESET_UNDO);
+    let what = allocation_type & (MEM_COMMIT | MEM_RESERVE | MEM_RESET | MEM_RESET_UNDO);
+    if allocation_type & !KNOWN != 0 || what == 0 || reset != 0 && (reset != what || !reset.is_power_of_two()) {
+        return Err(Status::INVALID_PARAMETER_5);
+    }
+    if allocation_type & (MEM_PHYSICAL | MEM_LARGE_PAGES) != 0 {
+        return Err(Status::PRIVILEGE_NOT_HELD);
+    }
+    let protection = PageProtection::from_raw(protect)?;
+    if protection.is_copy() {
+        return Err(Status::INVALID_PAGE_PROTECTION);
+    }
+    let (address, length) = (base.read(call)?, size.read(call)?);
+    if length == 0 {
+        return Err(Status::INVALID_PARAMETER_4);
+    }
+    if address > HIGHEST_USER_ADDRESS {
+        return Err(Status::INVALID_PARAMETER_2);
+    }
+    if length > HIGHEST_USER_ADDRESS + 1 - address {
+        return Err(Status::INVALID_PARAMETER_4);
+    }
+
+    let memory = &mut call.kernel.memory;
+    let space = &mut *call.vcpu.memory;
+    let placeholder = allocation_type & MEM_RESERVE_PLACEHOLDER != 0;
+    let (start, range) = if allocation_type & MEM_RESERVE != 0 || address == 0 {
+        if reset != 0 {
+            return Err(Status::CONFLICTING_ADDRESSES);
+        }
+        let placement = Placement { top_down: allocation_type & MEM_TOP_DOWN != 0, ..placement };
+        let replace = allocation_type & MEM_REPLACE_PLACEHOLDER != 0;
+        let granularity = if replace { PAGE_SIZE } else { ALLOCATION_GRANULARITY };
+        let range = if address == 0 {
+            let bytes = page_range(0, length).ok_or(Status::NO_MEMORY)?.end;
+            let start = memory.vads.find_free(bytes, placement).ok_or(Status::NO_MEMORY)?;
+            start..start + bytes
+        } else {
+            let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
+            address & !(granularity - 1)..range.end
+        };
+        if range.start < LOWEST_USER_ADDRESS {
+            return Err(Status::CONFLICTING_ADDRESSES);
+        }
+        if replace {
+            memory.take_placeholder(space, &range)?;
+        }
+        let backing = if placeholder { Backing::Placeholder } else { Backing::Private };
+        memory.vads.insert(range.clone(), backing, protection)?;
+        (range.start, range)
+    } else {
+        let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
+        let (start, vad) = memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
+        match vad.backing {
+            Backing::Private | Backing::Stack { .. } | Backing::View { .. } => {}
+            Backing::Image(_) | Backing::CopiedView(_) => return Err(Status::ALREADY_COMMITTED),
+            Backing::Placeholder => return Err(Status::CONFLICTING_ADDRESSES),
+        }
+        (start, range)
+    };
+    if allocation_type & MEM_COMMIT != 0 {
+        let fresh = start == range.start && allocation_type & MEM_RESERVE != 0 || address == 0;
+        let Some((start, vad)) = memory.vads.find_mut(start) else { return Err(Status::NO_MEMORY) };
+        if let Err(status) = vad.commit(space, start, range.clone(), protection) {
+            if fresh {
+                memory.vads.remove(space, start)?;
+            }
+            return Err(status);
+        }
+    }
+    base.write(call, range.start)?;
+    size.write(call, range.end - range.start)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_free_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    size: UserPtr<u64>,
+    free_type: u32,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let (address, length) = (base.read(call)?, size.read(call)?);
+    let memory = &mut call.kernel.memory;
+    let space = &mut *call.vcpu.memory;
+    let (start, vad) = memory.vads.find_mut(address).ok_or(Status::MEMORY_NOT_ALLOCATED)?;
+    match vad.backing {
+        Backing::Private | Backing::Placeholder | Backing::Stack { .. } => {}
+        _ => return Err(Status::UNABLE_TO_DELETE_SECTION),
+    }
+    let range = if length == 0 {
+        if address & !(PAGE_SIZE - 1) != start {
+            return Err(Status::FREE_VM_NOT_AT_BASE);
+        }
+        start..vad.end
+    } else {
+        page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?
+    };
+    match free_type {
+        MEM_DECOMMIT if range.end > vad.end => return Err(Status::UNABLE_TO_FREE_VM),
+        MEM_DECOMMIT => vad.decommit(space, range.clone())?,
+        f if f == MEM_RELEASE | MEM_COALESCE_PLACEHOLDERS => memory.vads.coalesce(range.clone())?,
+        f if f == MEM_RELEASE | MEM_PRESERVE_PLACEHOLDER => {
+            if range.end > vad.end {
+                return Err(Status::UNABLE_TO_FREE_VM);
+            }
+            memory.vads.remove_range(space, range.clone())?;
+            memory.vads.insert(range.clone(), Backing::Placeholder, PageProtection::NOACCESS)?;
+        }
+        MEM_RELEASE if range.end > vad.end => return Err(Status::UNABLE_TO_FREE_VM),
+        MEM_RELEASE => memory.vads.remove_range(space, range.clone())?,
+        _ => return Err(Status::INVALID_PARAMETER_4),
+    }
+    base.write(call, range.start)?;
+    size.write(call, range.end - range.start)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_protect_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    size: UserPtr<u64>,
+    protect: u32,
+    old_protect: UserPtr<u32>,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let protection = PageProtection::from_raw(protect)?;
+    let (address, length) = (base.read(call)?, size.read(call)?);
+    // The old protection must be writable before anything changes.
+    let probe = old_protect.read(call)?;
+    old_protect.write(call, probe)?;
+    if length == 0 {
+        return Err(Status::INVALID_PARAMETER_3);
+    }
+    let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
+    let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
+    let protection = match &vad.backing {
+        // Image pages are copies in any case: both words mean the same, and both are accepted.
+        Backing::Image(_) | Backing::CopiedView(_) => protection,
+        Backing::View { section, .. } if !protection.is_compatible_with(section.protection) => {
+            return Err(Status::SECTION_PROTECTION);
+        }
+        Backing::View { .. } => protection,
+        _ if protection.is_copy() => return Err(Status::INVALID_PAGE_PROTECTION),
+        _ => protection,
+    };
+    let old = vad.protect(call.vcpu.memory, range.clone(), protection)?;
+    base.write(call, range.start)?;
+    size.write(call, range.end - range.start)?;
+    old_protect.write(call, old.raw())?;
+    Ok(Status::SUCCESS)
+}
+
+/// MEMORY_INFORMATION_CLASS values that are served here.
+mod class {
+    pub const BASIC: u32 = 0;
+    pub const MAPPED_FILENAME: u32 = 2;
+    pub const REGION: u32 = 3;
+    pub const WORKING_SET_EX: u32 = 4;
+    pub const IMAGE: u32 = 6;
+    pub const WINE_UNIX_FUNCS: u32 = 1000;
+}
+
+crate::guest_struct! {
+    /// MEMORY_REGION_INFORMATION.
+    struct RegionInformation: 0x30 {
+        allocation_base @ 0: u64,
+        allocation_protect @ 8: u32,
+        region_type @ 0xC: u32,
+        region_size @ 0x10: u64,
+        commit_size @ 0x18: u64,
+    }
+}
+
+crate::guest_struct! {
+    /// MEMORY_IMAGE_INFORMATION.
+    struct ImageInformation: 0x18 {
+        image_base @ 0: u64,
+        size_of_image @ 8: u64,
+        image_flags @ 0x10: u32,
+    }
+}
+
+fn nt_query_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    address: u64,
+    class: u32,
+    buffer: UserPtr<u8>,
+    length: u64,
+    returned: UserPtr<u64>,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let output = UserBuffer::new(buffer.address(), length);
+    let written = match class {
+        class::BASIC => {
+            let information = call.kernel.memory.query_basic(address)?;
+            u64::from(output.write_struct(call, &information)?)
+        }
+        class::MAPPED_FILENAME => {
+            let (_, section) = call.kernel.memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
+            let name = section.file.as_ref().map(|file| file.name.clone()).ok_or(Status::FILE_INVALID)?;
+            let text = crate::strings::utf16_bytes(&name);
+            let needed = (UnicodeString::SIZE + text.len() + 2) as u64;
+            if length < needed {
+                returned.write_optional(call, needed)?;
+                return Err(if length < UnicodeString::SIZE as u64 {
+                    Status::INFO_LENGTH_MISMATCH
+                } else {
+                    Status::BUFFER_OVERFLOW
+                });
+            }
+            let header = UnicodeString {
+                length: u16::try_from(text.len()).map_err(|_| Status::NAME_TOO_LONG)?,
+                maximum_length: u16::try_from(text.len() + 2).map_err(|_| Status::NAME_TOO_LONG)?,
+                buffer: buffer.address().wrapping_add(UnicodeString::SIZE as u64),
+            };
+            let mut bytes = header.to_vec();
+            bytes.extend(text);
+            bytes.extend([0, 0]);
+            output.write(call, &bytes)?;
+            needed
+        }
+        class::REGION => {
+            let memory = &call.kernel.memory;
+            let (start, vad) = memory.vads.find(address).ok_or(Status::INVALID_ADDRESS)?;
+            let commit_size = vad.pages.iter().map(|(range, _)| range.end - range.start).sum();
+            let region_type = match vad.backing {
+                Backing::Image(_) => 1 << 2,
+                Backing::View { .. } | Backing::CopiedView(_) => 1 << 1,
+                _ => 1 << 0,
+            };
+            let information = RegionInformation {
+                allocation_base: start,
+                allocation_protect: vad.protection.raw(),
+                region_type,
+                region_size: vad.end - start,
+                commit_size,
+            };
+            u64::from(output.write_struct(call, &information)?)
+        }
+        class::IMAGE => {
+            let memory = &call.kernel.memory;
+            let (start, section) = memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
+            let size = section.image().map_or(0, |headers| u64::from(headers.size));
+            let image_base = if size == 0 { 0 } else { start };
+            let information = ImageInformation { image_base, size_of_image: size, image_flags: 0 };
+            u64::from(output.write_struct(call, &information)?)
+        }
+        class::WORKING_SET_EX => return query_working_set(call, output, returned),
+        class::WINE_UNIX_FUNCS => u64::from(crate::wine::query_unix_functions(call, address, output)?),
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    };
+    returned.write_optional(call, written)?;
+    Ok(Status::SUCCESS)
+}
+
+crate::guest_struct! {
+    /// MEMORY_WORKING_SET_EX_INFORMATION.
+    struct WorkingSetExInformation: 0x10 {
+        address @ 0: u64,
+        attributes @ 8: u64,
+    }
+}
+
+/// Every committed page is resident, with one sharer.
+fn query_working_set(call: &mut Call<'_, '_>, buffer: UserBuffer, returned: UserPtr<u64>) -> Result<Status, Status> {
+    let size = WorkingSetExInformation::SIZE as u64;
+    if buffer.length < size {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
+    let entries = UserPtr::<WorkingSetExInformation>::new(buffer.address);
+    for index in 0..buffer.length / size {
+        let entry = entries.element(index).read(call)?;
+        let page = entry.address & !(PAGE_SIZE - 1);
+        let protection = call.kernel.memory.vads.find(page).and_then(|(_, vad)| vad.run_at(page).1);
+        // Valid, ShareCount 1, Win32Protection.
+        let attributes = protection.map_or(0, |p| 1 | 1 << 1 | u64::from(p.raw() & 0x7FF) << 4);
+        entries.element(index).write(call, WorkingSetExInformation { attributes, ..entry })?;
+    }
+    returned.write_optional(call, buffer.length / size * size)?;
+    Ok(Status::SUCCESS)
+}
+
+/// Copies in pieces, so that what was copied before a fault is known.
+fn copy(call: &mut Call<'_, '_>, source: u64, target: u64, size: u64, copied: UserPtr<u64>) -> Result<Status, Status> {
+    let mut done = 0;
+    let mut status = Status::SUCCESS;
+    while done < size {
+        let (from, to) = (source.wrapping_add(done), target.wrapping_add(done));
+        let step = (PAGE_SIZE - from % PAGE_SIZE).min(PAGE_SIZE - to % PAGE_SIZE).min(size - done);
+        let moved =
+            UserBuffer::new(from, step).read(call).and_then(|bytes| UserBuffer::new(to, step).write(call, &bytes));
+        if moved.is_err() {
+            status = Status::PARTIAL_COPY;
+            break;
+        }
+        done += step;
+    }
+    copied.write_optional(call, done)?;
+    Ok(status)
+}
+
+fn nt_read_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    address: u64,
+    buffer: UserPtr<u8>,
+    size: u64,
+    copied: UserPtr<u64>,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    copy(call, address, buffer.address(), size, copied)
+}
+
+fn nt_write_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    address: u64,
+    buffer: UserPtr<u8>,
+    size: u64,
+    copied: UserPtr<u64>,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    copy(call, buffer.address(), address, size, copied)
+}
+
+fn nt_flush_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    size: UserPtr<u64>,
+    status_block: UserPtr<[u64; 2]>,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let (address, length) = (base.read(call)?, size.read(call)?);
+    let (_, vad) = call.kernel.memory.vads.find(address).ok_or(Status::NOT_MAPPED_VIEW)?;
+    let length = if length == 0 { vad.end - (address & !(PAGE_SIZE - 1)) } else { length };
+    let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
+    call.kernel.memory.flush(call.vcpu.memory, &range)?;
+    base.write(call, range.start)?;
+    size.write(call, range.end - range.start)?;
+    status_block.write_optional(call, [0, 0])?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_lock_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    base: UserPtr<u64>,
+    size: UserPtr<u64>,
+    _map_type: u32,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let range = page_range(base.read(call)?, size.read(call)?).ok_or(Status::INVALID_PARAMETER_3)?;
+    let vad = call.kernel.memory.vads.find_range(&range).map(|(_, vad)| vad).ok_or(Status::ACCESS_VIOLATION)?;
+    if vad.pages.gaps(&range).next().is_some() {
+        return Err(Status::ACCESS_VIOLATION);
+    }
+    base.write(call, range.start)?;
+    size.write(call, range.end - range.start)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_flush_instruction_cache(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    _address: u64,
+    _size: u64,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_flush_process_write_buffers(_call: &mut Call<'_, '_>) -> Status {
+    Status::SUCCESS
+}

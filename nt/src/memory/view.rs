@@ -1,0 +1,267 @@
+//! Views of sections, and queries about addresses.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lstar_arch::PAGE_SIZE;
+use lstar_runtime::AddressSpace;
+
+use super::protection::PageProtection;
+use super::section::{Contents, Section, attributes};
+use super::vad::{Backing, Placement};
+use super::{HIGHEST_USER_ADDRESS, MemoryManager};
+use crate::status::Status;
+
+crate::guest_struct! {
+    /// MEMORY_BASIC_INFORMATION.
+    pub struct MemoryBasicInformation: 0x30 {
+        /// First page asked about.
+        pub base_address @ 0x00: u64,
+        /// Start of the allocation.
+        pub allocation_base @ 0x08: u64,
+        /// Protection it was reserved with.
+        pub allocation_protect @ 0x10: u32,
+        /// Bytes from the page on that are alike.
+        pub region_size @ 0x18: u64,
+        /// MEM_COMMIT, MEM_RESERVE or MEM_FREE.
+        pub state @ 0x20: u32,
+        /// Protection of the pages.
+        pub protect @ 0x24: u32,
+        /// MEM_PRIVATE, MEM_MAPPED or MEM_IMAGE.
+        pub kind @ 0x28: u32,
+    }
+}
+
+const MEM_COMMIT: u32 = 0x1000;
+const MEM_RESERVE: u32 = 0x2000;
+const MEM_FREE: u32 = 0x1_0000;
+/// MEM_PRIVATE, MEM_MAPPED, MEM_IMAGE.
+const TYPES: [u32; 3] = [0x2_0000, 0x4_0000, 0x100_0000];
+
+/// A wanted view of a data section.
+#[derive(Clone, Copy, Debug)]
+pub struct ViewRequest {
+    /// Fixed address, if not NULL.
+    pub base: Option<u64>,
+    /// Where it may go otherwise.
+    pub placement: Placement,
+    /// Offset in the section, page-aligned.
+    pub offset: u64,
+    /// Bytes; 0 for the rest of the section.
+    pub size: u64,
+    /// Protection.
+    pub protection: PageProtection,
+    /// Reserve only (MEM_RESERVE of a SEC_RESERVE section).
+    pub reserve_only: bool,
+    /// The range is a placeholder to be replaced.
+    pub replace_placeholder: bool,
+}
+
+impl MemoryManager {
+    /// Maps an image, at its preferred base when that is free. Away from it the status is STATUS_IMAGE_NOT_AT_BASE and
+    /// the caller relocates it.
+    pub fn map_image(
+        &mut self,
+        space: &mut AddressSpace,
+        section: &Arc<Section>,
+        base: Option<u64>,
+        placement: Placement,
+    ) -> Result<(u64, u64, Status), Status> {
+        let headers = section.image().ok_or(Status::SECTION_NOT_IMAGE)?;
+        let size = u64::from(headers.size);
+        let fits = |start: u64| {
+            let end = start.checked_add(size);
+            start >= super::LOWEST_USER_ADDRESS && end.is_some_and(|end| end <= HIGHEST_USER_ADDRESS + 1)
+        };
+        let start = match base {
+            Some(base) if !fits(base) => return Err(Status::INVALID_PARAMETER_3),
+            Some(base) => base,
+            None if fits(headers.base) && self.vads.is_free(&(headers.base..headers.base + size)) => headers.base,
+            None => self.vads.find_free(size, placement).ok_or(Status::NO_MEMORY)?,
+        };
+        self.vads.insert(
+            start..start + size,
+            Backing::Image(Arc::clone(section)),
+            PageProtection::EXECUTE_WRITECOPY,
+        )?;
+        let mapped = self.commit_image(space, section, start);
+        if let Err(status) = mapped {
+            self.vads.remove(space, start)?;
+            return Err(status);
+        }
+        let status = if start == headers.base { Status::SUCCESS } else { Status::IMAGE_NOT_AT_BASE };
+        Ok((start, size, status))
+    }
+
+    fn commit_image(&mut self, space: &mut AddressSpace, section: &Section, start: u64) -> Result<(), Status> {
+        let headers = section.image().ok_or(Status::SECTION_NOT_IMAGE)?;
+        let (_, vad) = self.vads.find_mut(start).ok_or(Status::NO_MEMORY)?;
+        for part in &headers.parts {
+            let at = start + u64::from(part.rva);
+            let protection = match part.protection {
+                _ if section.attributes & attributes::IMAGE_NO_EXECUTE == attributes::IMAGE_NO_EXECUTE => {
+                    PageProtection::READONLY
+                }
+                protection => protection,
+            };
+            vad.commit(space, start, at..at + u64::from(part.size), protection)?;
+        }
+        section.load_image(space, start)
+    }
+
+    /// Maps part of a data section; returns address and size.
+    pub fn map_data(
+        &mut self,
+        space: &mut AddressSpace,
+        section: &Arc<Section>,
+        request: ViewRequest,
+    ) -> Result<(u64, u64), Status> {
+        let Contents::Data(frames) = &section.contents else { return Err(Status::INVALID_PARAMETER) };
+        let rest =
+            section.size.checked_sub(request.offset).filter(|&rest| rest > 0).ok_or(Status::INVALID_VIEW_SIZE)?;
+        let wanted = if request.size == 0 { rest } else { request.size };
+        let size = wanted.checked_next_multiple_of(PAGE_SIZE).ok_or(Status::INVALID_VIEW_SIZE)?;
+        if size > rest.next_multiple_of(PAGE_SIZE) {
+            return Err(Status::INVALID_VIEW_SIZE);
+        }
+        let start = match request.base {
+            Some(base) => base,
+            None => self.vads.find_free(size, request.placement).ok_or(Status::NO_MEMORY)?,
+        };
+        let end = start.checked_add(size).filter(|&end| end <= HIGHEST_USER_ADDRESS + 1);
+        let range = start..end.ok_or(Status::INVALID_PARAMETER_3)?;
+        if request.replace_placeholder {
+            self.take_placeholder(space, &range)?;
+        }
+        let copied = request.protection.is_copy();
+        let backing =
+            Backing::View { section: Arc::clone(section), frames: Arc::clone(frames), offset: request.offset };
+        self.vads.insert(range.clone(), backing, request.protection)?;
+        if request.reserve_only {
+            return Ok((start, size));
+        }
+        let mapped = match self.vads.find_mut(start) {
+            Some((_, vad)) => vad.commit(space, start, range.clone(), request.protection).and_then(|()| {
+                if copied {
+                    // The pages become private copies at once instead of at the first write.
+                    let contents = read_all(space, &range)?;
+                    vad.decommit(space, range.clone())?;
+                    vad.backing = Backing::CopiedView(Arc::clone(section));
+                    vad.commit(space, start, range.clone(), request.protection)?;
+                    space.write_unchecked(start, &contents)?;
+                }
+                Ok(())
+            }),
+            None => Err(Status::NO_MEMORY),
+        };
+        if let Err(status) = mapped {
+            self.vads.remove(space, start)?;
+            return Err(status);
+        }
+        Ok((start, size))
+    }
+
+    /// Removes a placeholder that covers a range exactly, so that something can take its place.
+    pub fn take_placeholder(&mut self, space: &mut AddressSpace, range: &Range<u64>) -> Result<(), Status> {
+        match self.vads.find(range.start) {
+            Some((start, vad))
+                if start == range.start && vad.end == range.end && matches!(vad.backing, Backing::Placeholder) =>
+            {
+                self.vads.remove(space, range.start).map(drop)
+            }
+            _ => Err(Status::CONFLICTING_ADDRESSES),
+        }
+    }
+
+    /// Unmaps the view that holds `address`; its changes go to the file. With `preserve` a placeholder remains.
+    pub fn unmap_view(&mut self, space: &mut AddressSpace, address: u64, preserve: bool) -> Result<(), Status> {
+        let (start, vad) = self.vads.find(address).ok_or(Status::NOT_MAPPED_VIEW)?;
+        let end = vad.end;
+        match &vad.backing {
+            Backing::Image(_) | Backing::CopiedView(_) => {}
+            Backing::View { section, offset, .. } => section.flush(space, start, *offset, end - start)?,
+            _ => return Err(Status::NOT_MAPPED_VIEW),
+        }
+        self.vads.remove(space, start)?;
+        if preserve {
+            self.vads.insert(start..end, Backing::Placeholder, PageProtection::NOACCESS)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the views of files that a range touches back.
+    pub fn flush(&self, space: &AddressSpace, range: &Range<u64>) -> Result<(), Status> {
+        for (start, vad) in self.vads.iter().filter(|(start, vad)| *start < range.end && vad.end > range.start) {
+            if let Backing::View { section, offset, .. } = &vad.backing {
+                section.flush(space, start, *offset, vad.end - start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes every view of a file back: the process ends.
+    pub fn flush_all(&self, space: &AddressSpace) {
+        // A file that cannot be written any more loses what the views hold, as after a power failure.
+        let _ = self.flush(space, &(0..u64::MAX));
+    }
+
+    /// MemoryBasicInformation.
+    pub fn query_basic(&self, address: u64) -> Result<MemoryBasicInformation, Status> {
+        if address > HIGHEST_USER_ADDRESS {
+            return Err(Status::INVALID_PARAMETER);
+        }
+        let page = address & !(PAGE_SIZE - 1);
+        let Some((start, vad)) = self.vads.find(page) else {
+            let end = self.vads.next_start(page).unwrap_or(HIGHEST_USER_ADDRESS + 1);
+            return Ok(MemoryBasicInformation {
+                base_address: page,
+                region_size: end - page,
+                state: MEM_FREE,
+                protect: PageProtection::NOACCESS.raw(),
+                ..Default::default()
+            });
+        };
+        let (end, protection) = vad.run_at(page);
+        let kind = match vad.backing {
+            Backing::Private | Backing::Placeholder | Backing::Stack { .. } => TYPES[0],
+            Backing::View { .. } | Backing::CopiedView(_) => TYPES[1],
+            Backing::Image(_) => TYPES[2],
+        };
+        Ok(MemoryBasicInformation {
+            base_address: page,
+            allocation_base: start,
+            allocation_protect: vad.protection.raw(),
+            region_size: end - page,
+            state: if protection.is_some() { MEM_COMMIT } else { MEM_RESERVE },
+            protect: protection.map_or(0, PageProtection::raw),
+            kind,
+        })
+    }
+
+    /// The section that a view at `address` shows, with the view's start.
+    #[must_use]
+    pub fn section_at(&self, address: u64) -> Option<(u64, &Arc<Section>)> {
+        let (start, vad) = self.vads.find(address)?;
+        match &vad.backing {
+            Backing::View { section, .. } | Backing::CopiedView(section) | Backing::Image(section) => {
+                Some((start, section))
+            }
+            _ => None,
+        }
+    }
+
+    /// The image that holds an address: its base and file name without folders. For traces and crash reports.
+    #[must_use]
+    pub fn module_at(&self, address: u64) -> Option<(u64, &str)> {
+        let (start, section) = self.section_at(address)?;
+        section.image()?;
+        let name = section.file.as_ref().map_or("", |file| file.name.as_str());
+        Some((start, name.rsplit('\\').next().unwrap_or(name)))
+    }
+}
+
+fn read_all(space: &AddressSpace, range: &Range<u64>) -> Result<Vec<u8>, Status> {
+    let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(|_| Status::NO_MEMORY)?];
+    space.read_unchecked(range.start, &mut bytes)?;
+    Ok(bytes)
+}

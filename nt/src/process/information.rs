@@ -1,0 +1,276 @@
+//! Information classes of the process.
+
+use crate::service::{Call, Handle};
+use crate::status::Status;
+use crate::strings::{UnicodeString, utf16_bytes};
+use crate::user_ptr::{GuestValue, UserBuffer, UserPtr};
+
+crate::services! {
+    pub SERVICES;
+    /// Tells something about a process.
+    NtQueryInformationProcess(process: Handle, class: u32, buffer: UserPtr<u8>, length: u32, returned: UserPtr<u32>) = nt_query_information_process;
+    /// Changes something of a process.
+    NtSetInformationProcess(process: Handle, class: u32, buffer: UserPtr<u8>, length: u32) = nt_set_information_process;
+}
+
+/// PROCESSINFOCLASS values.
+mod class {
+    pub const BASIC: u32 = 0;
+    pub const QUOTA_LIMITS: u32 = 1;
+    pub const IO_COUNTERS: u32 = 2;
+    pub const VM_COUNTERS: u32 = 3;
+    pub const TIMES: u32 = 4;
+    pub const BASE_PRIORITY: u32 = 5;
+    pub const RAISE_PRIORITY: u32 = 6;
+    pub const DEBUG_PORT: u32 = 7;
+    pub const DEFAULT_HARD_ERROR_MODE: u32 = 12;
+    pub const ENABLE_ALIGNMENT_FAULT_FIXUP: u32 = 17;
+    pub const PRIORITY_CLASS: u32 = 18;
+    pub const HANDLE_COUNT: u32 = 20;
+    pub const AFFINITY_MASK: u32 = 21;
+    pub const PRIORITY_BOOST: u32 = 22;
+    pub const SESSION: u32 = 24;
+    pub const WOW64: u32 = 26;
+    pub const IMAGE_FILE_NAME: u32 = 27;
+    pub const DEBUG_OBJECT_HANDLE: u32 = 30;
+    pub const DEBUG_FLAGS: u32 = 31;
+    pub const IO_PRIORITY: u32 = 33;
+    pub const EXECUTE_FLAGS: u32 = 34;
+    pub const COOKIE: u32 = 36;
+    pub const IMAGE_INFORMATION: u32 = 37;
+    pub const PAGE_PRIORITY: u32 = 39;
+    pub const IMAGE_FILE_NAME_WIN32: u32 = 43;
+    pub const GROUP_INFORMATION: u32 = 47;
+    pub const MITIGATION_POLICY: u32 = 52;
+    pub const COMMAND_LINE: u32 = 60;
+    pub const PROTECTION: u32 = 61;
+    pub const SUBSYSTEM: u32 = 75;
+    pub const POWER_THROTTLING: u32 = 77;
+}
+
+crate::guest_struct! {
+    /// PROCESS_BASIC_INFORMATION.
+    struct BasicInformation: 0x30 {
+        exit_status @ 0x00: u32,
+        peb @ 0x08: u64,
+        affinity @ 0x10: u64,
+        base_priority @ 0x18: i32,
+        process @ 0x20: u64,
+        parent @ 0x28: u64,
+    }
+}
+
+crate::guest_struct! {
+    /// VM_COUNTERS_EX: sizes in bytes, peaks before current values.
+    struct VmCounters: 0x60 {
+        peak_virtual_size @ 0x00: u64,
+        virtual_size @ 0x08: u64,
+        page_faults @ 0x10: u32,
+        peak_working_set @ 0x18: u64,
+        working_set @ 0x20: u64,
+        pools @ 0x28: [u64; 4],
+        pagefile_usage @ 0x48: u64,
+        peak_pagefile_usage @ 0x50: u64,
+        private_usage @ 0x58: u64,
+    }
+}
+
+/// VM_COUNTERS without PrivateUsage.
+const VM_COUNTERS_SIZE: u64 = 0x58;
+/// Base priority of the normal class.
+const NORMAL_PRIORITY: i32 = 8;
+/// PROCESS_PRIORITY_CLASS_NORMAL.
+pub(crate) const NORMAL_CLASS: u8 = 2;
+
+fn nt_query_information_process(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    class: u32,
+    buffer: UserPtr<u8>,
+    length: u32,
+    returned: UserPtr<u32>,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let output = UserBuffer::new(buffer.address(), u64::from(length));
+    let kernel = &*call.kernel;
+    let number = |call: &mut Call<'_, '_>, value: u32| output.write_struct(call, &value);
+    let written = match class {
+        class::BASIC => {
+            let information = BasicInformation {
+                exit_status: kernel.process.exit_status.unwrap_or(Status::PENDING).0,
+                peb: kernel.process.peb,
+                affinity: 1,
+                base_priority: NORMAL_PRIORITY,
+                process: u64::from(kernel.process.id),
+                parent: 0,
+            };
+            output.write_struct(call, &information)?
+        }
+        // QUOTA_LIMITS: pools, working set minimum and maximum, page file, time.
+        class::QUOTA_LIMITS => output.write_struct(call, &[0, 0, 0x3_2000, 0x15_9000, u64::MAX, 0])?,
+        class::IO_COUNTERS => output.write_struct(call, &[0u64; 6])?,
+        class::VM_COUNTERS => {
+            let used = call.vcpu.memory.committed();
+            let reserved: u64 = call.kernel.memory.vads.iter().map(|(start, vad)| vad.end - start).sum();
+            let counters = VmCounters {
+                peak_virtual_size: reserved,
+                virtual_size: reserved,
+                peak_working_set: used,
+                working_set: used,
+                pagefile_usage: used,
+                peak_pagefile_usage: used,
+                private_usage: used,
+                ..VmCounters::default()
+            };
+            let bytes = counters.to_vec();
+            let size =
+                if output.length >= VmCounters::SIZE as u64 { VmCounters::SIZE as u64 } else { VM_COUNTERS_SIZE };
+            if output.length < size {
+                return Err(Status::INFO_LENGTH_MISMATCH);
+            }
+            output.write(call, &bytes[..size as usize])?;
+            size as u32
+        }
+        class::TIMES => {
+            let created = kernel.clock.boot_time().saturating_add_unsigned(kernel.process.created);
+            let busy = (call.vcpu.retired / crate::time::INSTRUCTIONS_PER_UNIT) as i64;
+            output.write_struct(call, &[created, 0, 0, busy])?
+        }
+        class::DEBUG_PORT | class::WOW64 => output.write_struct(call, &0u64)?,
+        class::DEFAULT_HARD_ERROR_MODE => {
+            let mode = kernel.process.hard_error_mode;
+            number(call, mode)?
+        }
+        class::PRIORITY_CLASS => {
+            let priority = [0, kernel.process.priority_class];
+            output.write_struct(call, &priority)?
+        }
+        class::HANDLE_COUNT => {
+            let count = u32::try_from(kernel.handles.len()).unwrap_or(u32::MAX);
+            number(call, count)?
+        }
+        class::AFFINITY_MASK => output.write_struct(call, &1u64)?,
+        class::PRIORITY_BOOST | class::SUBSYSTEM => number(call, 0)?,
+        class::SESSION => {
+            let session = kernel.system.session;
+            number(call, session)?
+        }
+        class::IMAGE_FILE_NAME => {
+            let name = kernel.process.image_name.clone();
+            return write_text(call, &name, output, returned);
+        }
+        class::IMAGE_FILE_NAME_WIN32 => {
+            let name = kernel.process.dos_name.clone();
+            return write_text(call, &name, output, returned);
+        }
+        class::COMMAND_LINE => {
+            let text = kernel.process.command_line.clone();
+            return write_text(call, &text, output, returned);
+        }
+        class::DEBUG_OBJECT_HANDLE => {
+            output.write_struct(call, &0u64)?;
+            return Err(Status::PORT_NOT_SET);
+        }
+        class::DEBUG_FLAGS => number(call, 1)?,
+        class::IO_PRIORITY => number(call, 2)?,
+        class::PAGE_PRIORITY => number(call, 5)?,
+        class::EXECUTE_FLAGS => {
+            let flags = kernel.process.execute_flags;
+            number(call, flags)?
+        }
+        class::COOKIE => {
+            let cookie = kernel.process.cookie;
+            number(call, cookie)?
+        }
+        class::IMAGE_INFORMATION => {
+            let image = &kernel.process.image;
+            let headers = image.image().ok_or(Status::SECTION_NOT_IMAGE)?;
+            let mut information = headers.information(image.file_size());
+            information.transfer_address = kernel.process.image_base.wrapping_add(u64::from(headers.entry_rva));
+            output.write_struct(call, &information)?
+        }
+        // One group, number 0.
+        class::GROUP_INFORMATION => output.write_struct(call, &0u16)?,
+        class::PROTECTION => output.write_struct(call, &0u8)?,
+        // PROCESS_MITIGATION_POLICY_INFORMATION: the policy asked for comes in the buffer; none is in force.
+        class::MITIGATION_POLICY => {
+            if length < 8 {
+                return Err(Status::INFO_LENGTH_MISMATCH);
+            }
+            let policy = buffer.cast::<u32>().read(call)?;
+            output.write_struct(call, &[policy, 0])?
+        }
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    };
+    returned.write_optional(call, written)?;
+    Ok(Status::SUCCESS)
+}
+
+/// A UNICODE_STRING with its text, and a terminator, behind it.
+fn write_text(
+    call: &mut Call<'_, '_>,
+    text: &str,
+    output: UserBuffer,
+    returned: UserPtr<u32>,
+) -> Result<Status, Status> {
+    let text = utf16_bytes(text);
+    let needed = UnicodeString::SIZE + text.len() + 2;
+    returned.write_optional(call, u32::try_from(needed).unwrap_or(u32::MAX))?;
+    if output.length < needed as u64 {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
+    let length = u16::try_from(text.len()).map_err(|_| Status::NAME_TOO_LONG)?;
+    let buffer = output.address.wrapping_add(UnicodeString::SIZE as u64);
+    let mut bytes = UnicodeString { length, maximum_length: length.saturating_add(2), buffer }.to_vec();
+    bytes.extend(text);
+    bytes.extend([0, 0]);
+    output.write(call, &bytes)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_set_information_process(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    class: u32,
+    buffer: UserPtr<u8>,
+    length: u32,
+) -> Result<Status, Status> {
+    call.kernel.require_current_process(process)?;
+    let expect = |size: u32| if length == size { Ok(()) } else { Err(Status::INFO_LENGTH_MISMATCH) };
+    match class {
+        class::DEFAULT_HARD_ERROR_MODE => {
+            expect(4)?;
+            let mode = buffer.cast::<u32>().read(call)?;
+            call.kernel.process.hard_error_mode = mode;
+        }
+        class::PRIORITY_CLASS => {
+            expect(2)?;
+            let [_, priority] = buffer.cast::<[u8; 2]>().read(call)?;
+            call.kernel.process.priority_class = priority;
+        }
+        class::AFFINITY_MASK => {
+            expect(8)?;
+            if buffer.cast::<u64>().read(call)? & 1 == 0 {
+                return Err(Status::INVALID_PARAMETER);
+            }
+        }
+        class::EXECUTE_FLAGS => {
+            expect(4)?;
+            let flags = buffer.cast::<u32>().read(call)?;
+            call.kernel.process.execute_flags = flags;
+        }
+        // Hints to a scheduler and a working-set manager that have nothing to decide, and policies that forbid what the
+        // process itself may do.
+        class::QUOTA_LIMITS
+        | class::BASE_PRIORITY
+        | class::RAISE_PRIORITY
+        | class::ENABLE_ALIGNMENT_FAULT_FIXUP
+        | class::PRIORITY_BOOST
+        | class::IO_PRIORITY
+        | class::PAGE_PRIORITY
+        | class::MITIGATION_POLICY
+        | class::POWER_THROTTLING => {}
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    }
+    Ok(Status::SUCCESS)
+}
