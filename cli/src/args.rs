@@ -37,6 +37,8 @@ pub struct Cli {
 pub enum Command {
     /// Get the Windows DLLs that programs need
     Setup(Setup),
+    /// Run a program
+    Run(Run),
     /// Debug with a WinDbg-like shell
     Kd(Kd),
 }
@@ -62,15 +64,48 @@ pub struct Setup {
     pub json: bool,
 }
 
+/// `lstar run`.
+#[derive(Debug, Args)]
+#[command(after_help = "The guest sees the system root as C: (what it writes there is forgotten), the current folder \
+as D: and the program's folder as the next drive, both read-only unless --rw or --mount says otherwise, and nothing \
+else of the host. Everything behind the program belongs to the guest, hyphens included.
+
+Examples:
+  lstar run ninja.exe --version
+  lstar run --rw --stats lightningcss.exe --minify in.css -o out.css
+  lstar run --mount D:=/data:ro --cwd /data --timeout 60 rg.exe -c TODO notes.txt
+  lstar run --engine interpreter --cpu amd hello.exe
+
+Exit status: the guest's low 8 bits; 2 for an error of lstar; 124 after --timeout; 130 after Ctrl-C; 132 to 139 when \
+the guest ends by an exception (see lstar --help).")]
+pub struct Run {
+    /// Print what the run has cost to standard error
+    #[arg(long)]
+    pub stats: bool,
+    /// Print it as one line of JSON
+    #[arg(long, requires = "stats")]
+    pub json: bool,
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// The program and its arguments; everything behind the program is the guest's
+    #[arg(value_name = "PROGRAM.exe [ARGS]...", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub program: Vec<OsString>,
+}
+
 /// `lstar kd`.
 #[derive(Debug, Args)]
-#[command(after_help = "Commands come from the terminal, from -c, from -f, or from standard input.
+#[command(
+    after_help = "The target is booted and stops before the first instruction of its first thread. Commands come \
+from the terminal, from -c, from -f, or from standard input.
 
 Examples:
   lstar kd
   lstar kd -c 'rdmsr c0000082; u nt!KiSystemCall64'
+  lstar kd -c 'bp ntdll!NtWriteFile; g; k' hello.exe
   lstar kd -f session.txt
-  echo '!ssdt' | lstar kd")]
+  echo '!ssdt' | lstar kd"
+)]
 pub struct Kd {
     /// Commands to execute, separated by semicolons
     #[arg(short, long, value_name = "COMMANDS", conflicts_with = "file")]
@@ -78,9 +113,12 @@ pub struct Kd {
     /// File of commands
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// The machine.
+    /// The guest.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub guest: GuestArgs,
+    /// The program and its arguments [default: the embedded demonstration]
+    #[arg(value_name = "PROGRAM.exe [ARGS]...", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub program: Vec<OsString>,
 }
 
 /// Options about the machine.
@@ -222,7 +260,7 @@ pub fn parse_variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Options about the guest's surroundings, with the program and its arguments.
+/// Options about the guest's surroundings.
 #[derive(Debug, Args)]
 pub struct GuestArgs {
     /// The machine.
@@ -246,9 +284,6 @@ pub struct GuestArgs {
     /// Stop the guest after that time, with exit status 124
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
-    /// The program and its arguments; everything behind the program is the guest's
-    #[arg(value_name = "PROGRAM.exe [ARGS]...", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub program: Vec<OsString>,
 }
 
 #[cfg(test)]

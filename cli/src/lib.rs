@@ -7,6 +7,7 @@ pub mod args;
 pub mod inspect;
 pub mod interrupt;
 pub mod kd;
+pub mod run;
 pub mod setup;
 pub mod status;
 pub mod surroundings;
@@ -21,7 +22,8 @@ pub fn execute(cli: Cli) -> u8 {
             setup::run(&setup::Options { from: setup.from, force: setup.force, json: setup.json })
         }
         Some(Command::Kd(kd)) => kd::run(kd),
-        None => <Cli as clap::CommandFactory>::command().print_help().map(|()| 0).map_err(Into::into),
+        Some(Command::Run(args)) => run::run(&args),
+        None => run::demonstration(),
     };
     match result {
         Ok(status) => status,

@@ -4,7 +4,7 @@
 //! next. The current folder, unless it lies in one of these, becomes the first free drive from D:, and so does the
 //! program's folder. Nothing else of the host is visible.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -31,8 +31,8 @@ pub struct Surroundings {
 
 impl Surroundings {
     /// Arranges drives for what the command line says, and checks the program and its DLLs.
-    pub fn arrange(args: &GuestArgs) -> Result<Self> {
-        let Some((program, arguments)) = args.program.split_first() else {
+    pub fn arrange(args: &GuestArgs, program: &[OsString]) -> Result<Self> {
+        let Some((program, arguments)) = program.split_first() else {
             bail!("no program is given; name an x64 Windows .exe");
         };
         let mut drives = Drives::default();
@@ -224,6 +224,8 @@ mod tests {
         struct Line {
             #[command(flatten)]
             guest: GuestArgs,
+            #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+            program: Vec<OsString>,
         }
         let root = scratch.join("root").display().to_string();
         let mut words = vec!["lstar".to_owned()];
@@ -233,7 +235,8 @@ mod tests {
         }
         words.push(program.replace("@", &scratch.display().to_string()));
         words.extend(["--version", "-x"].map(String::from));
-        Surroundings::arrange(&Line::parse_from(words).guest)
+        let line = Line::parse_from(words);
+        Surroundings::arrange(&line.guest, &line.program)
     }
 
     #[test]

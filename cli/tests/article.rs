@@ -6,6 +6,7 @@
 
 use lstar_cli::kd::shell::Shell;
 use lstar_cli::kd::target::Target;
+use lstar_nt::io::host::CapturedHost;
 use lstar_runtime::MachineConfig;
 
 const SESSION: &str = include_str!("article-session.txt");
@@ -35,7 +36,8 @@ fn normalised(line: &str) -> String {
 
 #[test]
 fn the_articles_session_replays() {
-    let target = Target::embedded(MachineConfig::default()).expect("the embedded image boots");
+    let target =
+        Target::embedded(MachineConfig::default(), Box::<CapturedHost>::default()).expect("the embedded image boots");
     let mut shell = Shell::new(target);
     let commands = commands();
     assert_eq!(commands.len(), 9, "the session has nine commands");

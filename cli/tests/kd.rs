@@ -4,10 +4,13 @@ use std::process::{Command, Stdio};
 
 use lstar_cli::kd::shell::Shell;
 use lstar_cli::kd::target::Target;
+use lstar_nt::io::host::CapturedHost;
 use lstar_runtime::MachineConfig;
 
 fn shell() -> Shell {
-    Shell::new(Target::embedded(MachineConfig::default()).expect("the embedded image boots"))
+    Shell::new(
+        Target::embedded(MachineConfig::default(), Box::<CapturedHost>::default()).expect("the embedded image boots"),
+    )
 }
 
 /// Runs commands and compares all that they print.
@@ -61,33 +64,41 @@ fn registers_and_msrs_can_be_shown_and_changed() {
 }
 
 #[test]
-fn execution_stops_where_it_should() {
+fn a_system_call_can_be_followed_into_the_kernel_and_back() {
     let mut shell = shell();
+    let user = shell.execute("r cs");
+    assert_eq!(user, "cs=0000000000000033\n", "the first thread is about to run");
     check(
         &mut shell,
         &[
-            ("r rip=nt!KiServiceInternal; r rsp=@rsp-1000", ""),
+            ("bp ntdll!NtCreateFile; bl", " 0 e 00000000`76f50400 0001 (0001) ntdll!NtCreateFile"),
+            ("g", "Breakpoint 0 hit\nntdll!NtCreateFile:\n00000000`76f50400 4c8bd1          mov     r10,rcx"),
             (
-                "p 2",
-                "nt!KiServiceInternal+0x4:\nfffff800`03e7be44 55              push    rbp\n\
-                     nt!KiServiceInternal+0x5:\nfffff800`03e7be45 4881ec58010000  sub     rsp,158h",
+                "t 2",
+                "ntdll!NtCreateFile+0x3:\n00000000`76f50403 b852000000      mov     eax,52h\n\
+                     ntdll!NtCreateFile+0x8:\n00000000`76f50408 0f05            syscall",
             ),
-            ("bp nt!KiServiceInternal+1c; bl", " 0 e fffff800`03e7be5c 0001 (0001) nt!KiServiceInternal+0x1c"),
-            ("bc 0; bp nt!KiServiceInternal+1b", ""),
+            ("t", "nt!KiSystemCall64:\nfffff800`03e7bec0 0f01f8          swapgs"),
+            ("r cs, rcx, eax", "cs=0000000000000010\nrcx=0000000076f5040a\neax=0000000000000052"),
+            ("? @$pcr - nt!KiInitialPCR", "Evaluate expression: 0 = 00000000`00000000"),
             (
-                "g",
-                "Breakpoint 0 hit\nnt!KiServiceInternal+0x1b:\nfffff800`03e7be5b 4889bdc8000000  mov     qword ptr [rbp+0C8h],rdi",
+                "ba w8 @$thread+1d8; g",
+                "Breakpoint 1 hit\nnt!KiSystemServiceStart+0x7:\n\
+                                       fffff800`03e7bfe5 89c7            mov     edi,eax",
             ),
-            ("bc 7", "No breakpoint 7"),
             (
-                "bd *; ba w8 @rbp+d0; g",
-                "Breakpoint 1 hit\nnt!KiServiceInternal+0x29:\nfffff800`03e7be69 fb              sti",
+                "dt nt!_KTRAP_FRAME poi(@$thread+1d8) Rip SegCs",
+                "   +0x168 Rip              : 0x76f5040a\n   +0x170 SegCs            : 0x33",
             ),
-            ("bc *; g fffff800`03e7bea1", "nt!KiServiceInternal+0x61:\nfffff800`03e7bea1 41ffe3          jmp     r11"),
+            ("bc *; g ntdll!NtCreateFile+a", "ntdll!NtCreateFile+0xa:\n00000000`76f5040a c3              ret"),
             ("ba w3 1000", "Syntax error: ba e|w|r SIZE ADDRESS, with a SIZE of 1, 2, 4 or 8"),
             ("ba w8 1001", "Data breakpoint must be aligned to its size, 8"),
+            ("bc 7", "No breakpoint 7"),
         ],
     );
+    let stack = shell.execute("k 2");
+    assert!(stack.lines().nth(1).is_some_and(|line| line.ends_with("ntdll!NtCreateFile+0xa")), "{stack}");
+    assert!(shell.execute("p").starts_with("demo"), "back in the program");
 }
 
 #[test]
@@ -98,7 +109,7 @@ fn the_kernels_structures_are_shown() {
         &[
             (
                 "dt KTHREAD @$thread TrapFrame Prev*",
-                "   +0x1d8 TrapFrame        : (null) _KTRAP_FRAME\n   +0x1f6 PreviousMode     : 0 ''",
+                "   +0x1d8 TrapFrame        : (null) _KTRAP_FRAME\n   +0x1f6 PreviousMode     : 1 ''",
             ),
             ("dt nt!_KTRAP_FRAME Rip", "nt!_KTRAP_FRAME\n   +0x168 Rip              : Uint8B"),
             ("dt _NONE", "Symbol _NONE not found; known types: _KPCR, _KTHREAD, _KTRAP_FRAME"),

@@ -259,6 +259,12 @@ impl System {
         }
     }
 
+    /// Executes one instruction of the current thread; `None` when there is no reason to stop.
+    pub fn step(&mut self) -> Option<RunEnd> {
+        let exit = self.machine.step(&mut self.kernel)?;
+        self.after(exit)
+    }
+
     fn after(&mut self, exit: VmExit) -> Option<RunEnd> {
         match exit {
             VmExit::Budget => self.end_slice(),

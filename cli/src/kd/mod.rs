@@ -13,6 +13,10 @@ pub mod symbols;
 pub mod target;
 pub mod unwind;
 
+use lstar_nt::io::SystemHost;
+
+use crate::run::boot;
+
 /// Guest memory that cannot be read or written: the first such address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Memory access error at {}", disassembly::tick(self.0))]
@@ -26,7 +30,11 @@ pub fn run(args: crate::args::Kd) -> anyhow::Result<u8> {
         (None, Some(path)) => shell::Input::File(path),
         (None, None) => shell::Input::Standard,
     };
-    let target = target::Target::embedded(args.machine.config())?;
+    let target = if args.program.is_empty() {
+        target::Target::embedded(args.guest.machine.config(), Box::new(SystemHost))?
+    } else {
+        target::Target::new(boot(&args.guest, &args.program)?, None)
+    };
     shell::session(&mut shell::Shell::new(target), input)?;
     Ok(0)
 }

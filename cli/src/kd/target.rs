@@ -1,16 +1,17 @@
-//! What the debugger debugs: a machine, the code that answers its service gate, and what is known of its images.
+//! What the debugger debugs: a booted system, and what is known of its images.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, Register};
 use lstar_arch::{CpuState, Gpr, SegmentIndex, msr};
 use lstar_guest_images::layout::{Build, Structure, kpcr};
-use lstar_guest_images::{GateId, KernelConfig, KernelImage, UserImage, demo, map_pe, ntdll};
+use lstar_guest_images::map_pe;
+use lstar_nt::io::Host;
+use lstar_nt::system::{RunEnd, System};
 use lstar_runtime::vcpu::is_kernel_address;
-use lstar_runtime::{
-    AddressSpace, GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit,
-};
+use lstar_runtime::{AddressSpace, MachineConfig, Registers};
+use tempfile::TempDir;
 
 use super::Fault;
 use super::disassembly::{Line, disassemble};
@@ -19,42 +20,7 @@ use super::image::{Image, Memory, loaded_modules};
 use super::symbols::{Module, SymbolSource, Symbols};
 use super::unwind::{Context, Frame, walk};
 use crate::interrupt;
-
-/// A guest that can be run and looked at.
-pub trait Guest {
-    /// The machine.
-    fn machine(&mut self) -> &mut Machine;
-    /// Runs for about `budget` instructions.
-    fn run(&mut self, budget: u64) -> VmExit;
-    /// Executes one instruction.
-    fn step(&mut self) -> Option<VmExit>;
-}
-
-/// The embedded images without an operating system behind them: the gate stops.
-struct Embedded {
-    machine: Machine,
-    gate: StopAtGate,
-}
-
-struct StopAtGate;
-
-impl ServiceGate for StopAtGate {
-    fn service(&mut self, _: &mut Vcpu<'_>) -> GateAction {
-        GateAction::Stop
-    }
-}
-
-impl Guest for Embedded {
-    fn machine(&mut self) -> &mut Machine {
-        &mut self.machine
-    }
-    fn run(&mut self, budget: u64) -> VmExit {
-        self.machine.run(&mut self.gate, budget)
-    }
-    fn step(&mut self) -> Option<VmExit> {
-        self.machine.step(&mut self.gate)
-    }
-}
+use crate::run::boot_demonstration;
 
 impl Memory for AddressSpace {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
@@ -62,8 +28,8 @@ impl Memory for AddressSpace {
     }
 }
 
-/// Instructions between two looks at Ctrl-C.
-const SLICE: u64 = 20_000_000;
+/// Steps between two looks at Ctrl-C.
+const STEPS: u64 = 0x1_0000;
 
 /// Why the target stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +44,7 @@ pub enum Stop {
     Data(u32),
     /// Ctrl-C.
     Interrupted,
-    /// The processor waits for an interrupt, and nothing can raise one.
-    Halted,
-    /// The processor has shut down.
-    Shutdown,
-    /// The guest has ended, or waits for an answer that there is nobody to give.
+    /// The guest has ended: see [`Target::end`].
     Ended,
 }
 
@@ -110,7 +72,11 @@ pub struct Breakpoint {
 
 /// The target.
 pub struct Target {
-    guest: Box<dyn Guest>,
+    system: System,
+    /// Where the embedded demonstration lives.
+    _folder: Option<TempDir>,
+    /// How the guest has ended.
+    pub end: Option<RunEnd>,
     /// Modules and names.
     pub symbols: Symbols,
     /// Structures that `dt` knows.
@@ -127,51 +93,42 @@ impl std::fmt::Debug for Target {
 }
 
 impl Target {
-    /// A guest whose kernel is `kernel`.
+    /// A booted system; `folder` is kept as long as the target.
     #[must_use]
-    pub fn new(guest: Box<dyn Guest>, kernel: &KernelImage) -> Self {
+    pub fn new(system: System, folder: Option<TempDir>) -> Self {
+        let kernel = &system.kernel_image;
         let build = kernel.fast_path.build;
+        let names = kernel.symbols.iter().map(|symbol| (symbol.address, symbol.name.clone())).collect();
+        let size = map_pe(&kernel.pe).map_or(0, |image| u64::from(image.size));
+        let range = kernel.base..kernel.base.saturating_add(size);
         let mut target = Self {
-            guest,
+            system,
+            _folder: folder,
+            end: None,
             symbols: Symbols::default(),
             structures: build.structures().to_vec(),
             build,
             breakpoints: BTreeMap::new(),
         };
-        let size = map_pe(&kernel.pe).map_or(0, |image| u64::from(image.size));
-        let names = kernel.symbols.iter().map(|symbol| (symbol.address, symbol.name.clone())).collect();
-        let range = kernel.base..kernel.base + size;
         target.symbols.add(Module::new("nt", "ntoskrnl.exe", range, SymbolSource::Private, names));
         target.reload();
         target
     }
 
-    /// The embedded kernel, booted, with the embedded user images mapped.
-    pub fn embedded(config: MachineConfig) -> Result<Self> {
-        let kernel = KernelImage::build(&KernelConfig::windows7()).context("cannot build the guest kernel")?;
-        let mut machine = Machine::new(config).context("cannot make a machine")?;
-        load(machine.memory(), &kernel.pe, kernel.base)?;
-        machine.vcpu().set_rip(kernel.entry);
-        let mut gate = StopAtGate;
-        let exit = machine.run(&mut gate, 1_000_000);
-        let started = machine.vcpu().reg(Gpr::Rax) as u32 == GateId::KernelStart as u32;
-        anyhow::ensure!(exit == VmExit::Stopped && started, "the guest kernel did not start: {exit:?}");
-        let images = [ntdll::ntdll(), ntdll::win32u(), demo::demo()];
-        let images: Vec<UserImage> = images.into_iter().collect::<Result<_, _>>().context("cannot build an image")?;
-        for image in &images {
-            load(machine.memory(), &image.pe, image.base)?;
-        }
-        let mut target = Self::new(Box::new(Embedded { machine, gate }), &kernel);
-        for image in images {
-            target.add_image(image.base, Some(image.name.to_owned()));
-        }
-        Ok(target)
+    /// The embedded demonstration.
+    pub fn embedded(machine: MachineConfig, host: Box<dyn Host>) -> Result<Self> {
+        let (system, folder) = boot_demonstration(machine, host)?;
+        Ok(Self::new(system, Some(folder)))
     }
 
     /// Reads the user modules from the loader's list.
     pub fn reload(&mut self) {
-        let Some(peb) = self.peb() else { return };
-        for (base, file) in loaded_modules(self.memory(), peb) {
+        // Until the guest's loader has made its list, what the kernel has mapped says more.
+        let memory = &self.system.kernel.memory;
+        let mapped = memory.vads.iter().filter_map(|(start, _)| memory.module_at(start));
+        let mapped: Vec<(u64, String)> = mapped.map(|(base, name)| (base, name.to_owned())).collect();
+        let listed = self.peb().map(|peb| loaded_modules(self.memory(), peb)).unwrap_or_default();
+        for (base, file) in [mapped, listed].concat() {
             if self.symbols.module_at(base).is_none() {
                 self.add_image(base, Some(file));
             }
@@ -180,7 +137,7 @@ impl Target {
 
     /// Adds the image at `base` as a module, if there is one.
     pub fn add_image(&mut self, base: u64, file: Option<String>) {
-        let memory: &dyn Memory = self.guest.machine().memory();
+        let memory: &dyn Memory = self.system.machine.memory();
         if let Some(image) = Image::at(memory, base) {
             self.symbols.add(image.module(memory, file));
         }
@@ -188,7 +145,7 @@ impl Target {
 
     /// Guest memory.
     pub fn memory(&mut self) -> &AddressSpace {
-        self.guest.machine().memory()
+        self.system.machine.memory()
     }
 
     /// Fills `buf`.
@@ -207,17 +164,17 @@ impl Target {
 
     /// Writes whatever the pages' protection.
     pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        self.guest.machine().memory().write_unchecked(address, data).map_err(|fault| Fault(fault.address))
+        self.system.machine.memory().write_unchecked(address, data).map_err(|fault| Fault(fault.address))
     }
 
     /// The registers.
     pub fn with_registers<T>(&mut self, look: impl FnOnce(&CpuState) -> T) -> T {
-        look(self.guest.machine().vcpu().state())
+        look(self.system.machine.vcpu().state())
     }
 
     /// Changes registers.
     pub fn change_registers<T>(&mut self, change: impl FnOnce(&mut CpuState) -> T) -> T {
-        change(self.guest.machine().vcpu().state_mut())
+        change(self.system.machine.vcpu().state_mut())
     }
 
     /// The instruction pointer.
@@ -271,7 +228,7 @@ impl Target {
     /// The call stack.
     pub fn stack(&mut self) -> Vec<Frame> {
         let context = self.with_registers(|cpu| Context { rip: cpu.rip, gpr: cpu.gpr });
-        walk(self.guest.machine().memory(), &self.symbols, context)
+        walk(self.system.machine.memory(), &self.symbols, context)
     }
 
     /// Executes one instruction.
@@ -315,9 +272,9 @@ impl Target {
         let stop = if data {
             self.go_stepping(until)
         } else {
-            *self.guest.machine().breakpoints() = code.into_iter().collect();
+            *self.system.machine.breakpoints() = code.into_iter().collect();
             let stop = self.go_running(until);
-            self.guest.machine().breakpoints().clear();
+            self.system.machine.breakpoints().clear();
             stop
         };
         self.reload();
@@ -325,21 +282,13 @@ impl Target {
     }
 
     fn go_running(&mut self, until: Option<u64>) -> Stop {
-        loop {
-            if interrupt::requested() {
-                interrupt::clear();
-                return Stop::Interrupted;
-            }
-            match self.guest.run(SLICE) {
-                VmExit::Budget => {}
-                exit => return self.stop_of(exit, until),
-            }
-        }
+        let end = self.system.run();
+        self.stop_of(end, until)
     }
 
     fn go_stepping(&mut self, until: Option<u64>) -> Stop {
         for count in 0u64.. {
-            if count % 0x1_0000 == 0 && interrupt::requested() {
+            if count % STEPS == 0 && interrupt::requested() {
                 break;
             }
             if let Some(stop) = self.step_quietly() {
@@ -359,23 +308,27 @@ impl Target {
     /// One instruction; a reason to stop other than having executed it.
     fn step_quietly(&mut self) -> Option<Stop> {
         let accessed = self.data_breakpoint();
-        match self.guest.step() {
-            Some(exit) => Some(self.stop_of(exit, None)),
+        match self.system.step() {
+            Some(end) => Some(self.stop_of(end, None)),
             None => accessed.map(Stop::Data),
         }
     }
 
-    fn stop_of(&mut self, exit: VmExit, until: Option<u64>) -> Stop {
-        match exit {
-            VmExit::Breakpoint(address) => match self.at_breakpoint() {
+    fn stop_of(&mut self, end: RunEnd, until: Option<u64>) -> Stop {
+        match end {
+            RunEnd::Breakpoint(address) => match self.at_breakpoint() {
                 Some(number) => Stop::Breakpoint(number),
                 None if until == Some(address) => Stop::Reached,
                 None => Stop::Step,
             },
-            VmExit::Budget => Stop::Step,
-            VmExit::Stopped => Stop::Ended,
-            VmExit::Halted => Stop::Halted,
-            VmExit::Shutdown => Stop::Shutdown,
+            RunEnd::Interrupted => {
+                interrupt::clear();
+                Stop::Interrupted
+            }
+            end => {
+                self.end = Some(end);
+                Stop::Ended
+            }
         }
     }
 
@@ -472,20 +425,4 @@ impl Scope for Target {
     fn read(&mut self, address: u64, size: usize) -> Result<u64, Fault> {
         self.memory().number(address, size)
     }
-}
-
-/// Maps an image at its base, each piece with its own protection.
-fn load(memory: &mut AddressSpace, pe: &[u8], base: u64) -> Result<()> {
-    let image = map_pe(pe).context("cannot read an embedded image")?;
-    for piece in &image.pieces {
-        let start = base + u64::from(piece.rva);
-        let mut protection = Protection::empty();
-        protection.set(Protection::READ, piece.protection.read);
-        protection.set(Protection::WRITE, piece.protection.write);
-        protection.set(Protection::EXECUTE, piece.protection.execute);
-        let size = u64::from(piece.size).next_multiple_of(lstar_arch::PAGE_SIZE);
-        memory.map(start, size, protection).with_context(|| format!("cannot map {} at {start:#x}", piece.name))?;
-        memory.write_unchecked(start, &piece.bytes).with_context(|| format!("cannot fill {}", piece.name))?;
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ pub mod section;
 pub mod section_services;
 pub mod services;
 pub mod vad;
-pub mod view;
+mod view;
 
 use std::sync::Arc;
 

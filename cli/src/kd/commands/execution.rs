@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use lstar_nt::crash::CrashReport;
+use lstar_nt::system::RunEnd;
+
 use crate::kd::disassembly::tick;
 use crate::kd::shell::{CommandError, CommandResult, Shell};
 use crate::kd::target::{Breakpoint, Stop, Watch};
@@ -28,11 +31,28 @@ fn report(shell: &mut Shell, stop: Stop) -> CommandResult {
         Stop::Step | Stop::Reached => {}
         Stop::Breakpoint(number) | Stop::Data(number) => writeln!(shell.out, "Breakpoint {number} hit")?,
         Stop::Interrupted => writeln!(shell.out, "Interrupted")?,
-        Stop::Halted => writeln!(shell.out, "The processor waits for an interrupt; nothing can raise one")?,
-        Stop::Shutdown => writeln!(shell.out, "The processor has shut down: an exception could not be delivered")?,
-        Stop::Ended => writeln!(shell.out, "The guest has ended")?,
+        Stop::Ended => {
+            let text = shell.target.end.as_ref().map_or_else(String::new, describe_end);
+            return Ok(writeln!(shell.out, "{}", text.trim_end())?);
+        }
     }
     show_location(shell)
+}
+
+/// How the guest has ended, in words.
+fn describe_end(end: &RunEnd) -> String {
+    let crash =
+        |crash: &Option<Box<CrashReport>>| crash.as_ref().map_or_else(String::new, |crash| format!("\n{crash}"));
+    match end {
+        RunEnd::Exited { status, crash: report } => format!("The process has ended with {status}{}", crash(report)),
+        RunEnd::KernelStopped { exit, crash: report } => {
+            format!("The guest kernel has stopped ({exit:?}){}", crash(report))
+        }
+        RunEnd::Deadlock => "Every thread waits for something that cannot happen".into(),
+        RunEnd::TimedOut => "The time limit is reached".into(),
+        RunEnd::InstructionLimit => "The instruction limit is reached".into(),
+        RunEnd::Interrupted | RunEnd::Breakpoint(_) => "Stopped".into(),
+    }
 }
 
 /// `g`.

@@ -1,0 +1,174 @@
+//! `lstar run` and the embedded demonstration: boots a system, runs it to its end, tells what happened.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{Table, presets};
+use indicatif::{HumanBytes, HumanCount};
+use lstar_nt::io::{Host, MountAccess, SystemHost};
+use lstar_nt::system::{self, RunEnd, System, SystemConfig, default_environment};
+use lstar_nt::time::ClockSource;
+use lstar_runtime::{MachineConfig, Statistics};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::args::{GuestArgs, MountMode, Run};
+use crate::surroundings::Surroundings;
+use crate::{interrupt, status};
+
+/// `lstar run`.
+pub fn run(args: &Run) -> Result<u8> {
+    let mut system = boot(&args.guest, &args.program)?;
+    let started = Instant::now();
+    let end = system.run();
+    let status = conclude(&system, &end);
+    if args.stats {
+        let _ = write!(std::io::stderr(), "{}", summary(&system.machine.statistics(), started.elapsed(), args.json));
+    }
+    status
+}
+
+/// Boots a system for a command line; nothing of the program has run yet.
+pub fn boot(args: &GuestArgs, program: &[OsString]) -> Result<System> {
+    let interrupt = interrupt::watch();
+    let plan = Surroundings::arrange(args, program)?;
+    let mut environment = default_environment();
+    for (name, value) in plan.variables {
+        // Windows names variables without regard to case.
+        environment.retain(|(other, _)| !other.eq_ignore_ascii_case(&name));
+        environment.push((name, value));
+    }
+    let mounts = plan.mounts.into_iter().map(|mount| system::Mount {
+        letter: mount.drive,
+        folder: mount.folder,
+        access: match mount.mode {
+            MountMode::ReadOnly => MountAccess::ReadOnly,
+            MountMode::ReadWrite => MountAccess::ReadWrite,
+            MountMode::CopyOnWrite => MountAccess::CopyOnWrite,
+        },
+    });
+    let config = SystemConfig {
+        program: plan.program.clone(),
+        arguments: plan.arguments,
+        current_directory: plan.current_folder,
+        environment,
+        mounts: mounts.collect(),
+        preloaded: Vec::new(),
+        machine: args.machine.config(),
+        clock: ClockSource::Virtual,
+        host: Box::new(SystemHost),
+        timeout: args.timeout,
+        instruction_limit: None,
+        interrupt,
+    };
+    System::boot(config).with_context(|| format!("cannot start {}", plan.program))
+}
+
+/// The demonstration: the embedded kernel, DLLs and program.
+pub fn demonstration() -> Result<u8> {
+    let started = Instant::now();
+    let (mut system, _folder) = boot_demonstration(MachineConfig::default(), Box::new(SystemHost))?;
+    let end = system.run();
+    let elapsed = started.elapsed();
+    let status = conclude(&system, &end)?;
+    print!("\n{}", summary(&system.machine.statistics(), elapsed, false));
+    Ok(status)
+}
+
+/// Boots the demonstration; it lives in the folder, which goes with it.
+pub fn boot_demonstration(machine: MachineConfig, host: Box<dyn Host>) -> Result<(System, TempDir)> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder; set TMPDIR to a writable one")?;
+    let mut config = system::demonstration(folder.path(), machine, host)?;
+    config.interrupt = interrupt::watch();
+    Ok((System::boot(config)?, folder))
+}
+
+/// Statuses with which ntdll's loader gives up before the program's first instruction.
+const LOADER_FAILURES: [u32; 5] = [0xC000_007B, 0xC000_0135, 0xC000_0138, 0xC000_0139, 0xC000_0142];
+
+/// Tells how a run ended, where that is not the guest's own affair, and returns the exit status.
+pub fn conclude(system: &System, end: &RunEnd) -> Result<u8> {
+    for note in &system.kernel.notes {
+        eprintln!("lstar: {note}");
+    }
+    match end {
+        RunEnd::Exited { status: code, crash } => {
+            if let Some(crash) = crash {
+                eprint!("lstar: the program crashed: {crash}");
+            }
+            if LOADER_FAILURES.contains(&code.0) {
+                bail!("the program could not start: its DLLs cannot be loaded ({code})");
+            }
+            Ok(status::of_guest(code.0))
+        }
+        RunEnd::TimedOut => {
+            eprintln!("lstar: stopped: the time limit is reached (--timeout)");
+            Ok(status::TIMED_OUT)
+        }
+        RunEnd::Interrupted => Ok(status::INTERRUPTED),
+        RunEnd::Deadlock => bail!("the program waits for something that cannot happen: every thread is blocked"),
+        RunEnd::KernelStopped { exit, crash } => {
+            if let Some(crash) = crash {
+                eprint!("lstar: the last exception: {crash}");
+            }
+            bail!("the guest kernel stopped ({exit:?}); this is a fault of lstar or of code that changed the kernel")
+        }
+        RunEnd::InstructionLimit | RunEnd::Breakpoint(_) => bail!("stopped: {end:?}"),
+    }
+}
+
+/// What a run has cost, as a table or as one line of JSON.
+fn summary(statistics: &Statistics, elapsed: Duration, as_json: bool) -> String {
+    let mips = statistics.instructions as f64 / elapsed.as_secs_f64().max(1e-9) / 1e6;
+    if as_json {
+        let line = json!({
+            "seconds": elapsed.as_secs_f64(),
+            "instructions": statistics.instructions,
+            "interpreted": statistics.interpreted,
+            "mips": mips,
+            "regions": statistics.regions,
+            "blocks": statistics.blocks,
+            "translated_instructions": statistics.translated_instructions,
+            "host_code_bytes": statistics.host_code_bytes,
+            "translation_seconds": statistics.translation_time.as_secs_f64(),
+            "system_calls": statistics.syscalls,
+            "privilege_switches": statistics.privilege_switches,
+            "exceptions": statistics.exceptions,
+            "faults": statistics.faults,
+            "invalidations": statistics.invalidations,
+            "fallbacks": statistics.fallbacks,
+        });
+        return format!("{line}\n");
+    }
+    let share = |part: u64| 100.0 * part as f64 / statistics.instructions.max(1) as f64;
+    let count = |number: u64| HumanCount(number).to_string();
+    let rows = [
+        ("guest instructions", count(statistics.instructions)),
+        (
+            "  of these interpreted",
+            format!("{} ({:.1} %)", count(statistics.interpreted), share(statistics.interpreted)),
+        ),
+        ("speed", format!("{mips:.0} MIPS over {elapsed:.2?}")),
+        ("translated", format!("{} blocks in {} regions", count(statistics.blocks), count(statistics.regions))),
+        ("host code", HumanBytes(statistics.host_code_bytes).to_string()),
+        ("time in translation", format!("{:.2?}", statistics.translation_time)),
+        ("system calls", count(statistics.syscalls)),
+        ("privilege switches", count(statistics.privilege_switches)),
+        ("exceptions", count(statistics.exceptions)),
+    ];
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    let mut text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    if !statistics.fallbacks.is_empty() {
+        let names: Vec<&str> = statistics.fallbacks.keys().map(String::as_str).take(12).collect();
+        let more = statistics.fallbacks.len().saturating_sub(names.len());
+        let rest = if more == 0 { String::new() } else { format!(" and {more} more") };
+        text.push_str(&format!(" translated as calls of the interpreter: {}{rest}\n", names.join(", ")));
+    }
+    text
+}
