@@ -185,7 +185,7 @@ macro_rules! foreach_helper {
             Pext(2) Leaf;
             /// Parallel bit deposit. Arguments: source, mask.
             Pdep(2) Leaf;
-            /// Folds `lazy` into `cpu.rflags` (as [`$crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
+            /// Folds `lazy` into `cpu.rflags` (as [`crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
             ReadFlags(1) Leaf;
         }
     };

@@ -405,3 +405,78 @@ fn covered(blocks: &[BasicBlock]) -> Vec<Range<u64>> {
     }
     ranges
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: u64 = 0x40_1FF8;
+
+    struct Bytes(&'static [u8]);
+
+    impl CodeSource for Bytes {
+        fn fetch(&mut self, address: u64, buf: &mut [u8], _: Mode) -> usize {
+            let mut count = 0;
+            for (byte, at) in buf.iter_mut().zip(address..) {
+                // Zeros before the code, nothing behind it.
+                *byte = match at.checked_sub(BASE) {
+                    None => 0,
+                    Some(offset) => match self.0.get(offset as usize) {
+                        Some(&byte) => byte,
+                        None => break,
+                    },
+                };
+                count += 1;
+            }
+            count
+        }
+    }
+
+    fn region(code: &'static [u8], max_instructions: usize) -> Region {
+        let declined = HashSet::new();
+        let limits = Limits { max_instructions, host_calls: true, features: Features::all(), declined: &declined };
+        discover(BASE, Mode::User, &mut Bytes(code), &limits)
+    }
+
+    fn starts(region: &Region) -> Vec<u64> {
+        region.blocks.iter().map(|block| block.start - BASE).collect()
+    }
+
+    #[test]
+    fn blocks_come_in_reverse_postorder_and_reach_over_pages() {
+        // test ecx,ecx; je +4; inc eax; jmp +2; dec eax; dec ecx; jne start; ret
+        let code = &[0x85, 0xC9, 0x74, 4, 0xFF, 0xC0, 0xEB, 2, 0xFF, 0xC8, 0xFF, 0xC9, 0x75, 0xF2, 0xC3];
+        let region = region(code, 100);
+        assert_eq!(starts(&region), [0, 4, 8, 10, 14]);
+        assert_eq!((region.ranges.len(), region.ranges[0].clone()), (1, BASE..BASE + 15));
+        let Terminator::Branch(Successor::Block(taken), Successor::Block(next)) = region.blocks[3].end else {
+            panic!("{:?}", region.blocks[3].end)
+        };
+        assert_eq!((taken, next), (0, 4));
+    }
+
+    #[test]
+    fn a_jump_into_an_instruction_decodes_both_ways() {
+        // mov eax, 0xC3C3C3C3 whose bytes are also RETs: jae +1 lands on one.
+        let code = &[0x73, 1, 0xB8, 0xC3, 0xC3, 0xC3, 0xC3, 0xC3];
+        let region = region(code, 100);
+        assert_eq!(starts(&region).len(), 3);
+        assert!(region.blocks.iter().any(|block| block.start == BASE + 3));
+        assert_eq!((region.ranges.len(), region.ranges[0].clone()), (1, BASE..BASE + 8));
+    }
+
+    #[test]
+    fn the_limit_leaves_direct_exits() {
+        let code = &[0x90, 0x90, 0x90, 0x90, 0xC3];
+        let region = region(code, 3);
+        assert_eq!(region.blocks.len(), 1);
+        assert!(matches!(region.blocks[0].end, Terminator::Fall(Successor::Outside(rip)) if rip == BASE + 3));
+    }
+
+    #[test]
+    fn nothing_decodable_goes_to_the_interpreter() {
+        let region = region(&[0x06], 100);
+        assert!(region.blocks[0].insns.is_empty());
+        assert!(matches!(region.blocks[0].end, Terminator::Helper(Helper::InterpretJump, [rip, _]) if rip == BASE));
+    }
+}

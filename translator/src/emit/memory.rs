@@ -219,7 +219,8 @@ impl Emitter<'_> {
         match self.region.mode {
             Mode::User => self.trap_unless_below(value, USER_END),
             Mode::Kernel => {
-                // Any canonical address.
+                // Any canonical address outside the last 2 GiB, where a target table's empty entries match.
+                self.trap_unless_below(value, KERNEL_END);
                 let shifted = self.b.ins().iadd_imm_s(value, 1 << 47);
                 self.trap_unless_below(shifted, 1 << 48);
             }
