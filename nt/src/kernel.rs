@@ -27,6 +27,7 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::io::transfer::SERVICES,
     crate::memory::section_services::SERVICES,
     crate::memory::services::SERVICES,
+    crate::nls::SERVICES,
     crate::object::port_services::SERVICES,
     crate::object::services::SERVICES,
     crate::object::sync_services::SERVICES,

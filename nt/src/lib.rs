@@ -13,6 +13,7 @@ pub mod io;
 pub mod kernel;
 pub mod loader;
 pub mod memory;
+pub mod nls;
 pub mod object;
 pub mod process;
 pub mod registry;

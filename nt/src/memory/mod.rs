@@ -10,7 +10,7 @@ pub mod section;
 pub mod section_services;
 pub mod services;
 pub mod vad;
-mod view;
+pub mod view;
 
 use std::sync::Arc;
 
