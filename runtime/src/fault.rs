@@ -10,7 +10,6 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 
-use lstar_translator::Site;
 use lstar_translator::abi::VcpuBlock;
 
 use crate::code_cache::CodeCache;
@@ -68,11 +67,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         if let Some(site) = cache.site_at(pc) {
             // SAFETY: translated code owns the block while it runs, and it is stopped.
             unsafe {
-                (*block).cpu.rip = site.rip;
-                if site.lazy_op != Site::LAZY_CURRENT {
-                    (*block).lazy.op = site.lazy_op;
-                }
-                (*block).budget -= i64::from(site.retired);
+                site.restore(&mut *block);
                 registers[libc::REG_RSP as usize] = (*block).recovery_rsp as i64;
             }
             registers[libc::REG_RIP as usize] = entry::landing_address() as i64;

@@ -156,6 +156,16 @@ impl BareSystem {
         (exit, gate.short_cuts)
     }
 
+    /// All bytes of the kernel's writable sections, stacks included.
+    pub fn kernel_data(&mut self) -> Vec<u8> {
+        let image = map_pe(&self.kernel.pe).expect("kernel PE");
+        let mut bytes = Vec::new();
+        for piece in image.pieces.iter().filter(|piece| piece.protection.write) {
+            bytes.extend(self.read(self.kernel.base + u64::from(piece.rva), piece.size.into()));
+        }
+        bytes
+    }
+
     /// All bytes of a guest range.
     pub fn read(&mut self, address: u64, size: u64) -> Vec<u8> {
         let mut bytes = vec![0; size as usize];

@@ -23,11 +23,13 @@ mod emit;
 pub mod flags;
 mod lift;
 mod liveness;
+mod recover;
 mod translate;
 
-use abi::Mode;
+use abi::{Mode, VcpuBlock};
 
 pub use config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
+pub use recover::{FlagSource, Form, Operand};
 pub use translate::Translator;
 
 /// Reads guest code.
@@ -51,15 +53,37 @@ pub struct Site {
     pub host_offset: u32,
     /// Guest instruction to execute in the interpreter.
     pub rip: u64,
-    /// The value for `lazy.op` at this point (its operands are in the block), or [`Site::LAZY_CURRENT`].
-    pub lazy_op: u64,
+    /// Where the status flags are at this point.
+    pub flags: SiteFlags,
     /// Guest instructions retired since `budget` was last stored.
     pub retired: u32,
 }
 
+/// Where the status flags are at a [`Site`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteFlags {
+    /// In the block: its lazy flags or RFLAGS are right.
+    Current,
+    /// The operands are in the block's lazy flags; this is the operation.
+    Operands(u64),
+    /// In general-purpose registers.
+    Recoverable(FlagSource),
+}
+
 impl Site {
-    /// [`Site::lazy_op`] when the block's own `lazy.op` already is the right one.
-    pub const LAZY_CURRENT: u64 = u64::MAX;
+    /// Completes the guest state in the block after a fault at this site. Async-signal-safe.
+    pub fn restore(&self, block: &mut VcpuBlock) {
+        block.cpu.rip = self.rip;
+        block.budget -= i64::from(self.retired);
+        match self.flags {
+            SiteFlags::Current => {}
+            SiteFlags::Operands(op) => block.lazy.op = op,
+            SiteFlags::Recoverable(source) => {
+                [block.lazy.a, block.lazy.b] = source.operands(&block.cpu);
+                block.lazy.op = source.op();
+            }
+        }
+    }
 }
 
 /// A translated region.

@@ -7,6 +7,7 @@
 
 use crate::discover::{Insn, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FlagSet, FlagWrite, RegSet};
+use crate::recover::FlagSource;
 
 /// Flags wanted by what follows a point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,10 +40,14 @@ pub(crate) struct BlockFacts {
     pub live_in: RegSet,
     /// Flags live at its start.
     pub flags_in: LiveFlags,
+    /// What registers the flags at its start can be had from, if all ways in agree.
+    pub flag_source: Option<FlagSource>,
     /// For each instruction, the registers live behind it.
     pub live_after: Vec<RegSet>,
     /// For each instruction, the flags wanted behind it.
     pub flags_after: Vec<FlagSet>,
+    /// For each instruction, whether flags must be exact in the block at some later point.
+    pub flags_stored_after: Vec<bool>,
     /// Number of edges into it; the region's entry counts as one.
     pub predecessors: u32,
 }
@@ -89,6 +94,9 @@ fn flushes_at_end(end: &Terminator, index: usize) -> bool {
 pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     let mut facts = vec![BlockFacts::default(); region.blocks.len()];
     facts[0].predecessors = 1;
+    for (facts, source) in facts.iter_mut().zip(crate::recover::analyse(region)) {
+        facts.flag_source = source;
+    }
     for block in &region.blocks {
         for next in block.end.blocks() {
             facts[next].predecessors += 1;
@@ -132,9 +140,11 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
             }
             let count = block.insns.len();
             let (mut live_after, mut flags_after) = (vec![0; count], vec![0; count]);
+            let mut flags_stored_after = vec![false; count];
             for (at, insn) in block.insns.iter().enumerate().rev() {
                 live_after[at] = live;
                 flags_after[at] = flags.any();
+                flags_stored_after[at] = flags.memory != 0;
                 flags = flags_before(insn, flags);
                 if insn.is_barrier() {
                     live = insn.effects.reads | dirty_before[at] | insn.effects.writes;
@@ -146,9 +156,13 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
                 }
             }
             let block_facts = &mut facts[index];
+            if flags.any() != 0 {
+                live |= block_facts.flag_source.map_or(0, |source| source.registers());
+            }
             changed |= block_facts.live_in != live || block_facts.flags_in != flags;
             (block_facts.live_in, block_facts.flags_in) = (live, flags);
             (block_facts.live_after, block_facts.flags_after) = (live_after, flags_after);
+            block_facts.flags_stored_after = flags_stored_after;
         }
     }
     facts

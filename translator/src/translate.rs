@@ -189,8 +189,8 @@ fn fault_sites(compiled: &CompiledCode, records: &[SiteRecord]) -> Vec<Site> {
             }
             let at = locations.partition_point(|location| location.start <= trap.offset).checked_sub(1)?;
             let near = locations[at].loc.bits() as usize;
-            let SiteRecord { rip, lazy_op, retired } = *records.get(nearest_site(code - 1, near, records.len())?)?;
-            Some(Site { host_offset: trap.offset, rip, lazy_op, retired })
+            let SiteRecord { rip, flags, retired } = *records.get(nearest_site(code - 1, near, records.len())?)?;
+            Some(Site { host_offset: trap.offset, rip, flags, retired })
         })
         .collect();
     sites.sort_by_key(|site| site.host_offset);

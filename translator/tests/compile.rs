@@ -3,7 +3,9 @@
 use iced_x86::code_asm::*;
 use lstar_translator::abi::{Mode, UNWIND};
 use lstar_translator::flags::LazyOp;
-use lstar_translator::{CallMode, CodeSource, CompiledRegion, LinkTable, OptLevel, Site, Translator, TranslatorConfig};
+use lstar_translator::{
+    CallMode, CodeSource, CompiledRegion, LinkTable, OptLevel, SiteFlags, Translator, TranslatorConfig,
+};
 
 const BASE: u64 = 0x1_4000_1000;
 
@@ -71,7 +73,11 @@ fn check_sites(region: &CompiledRegion) {
         assert!((site.host_offset as usize) < region.code.len());
         assert!(region.ranges.iter().any(|range| range.contains(&site.rip)), "{site:x?} outside {:x?}", region.ranges);
         assert!(
-            site.lazy_op == Site::LAZY_CURRENT || LazyOp::decode(site.lazy_op).is_some(),
+            match site.flags {
+                SiteFlags::Current => true,
+                SiteFlags::Operands(op) => LazyOp::decode(op).is_some(),
+                SiteFlags::Recoverable(source) => LazyOp::decode(source.op()).is_some(),
+            },
             "{site:x?} names no flag operation"
         );
     }

@@ -8,11 +8,12 @@ use iced_x86::ConditionCode;
 use std::mem::offset_of;
 
 use super::Emitter;
-use crate::Site;
+use crate::SiteFlags;
 use crate::abi::{Helper, LazyFlags, VcpuBlock};
-use crate::effects::{AF, ALL_FLAGS, CF, FLAG_COUNT, FlagSet, OF, PF, SF, ZF};
+use crate::effects::{AF, ALL_FLAGS, CF, FLAG_COUNT, FlagSet, OF, PF, RegSet, SF, ZF};
 use crate::flags::{self as lazy, FlagKind, LazyOp};
 use crate::liveness::LiveFlags;
+use crate::recover::{FlagSource, Form, Operand};
 
 /// Positions in RFLAGS, by flag index.
 const RFLAGS_BITS: [u64; FLAG_COUNT] = {
@@ -48,6 +49,8 @@ enum Source {
     Memory,
     /// An operation.
     Operation(Arithmetic),
+    /// Registers, as long as they do not change.
+    Registers(FlagSource),
     /// UCOMISS and the like: AF, SF and OF are zero.
     Compare(Value, Value),
     /// Nothing: such flags are not wanted by anybody and read as zero.
@@ -58,6 +61,8 @@ enum Source {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stored {
     Nothing,
+    /// Nothing (but the carry that INC and DEC keep), and nothing need be: registers give the operands back.
+    Recoverable(FlagSource),
     Operands(LazyOp),
     Everything,
 }
@@ -82,11 +87,17 @@ impl FlagState {
         Self { source: Source::Nothing, stored: Stored::Nothing, bits: [None; FLAG_COUNT] }
     }
 
-    /// What [`Site::lazy_op`] is here.
-    pub fn site_op(&self) -> u64 {
+    /// The flags at a block's start that all ways in find in the same registers.
+    pub fn in_registers(source: FlagSource) -> Self {
+        Self { source: Source::Registers(source), stored: Stored::Recoverable(source), bits: [None; FLAG_COUNT] }
+    }
+
+    /// Where a fault finds the flags.
+    pub fn at_site(&self) -> SiteFlags {
         match self.stored {
-            Stored::Operands(op) => op.number(),
-            Stored::Everything | Stored::Nothing => Site::LAZY_CURRENT,
+            Stored::Recoverable(source) => SiteFlags::Recoverable(source),
+            Stored::Operands(op) => SiteFlags::Operands(op.number()),
+            Stored::Everything | Stored::Nothing => SiteFlags::Current,
         }
     }
 }
@@ -127,11 +138,70 @@ impl Emitter<'_> {
         (self.wanted_flags() >> CF & 1 != 0).then(|| self.flag(CF))
     }
 
+    /// Takes note that registers give back the flags that the instruction just lifted has set; `wanted` says whether
+    /// anybody will look for them in the block.
+    pub(super) fn flags_recoverable_from(&mut self, source: FlagSource, wanted: bool) {
+        if !wanted || self.local.flags.stored != Stored::Nothing {
+            return;
+        }
+        if source.keeps_carry() {
+            self.store_kept_carry();
+        }
+        self.local.flags.stored = Stored::Recoverable(source);
+    }
+
+    /// Stores the carry that INC or DEC has kept.
+    fn store_kept_carry(&mut self) {
+        let carry = self.flag(CF);
+        let carry = self.zero_extend64(carry);
+        self.store_lazy(carry, offset_of!(LazyFlags, c));
+    }
+
+    /// Before `registers` change: flags that depend on them get values of their own.
+    pub(super) fn detach_flags(&mut self, registers: RegSet) {
+        if let Stored::Recoverable(source) = self.local.flags.stored
+            && source.registers() & registers != 0
+        {
+            self.flags_from_registers();
+            self.local.flags.stored = Stored::Nothing;
+        }
+    }
+
+    /// Turns flags that are in registers into an operation on these registers' values.
+    fn flags_from_registers(&mut self) {
+        let Source::Registers(source) = self.local.flags.source else { return };
+        let ty = Type::int_with_byte_size(source.bytes.into()).unwrap_or(types::I64);
+        let [x, y] = [source.a, source.b].map(|operand| match operand {
+            Operand::Register(number) => {
+                let value = self.gpr64(number.into());
+                self.resize(value, ty)
+            }
+            Operand::Constant(value) => self.iconst(ty, value as i64),
+        });
+        let (a, b, result) = match (source.form, source.kind) {
+            (Form::Operands, FlagKind::Sub) => (x, y, self.b.ins().isub(x, y)),
+            (Form::Operands, FlagKind::Add) => (x, y, self.b.ins().iadd(x, y)),
+            (Form::Operands, _) => (x, y, x),
+            (Form::Result, FlagKind::Sub) => (self.b.ins().iadd(x, y), y, x),
+            (Form::Result, _) => (self.b.ins().isub(x, y), y, x),
+            (Form::And, _) => {
+                let both = self.b.ins().band(x, y);
+                (both, both, both)
+            }
+        };
+        let carry = source.keeps_carry().then(|| {
+            let carry = self.load_state(types::I64, offset_of!(VcpuBlock, lazy) + offset_of!(LazyFlags, c));
+            self.resize(carry, types::I8)
+        });
+        self.local.flags.source = Source::Operation(Arithmetic { kind: source.kind, a, b, carry, result });
+    }
+
     /// One flag, as an 8-bit 0 or 1.
     pub fn flag(&mut self, flag: usize) -> Value {
         if let Some(value) = self.local.flags.bits[flag] {
             return value;
         }
+        self.flags_from_registers();
         let value = match self.local.flags.source {
             Source::Operation(operation) => self.operation_flag(&operation, flag),
             Source::Compare(a, b) => match flag {
@@ -140,7 +210,7 @@ impl Emitter<'_> {
                 PF => self.b.ins().fcmp(FloatCC::Unordered, a, b),
                 _ => self.iconst(types::I8, 0),
             },
-            Source::Nothing => self.iconst(types::I8, 0),
+            Source::Nothing | Source::Registers(_) => self.iconst(types::I8, 0),
             Source::Memory => {
                 let zero = self.iconst(types::I64, 0);
                 let rflags = self.call_helper(Helper::ReadFlags, &[zero]);
@@ -302,6 +372,7 @@ impl Emitter<'_> {
             C::g => (C::le, true),
             C::None => return self.iconst(types::I8, 1),
         };
+        self.flags_from_registers();
         let fused = match self.local.flags.source {
             Source::Operation(operation) => self.operation_condition(&operation, positive, negate),
             Source::Compare(a, b) => float_condition(positive, negate).map(|cc| self.b.ins().fcmp(cc, a, b)),
@@ -381,6 +452,7 @@ impl Emitter<'_> {
         if self.local.flags.stored != Stored::Nothing || matches!(self.local.flags.source, Source::Memory) {
             return;
         }
+        self.flags_from_registers();
         let op = match self.local.flags.source {
             Source::Operation(operation) => self.store_operation(&operation),
             _ => {
@@ -427,6 +499,9 @@ impl Emitter<'_> {
 
     /// Makes the block's flags exact.
     pub(super) fn store_flags(&mut self) {
+        if let Stored::Recoverable(_) = self.local.flags.stored {
+            self.local.flags.stored = Stored::Nothing;
+        }
         self.store_flag_operands();
         if let Stored::Operands(op) = self.local.flags.stored {
             let op = self.iconst(types::I64, op.number() as i64);
@@ -436,15 +511,23 @@ impl Emitter<'_> {
     }
 
     /// Brings the flags into the form that a block with several predecessors expects.
-    pub(super) fn hand_over_flags(&mut self, wanted: LiveFlags) {
+    /// `source` says that it finds them in registers.
+    pub(super) fn hand_over_flags(&mut self, wanted: LiveFlags, source: Option<FlagSource>) {
         for flag in 0..FLAG_COUNT {
             if wanted.read >> flag & 1 != 0 {
                 let value = self.flag(flag);
                 self.b.def_var(self.vars.flags[flag], value);
             }
         }
-        if wanted.memory & ALL_FLAGS != 0 {
-            self.store_flags();
+        if wanted.memory & ALL_FLAGS == 0 {
+            return;
+        }
+        match source {
+            None => self.store_flags(),
+            Some(source) if source.keeps_carry() && self.local.flags.stored == Stored::Nothing => {
+                self.store_kept_carry();
+            }
+            Some(_) => {}
         }
     }
 

@@ -63,9 +63,9 @@ impl Emitter<'_> {
         if index != Register::None {
             let value = self.gpr64(index.full_register().number());
             let shift = insn.memory_index_scale().trailing_zeros();
-            let scaled = if shift == 0 { value } else { self.b.ins().ishl_imm_u(value, i64::from(shift)) };
+            let scaled = if shift == 0 { value } else { self.scaled(value, shift) };
             sum = Some(match sum {
-                Some(base) => self.b.ins().iadd(base, scaled),
+                Some(base) => self.sum(base, scaled),
                 None => scaled,
             });
         }
@@ -78,6 +78,28 @@ impl Emitter<'_> {
             return Linear { base: Some(self.b.ins().uextend(types::I64, narrow)), displacement: 0 };
         }
         Linear { base: sum, displacement }
+    }
+
+    /// `base + index`, the same value for the same operands: so a check of it counts for later uses.
+    fn sum(&mut self, base: Value, index: Value) -> Value {
+        let known = self.local.sums.iter().find(|(operands, _)| *operands == (base, index));
+        if let Some(&(_, sum)) = known {
+            return sum;
+        }
+        let sum = self.b.ins().iadd(base, index);
+        self.local.sums.push(((base, index), sum));
+        sum
+    }
+
+    /// `index << shift`, the same value for the same operands.
+    fn scaled(&mut self, index: Value, shift: u32) -> Value {
+        let known = self.local.scaled.iter().find(|(operands, _)| *operands == (index, shift));
+        if let Some(&(_, scaled)) = known {
+            return scaled;
+        }
+        let scaled = self.b.ins().ishl_imm_u(index, i64::from(shift));
+        self.local.scaled.push(((index, shift), scaled));
+        scaled
     }
 
     /// The checked address of the memory operand.

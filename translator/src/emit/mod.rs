@@ -21,11 +21,12 @@ use cranelift_frontend::{FunctionBuilder, Variable};
 use iced_x86::{Code, Instruction};
 use smallvec::SmallVec;
 
-use crate::LinkTable;
 use crate::abi::{Helper, VCPU_OFFSET, VcpuBlock};
 use crate::discover::{Lowering, Region, Successor, Terminator};
-use crate::effects::{FLAG_COUNT, FlagSet, RegSet};
+use crate::effects::{ALL_FLAGS, FLAG_COUNT, FlagSet, FlagWrite, RegSet};
 use crate::liveness::BlockFacts;
+use crate::recover::describe;
+use crate::{LinkTable, SiteFlags};
 
 pub(crate) use flags::{Arithmetic, FlagState};
 pub(crate) use memory::Host;
@@ -46,7 +47,7 @@ pub(crate) type Lifted = Result<(), NotLifted>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SiteRecord {
     pub rip: u64,
-    pub lazy_op: u64,
+    pub flags: SiteFlags,
     pub retired: u32,
 }
 
@@ -75,6 +76,10 @@ struct Local {
     flags: FlagState,
     /// Values known to be valid access bases.
     checked: SmallVec<[Value; 8]>,
+    /// Sums of two registers in addresses.
+    sums: SmallVec<[((Value, Value), Value); 4]>,
+    /// Scaled index registers.
+    scaled: SmallVec<[((Value, u32), Value); 4]>,
     /// Bases of FS and GS.
     segments: [Option<Value>; 2],
     /// Instructions not yet subtracted from the budget variable.
@@ -191,6 +196,8 @@ impl<'a> Emitter<'a> {
                 dirty: 0,
                 flags: FlagState::in_memory(),
                 checked: SmallVec::new(),
+                sums: SmallVec::new(),
+                scaled: SmallVec::new(),
                 segments: [None; 2],
                 pending: 0,
                 since_store: Some(0),
@@ -253,8 +260,14 @@ impl<'a> Emitter<'a> {
                     } else {
                         self.b.set_srcloc(SourceLoc::new(self.out.sites.len() as u32));
                     }
+                    if insn.effects.flag_write != FlagWrite::Sure(ALL_FLAGS) || insn.effects.flag_reads != 0 {
+                        self.detach_flags(insn.effects.writes);
+                    }
                     if lift(self, &insn.raw).is_err() {
                         self.out.declined.push(insn.raw.ip());
+                    }
+                    if let Some(source) = describe(insn) {
+                        self.flags_recoverable_from(source, facts[index].flags_stored_after[at]);
                     }
                     self.retire();
                 }
@@ -266,6 +279,7 @@ impl<'a> Emitter<'a> {
                     self.check_helper(helper, argument);
                 }
                 Lowering::Terminate => {
+                    self.detach_flags(insn.effects.writes);
                     if insn.effects.faults && !matches!(block.end, Terminator::Helper(..)) {
                         self.synchronize();
                     } else {
@@ -280,7 +294,11 @@ impl<'a> Emitter<'a> {
 
     fn fresh_local(&mut self, index: usize) -> Local {
         let facts = &self.facts[index];
-        let mut flags = if facts.flags_in.memory != 0 { FlagState::in_memory() } else { FlagState::unknown() };
+        let mut flags = match facts.flag_source {
+            Some(source) if facts.flags_in.any() != 0 => FlagState::in_registers(source),
+            _ if facts.flags_in.memory != 0 => FlagState::in_memory(),
+            _ => FlagState::unknown(),
+        };
         for bit in 0..FLAG_COUNT {
             if facts.flags_in.read >> bit & 1 != 0 {
                 flags.bits[bit] = Some(self.b.use_var(self.vars.flags[bit]));
@@ -290,6 +308,8 @@ impl<'a> Emitter<'a> {
             dirty: facts.dirty_in,
             flags,
             checked: SmallVec::new(),
+            sums: SmallVec::new(),
+            scaled: SmallVec::new(),
             segments: [None; 2],
             pending: 0,
             since_store: None,
@@ -363,7 +383,7 @@ impl<'a> Emitter<'a> {
             if let Successor::Block(index) = *successor
                 && self.facts[index].predecessors > 1
             {
-                self.hand_over_flags(self.facts[index].flags_in);
+                self.hand_over_flags(self.facts[index].flags_in, self.facts[index].flag_source);
             }
         }
     }
@@ -410,7 +430,7 @@ impl<'a> Emitter<'a> {
         let index = self.out.sites.len();
         self.out.sites.push(SiteRecord {
             rip: self.current.rip,
-            lazy_op: self.local.flags.site_op(),
+            flags: self.local.flags.at_site(),
             retired: self.local.since_store.unwrap_or(0),
         });
         self.current.trap_code = 1 + (index % TRAP_CODES) as u8;
