@@ -65,6 +65,10 @@ impl MemoryManager {
         buf: &mut [u8],
         mode: Privilege,
     ) -> Result<(), Status> {
+        // Nothing is read from wherever an empty buffer is said to be.
+        if buf.is_empty() {
+            return Ok(());
+        }
         while let Err(fault) = space.read(address, buf, mode) {
             self.serve_fault(space, fault)?;
         }
@@ -79,6 +83,9 @@ impl MemoryManager {
         data: &[u8],
         mode: Privilege,
     ) -> Result<(), Status> {
+        if data.is_empty() {
+            return Ok(());
+        }
         while let Err(fault) = space.write(address, data, mode) {
             self.serve_fault(space, fault)?;
         }
