@@ -41,6 +41,8 @@ pub enum Command {
     Run(Run),
     /// Debug with a WinDbg-like shell
     Kd(Kd),
+    /// List the system services and what is implemented
+    Services(Services),
 }
 
 /// `lstar setup`.
@@ -91,6 +93,24 @@ pub struct Run {
     /// The program and its arguments; everything behind the program is the guest's
     #[arg(value_name = "PROGRAM.exe [ARGS]...", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub program: Vec<OsString>,
+}
+
+/// `lstar services`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lstar services
+  lstar services --missing
+  lstar services --json --system-root /mnt/windows-copy")]
+pub struct Services {
+    /// Folder whose "windows" folder holds the DLLs [default: what `lstar setup` made]
+    #[arg(long, value_name = "DIR")]
+    pub system_root: Option<PathBuf>,
+    /// Only those that are not implemented
+    #[arg(long)]
+    pub missing: bool,
+    /// One line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lstar kd`.

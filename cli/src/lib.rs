@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod kd;
 pub mod run;
+pub mod services;
 pub mod setup;
 pub mod status;
 pub mod surroundings;
@@ -22,6 +23,7 @@ pub fn execute(cli: Cli) -> u8 {
             setup::run(&setup::Options { from: setup.from, force: setup.force, json: setup.json })
         }
         Some(Command::Kd(kd)) => kd::run(kd),
+        Some(Command::Services(args)) => services::run(&args),
         Some(Command::Run(args)) => run::run(&args),
         None => run::demonstration(),
     };

@@ -1,0 +1,148 @@
+//! `lstar` and `lstar run` with the embedded images: output, exit statuses, one-line errors. Nothing is downloaded.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use lstar_guest_images::{demo, ntdll};
+
+fn lstar(arguments: &[&str], data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lstar"));
+    command.args(arguments).env("XDG_DATA_HOME", data).stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str], data: &Path) -> Output {
+    lstar(arguments, data).output().expect("lstar starts")
+}
+
+#[test]
+fn without_arguments_the_demonstration_runs() {
+    let data = tempfile::tempdir().expect("folder");
+    let output = output(&[], data.path());
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let (program, summary) = text.split_at(demo::expected_output().len());
+    assert_eq!(program, demo::expected_output());
+    for line in ["guest instructions", "MIPS", "blocks in", "time in translation", "system calls", "privilege switches"]
+    {
+        assert!(summary.contains(line), "{line}: {summary}");
+    }
+    assert_eq!(fs::read_dir(data.path()).expect("folder").count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn errors_are_one_line_with_status_2() {
+    let data = tempfile::tempdir().expect("folder");
+    let folder = data.path().join("files");
+    fs::create_dir(&folder).expect("folder");
+    let demo = demo::demo().expect("demo").pe;
+    let mut arm = demo.clone();
+    let header = u32::from_le_bytes([demo[0x3C], demo[0x3D], demo[0x3E], demo[0x3F]]) as usize;
+    arm[header + 4..header + 6].copy_from_slice(&0xAA64u16.to_le_bytes());
+    for (name, bytes) in
+        [("demo.exe", &demo[..]), ("arm.exe", &arm), ("cut.exe", &demo[..demo.len() / 2]), ("text.exe", b"hello")]
+    {
+        fs::write(folder.join(name), bytes).expect("file");
+    }
+    let at = |name: &str| folder.join(name).display().to_string();
+    let demo = at("demo.exe");
+    // Until there is a system root, that is what is wrong.
+    let no_root = output(&["run", &demo], data.path());
+    let text = String::from_utf8_lossy(&no_root.stderr).into_owned();
+    assert!(no_root.status.code() == Some(2) && text.contains("run `lstar setup` once"), "{text}");
+
+    let system32 = data.path().join("lstar/system-root/windows/system32");
+    fs::create_dir_all(&system32).expect("folder");
+    let dll = ntdll::ntdll().expect("ntdll").pe;
+    for name in ["ntdll", "kernel32", "kernelbase", "msvcrt", "bcryptprimitives"] {
+        fs::write(system32.join(format!("{name}.dll")), &dll).expect("dll");
+    }
+    for (arguments, expected) in [
+        (&["run", &at("arm.exe")][..], "ARM64"),
+        (&["run", &at("cut.exe")], "truncated"),
+        (&["run", &at("text.exe")], "a text file"),
+        (&["run", &at("absent.exe")], "no such file"),
+        (&["run", &folder.display().to_string()], "a folder"),
+        (&["run", &demo], "imports win32u.dll"),
+        (&["run", "--system-root", "/nowhere", &demo], "is not a folder"),
+        (&["run", "--mount", "Q:=/nowhere", &demo], "cannot mount"),
+        (&["setup", "--from", "/nowhere"], "is not a folder"),
+        (&["kd", &at("text.exe")], "a text file"),
+    ] {
+        let output = output(arguments, data.path());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(expected) && text.lines().count() == 1, "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn bad_options_are_refused() {
+    let data = tempfile::tempdir().expect("folder");
+    for arguments in [
+        &["run"][..],
+        &["run", "--timeout", "-1", "x.exe"],
+        &["run", "--mount", "nonsense", "x.exe"],
+        &["run", "--engine", "steam", "x.exe"],
+        &["run", "--max-memory", "lots", "x.exe"],
+        &["frobnicate"],
+    ] {
+        assert_eq!(output(arguments, data.path()).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+/// A program that never ends: the demonstration's entry point overwritten by a jump to itself.
+fn endless(folder: &Path) -> String {
+    let image = demo::demo().expect("demo");
+    let mapped = lstar_guest_images::map_pe(&image.pe).expect("image");
+    let code = mapped.read(mapped.entry_rva, 16).expect("entry");
+    let at = image.pe.windows(16).position(|bytes| bytes == code).expect("entry in the file");
+    let mut pe = image.pe;
+    pe[at..at + 2].copy_from_slice(&[0xEB, 0xFE]);
+    let system32 = folder.join("root/windows/system32");
+    fs::create_dir_all(&system32).expect("folder");
+    let dll = ntdll::ntdll().expect("ntdll").pe;
+    for name in ["ntdll", "kernel32", "kernelbase", "msvcrt", "bcryptprimitives"] {
+        fs::write(system32.join(format!("{name}.dll")), &dll).expect("dll");
+    }
+    fs::write(system32.join("win32u.dll"), ntdll::win32u().expect("win32u").pe).expect("dll");
+    let program = folder.join("endless.exe");
+    fs::write(&program, pe).expect("program");
+    program.display().to_string()
+}
+
+#[test]
+fn an_endless_program_is_stopped_by_the_time_limit_and_by_ctrl_c() {
+    let data = tempfile::tempdir().expect("folder");
+    let program = endless(data.path());
+    let root = data.path().join("root").display().to_string();
+    for engine in ["interpreter", "translator"] {
+        let common = ["run", "--engine", engine, "--system-root", &root];
+        let timed = output(&[&common[..], &["--timeout", "0.3", &program]].concat(), data.path());
+        let text = String::from_utf8_lossy(&timed.stderr).into_owned();
+        assert_eq!(timed.status.code(), Some(124), "{engine}: {text}");
+        assert!(text.contains("the time limit is reached"), "{engine}: {text}");
+
+        let arguments = [&common[..], &["--timeout", "60", &program]].concat();
+        let mut child = lstar(&arguments, data.path()).stderr(Stdio::null()).spawn().expect("lstar starts");
+        std::thread::sleep(Duration::from_millis(500));
+        let started = Instant::now();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal");
+        assert_eq!(child.wait().expect("it ends").code(), Some(130), "{engine}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{engine}: at once");
+    }
+}
+
+#[test]
+fn services_are_listed() {
+    let data = tempfile::tempdir().expect("folder");
+    let text = String::from_utf8(output(&["services"], data.path()).stdout).expect("text");
+    assert!(text.contains("NtCreateFile"), "{text}");
+    let json = output(&["services", "--json"], data.path()).stdout;
+    let value: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert!(value["implemented"].as_u64() > Some(50), "{value}");
+}
