@@ -184,6 +184,7 @@ pub(crate) fn prepare(
         stop: None,
         last_exception: None,
         notes: Vec::new(),
+        tracer: None,
         noted: std::collections::BTreeSet::new(),
         next_client_id: PROCESS_ID,
         services_called: 0,

@@ -11,6 +11,7 @@ use crate::io::{FileSystem, Host, StdStream};
 use crate::memory::MemoryManager;
 use crate::object::{HandleTable, ObjectManager};
 use crate::process::Process;
+use crate::prototypes::{prototype, stack_arguments};
 use crate::registry::Registry;
 use crate::scheduler::Scheduler;
 use crate::service::{Call, MAX_ARGUMENTS, Outcome, Service};
@@ -19,6 +20,7 @@ use crate::system::StopReason;
 use crate::system_state::SystemState;
 use crate::thread::KernelLayout;
 use crate::time::Clock;
+use crate::trace::Tracer;
 
 /// Every service declaration of the crate.
 pub const SERVICE_TABLES: &[&[Service]] = &[
@@ -108,6 +110,8 @@ pub struct Kernel {
     pub last_exception: Option<LastException>,
     /// Lines about what the guest asked for and did not get; each once.
     pub notes: Vec<String>,
+    /// Who wants to know of every service.
+    pub tracer: Option<Tracer>,
     pub(crate) noted: BTreeSet<String>,
     pub(crate) next_client_id: u32,
     pub(crate) services_called: u64,
@@ -150,16 +154,22 @@ impl Kernel {
         let entry = self.dispatch.entry(id);
         let Some(service) = entry.and_then(|entry| entry.service) else {
             let name = entry.map_or_else(|| format!("service {id:#x}"), |entry| entry.name.clone());
-            let arguments = self.slots(vcpu, 6);
+            let arguments = self.slots(vcpu, 4 + usize::from(stack_arguments(&name)));
             self.unknown_service(&name, &arguments);
-            return self.complete(vcpu, Outcome::Return(Status::NOT_IMPLEMENTED));
+            self.trace_enter(vcpu, id, &name, &arguments);
+            let thread = self.scheduler.current;
+            let action = self.complete(vcpu, Outcome::Return(Status::NOT_IMPLEMENTED));
+            self.trace_leave(vcpu, thread, action);
+            return action;
         };
         let slots = self.slots(vcpu, service.parameters.len());
         let mode = self.previous_mode(vcpu);
         let thread = self.scheduler.current;
+        self.trace_enter(vcpu, id, service.name, &slots);
         let mut call = Call { kernel: self, vcpu, thread, mode, slots };
         let outcome = (service.invoke)(&mut call);
         let action = self.complete(vcpu, outcome);
+        self.trace_leave(vcpu, thread, action);
         self.reap();
         action
     }
@@ -198,8 +208,12 @@ impl Kernel {
 
     fn unknown_service(&mut self, name: &str, slots: &[u64]) {
         if self.noted.insert(name.to_owned()) {
-            let arguments: Vec<String> = slots.iter().take(6).map(|slot| format!("{slot:#x}")).collect();
-            self.notes.push(format!("{name} is not implemented (first arguments {})", arguments.join(", ")));
+            let names = prototype(name).map_or(&[][..], |prototype| &prototype.arguments);
+            let arguments: Vec<String> = match names {
+                [] => slots.iter().take(4).map(|slot| format!("{slot:#x}")).collect(),
+                names => names.iter().zip(slots).map(|(name, slot)| format!("{}={slot:#x}", name.name)).collect(),
+            };
+            self.notes.push(format!("{name}({}) is not implemented", arguments.join(", ")));
         }
     }
 

@@ -311,10 +311,16 @@ impl Kernel {
         for slot in std::mem::take(&mut self.scheduler.retired_slots) {
             self.scheduler.slots.free(vcpu.memory, slot);
         }
-        let Some((then, status)) = continuation else { return Some(GateAction::Redirect) };
+        let Some((then, status)) = continuation else {
+            self.trace_return(vcpu);
+            return Some(GateAction::Redirect);
+        };
         let outcome = then(&mut self.call(vcpu), status);
         match self.settle(vcpu, outcome) {
-            Settled::Resume | Settled::Redirect => Some(GateAction::Redirect),
+            Settled::Resume | Settled::Redirect => {
+                self.trace_return(vcpu);
+                Some(GateAction::Redirect)
+            }
             Settled::Switch => None,
             Settled::Stop => Some(GateAction::Stop),
         }

@@ -114,8 +114,6 @@ pub struct SystemState {
     pub next_luid: u64,
     /// Timers that are set.
     pub armed_timers: Vec<ObjectId>,
-    /// APCs of timers that have expired: thread, routine, arguments.
-    pub expired_apcs: Vec<(u32, u64, [u64; 3])>,
     /// Session of the process.
     pub session: u32,
     /// UniqueProcessId of the process.
@@ -137,7 +135,6 @@ impl SystemState {
             system_locale: DEFAULT_LOCALE,
             next_luid: 0x1000,
             armed_timers: Vec::new(),
-            expired_apcs: Vec::new(),
             session: 1,
             process,
             reported: std::collections::BTreeSet::new(),

@@ -84,8 +84,8 @@ impl Clock {
     pub fn deadline(&self, timeout: i64) -> Option<u64> {
         match timeout {
             i64::MIN => None,
-            ..0 => Some(self.interrupt_time().saturating_add(timeout.unsigned_abs())),
-            0.. => {
+            timeout if timeout < 0 => Some(self.interrupt_time().saturating_add(timeout.unsigned_abs())),
+            timeout => {
                 let delta = timeout.saturating_sub(self.system_time());
                 Some(self.interrupt_time().saturating_add(u64::try_from(delta).unwrap_or(0)))
             }

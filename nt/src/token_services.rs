@@ -1,4 +1,5 @@
 //! Services of access tokens.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use crate::io::info::{Answer, Bytes};
 use crate::object::support::AttributesPtr;

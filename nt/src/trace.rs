@@ -8,13 +8,19 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::Write;
 
+use lstar_arch::Gpr;
+use lstar_guest_images::layout::ktrap_frame::RSP;
+use lstar_runtime::{AddressSpace, GateAction, Registers, Vcpu};
 use serde::Serialize;
 
+use crate::context::{TrapFrame, current_frame};
 use crate::io::directory::matches;
+use crate::kernel::Kernel;
 use crate::object::Handle;
 use crate::prototypes::{Argument, ArgumentKind, prototype};
 use crate::status::Status;
 use crate::strings::{RawObjectAttributes, UnicodeString};
+use crate::thread::ThreadId;
 use crate::user_ptr::{UserMemory, UserPtr};
 
 /// A decoded argument.
@@ -257,6 +263,99 @@ impl TraceFilter {
             Some(pattern) => wanted && !matches(pattern, service),
             None => wanted || matches(pattern, service),
         })
+    }
+}
+
+/// Traces a kernel's services.
+#[derive(Debug)]
+pub struct Tracer {
+    sink: Box<dyn TraceSink>,
+    filter: TraceFilter,
+    /// Calls that have not returned, by thread.
+    pending: BTreeMap<ThreadId, TraceRecord>,
+}
+
+impl Tracer {
+    /// Hands the calls that `filter` wants to `sink`.
+    #[must_use]
+    pub fn new(sink: Box<dyn TraceSink>, filter: TraceFilter) -> Self {
+        Self { sink, filter, pending: BTreeMap::new() }
+    }
+
+    /// Gives the sink back; calls that never returned are handed to it first.
+    #[must_use]
+    pub fn finish(mut self) -> Box<dyn TraceSink> {
+        for record in std::mem::take(&mut self.pending).into_values() {
+            self.sink.record(&record);
+        }
+        self.sink
+    }
+}
+
+/// Guest memory as tracing reads it: without rights, and without the faults that a service's reads may cause.
+struct Observed<'a>(&'a AddressSpace);
+
+impl UserMemory for Observed<'_> {
+    fn read_user(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Status> {
+        Ok(self.0.read_unchecked(address, buf)?)
+    }
+    fn write_user(&mut self, _address: u64, _data: &[u8]) -> Result<(), Status> {
+        Err(Status::ACCESS_VIOLATION)
+    }
+}
+
+impl Kernel {
+    /// The current thread enters a service.
+    pub(crate) fn trace_enter(&mut self, vcpu: &Vcpu<'_>, number: u32, service: &str, slots: &[u64]) {
+        let Some(mut tracer) = self.tracer.take() else { return };
+        if tracer.filter.wants(service) {
+            let mut memory = Observed(vcpu.memory);
+            let (thread, time) = (self.scheduler.current, self.clock.interrupt_time());
+            let describe = |handle| self.describe_handle(handle);
+            let mut record = TraceRecord::enter(thread, time, number, service, slots, &mut memory, &describe);
+            // The stub's own return address: who called the exported service.
+            let frame = TrapFrame::read(vcpu.memory, current_frame(vcpu)).ok().filter(TrapFrame::is_user);
+            let caller = frame.and_then(|frame| UserPtr::<u64>::new(frame.get(RSP)).read(&mut memory).ok());
+            if let Some(caller) = caller {
+                record.caller = caller;
+                record.module =
+                    self.memory.module_at(caller).map(|(base, name)| (name.to_owned(), caller.wrapping_sub(base)));
+            }
+            if let Some(lost) = tracer.pending.insert(thread, record) {
+                tracer.sink.record(&lost);
+            }
+        }
+        self.tracer = Some(tracer);
+    }
+
+    /// The current thread returns from a service with its status in RAX.
+    pub(crate) fn trace_return(&mut self, vcpu: &Vcpu<'_>) {
+        let Some(mut tracer) = self.tracer.take() else { return };
+        if let Some(mut record) = tracer.pending.remove(&self.scheduler.current) {
+            let status = Status(vcpu.reg(Gpr::Rax) as u32);
+            let describe = |handle| self.describe_handle(handle);
+            record.leave(status, self.clock.interrupt_time(), &mut Observed(vcpu.memory), &describe);
+            tracer.sink.record(&record);
+        }
+        self.tracer = Some(tracer);
+    }
+
+    /// A service of `thread` is over, blocked, or will not return, as `action` says.
+    pub(crate) fn trace_leave(&mut self, vcpu: &Vcpu<'_>, thread: ThreadId, action: GateAction) {
+        if self.tracer.is_none() {
+            return;
+        }
+        let current = self.scheduler.current == thread;
+        if current && action == GateAction::Resume {
+            return self.trace_return(vcpu);
+        }
+        let blocked = !current && self.scheduler.threads.contains_key(&thread);
+        if !blocked
+            && let Some(tracer) = &mut self.tracer
+            && let Some(record) = tracer.pending.remove(&thread)
+        {
+            tracer.sink.record(&record);
+        }
     }
 }
 

@@ -56,12 +56,12 @@ impl FileStat {
             attributes |= ATTRIBUTE_READONLY;
         }
         let size = if directory { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
-        let last_write = nt_time(stat.st_mtime as i64, stat.st_mtime_nsec as u64);
-        let change = nt_time(stat.st_ctime as i64, stat.st_ctime_nsec as u64);
+        let last_write = nt_time(stat.st_mtime, stat.st_mtime_nsec);
+        let change = nt_time(stat.st_ctime, stat.st_ctime_nsec);
         Self {
             // The host does not tell when a file was made; it existed at its earliest change.
             creation: last_write.min(change),
-            last_access: nt_time(stat.st_atime as i64, stat.st_atime_nsec as u64),
+            last_access: nt_time(stat.st_atime, stat.st_atime_nsec),
             last_write,
             change,
             size,

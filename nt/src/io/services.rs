@@ -1,4 +1,5 @@
 //! Services that open, query and change files.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use super::directory::{EntryLayout, fill};
 use super::file::{self, FileKind, FileObject};
@@ -6,6 +7,7 @@ use super::filesystem::{CreateRequest, CreateResult, NewTimes, options};
 use super::host::StdStream;
 use super::info::{self, Answer, Bytes};
 use super::path::NtPath;
+use super::transfer::Completion;
 use crate::kernel::Kernel;
 use crate::object::support::{AttributesPtr, name_of, read_information};
 use crate::object::{Body, Device, Handle, ObjectId, ObjectType};
@@ -265,7 +267,7 @@ fn query_directory(
     call: &mut Call<'_, '_>,
     handle: Handle,
     event: Handle,
-    _apc: u64,
+    apc: u64,
     apc_context: u64,
     io_status: IoStatusPtr,
     buffer: u64,
@@ -295,7 +297,7 @@ fn query_directory(
             status => status,
         })?;
     call.write_user(buffer, &bytes)?;
-    super::transfer::finish(call, id, event, apc_context, io_status, status, bytes.len() as u64)?;
+    Completion { event, apc, apc_context, io_status }.finish(call, id, status, bytes.len() as u64)?;
     Ok(status)
 }
 

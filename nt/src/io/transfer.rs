@@ -1,4 +1,5 @@
 //! Services that move data: reading, writing, locking, control codes; and how an operation completes.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use std::os::unix::fs::FileExt as _;
 
@@ -9,6 +10,7 @@ use crate::object::{Body, CompletionPacket, Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::services;
 use crate::status::Status;
+use crate::thread::Apc;
 use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
 use crate::wait::Wait;
 
@@ -40,33 +42,52 @@ services! { pub SERVICES;
 /// Bytes moved at a time: bounds what a guest's length makes the host allocate.
 const CHUNK: usize = 1 << 20;
 
-/// Completes an operation: IO_STATUS_BLOCK, event, completion port.
-pub(super) fn finish(
-    call: &mut Call<'_, '_>,
-    id: ObjectId,
-    event: Handle,
-    apc_context: u64,
-    io_status: IoStatusPtr,
-    status: Status,
-    information: u64,
-) -> Result<(), Status> {
-    call.write_io_status(io_status, status, information)?;
-    if event != Handle::NULL
-        && let Body::Event(event) = call.body(event, ObjectType::Event, 2)?
-    {
-        event.set(true);
+/// How the caller wants to learn that an operation is complete.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Completion {
+    /// Event to signal.
+    pub event: Handle,
+    /// APC routine.
+    pub apc: u64,
+    /// Its context, or that of the packet at the completion port.
+    pub apc_context: u64,
+    /// IO_STATUS_BLOCK.
+    pub io_status: IoStatusPtr,
+}
+
+impl Completion {
+    /// Completes an operation on a file: IO_STATUS_BLOCK, event, APC or completion port.
+    pub(super) fn finish(
+        self,
+        call: &mut Call<'_, '_>,
+        id: ObjectId,
+        status: Status,
+        information: u64,
+    ) -> Result<(), Status> {
+        /// FILE_SKIP_COMPLETION_PORT_ON_SUCCESS.
+        const SKIP_PORT: u32 = 1;
+        call.write_io_status(self.io_status, status, information)?;
+        if self.event != Handle::NULL
+            && let Body::Event(event) = call.body(self.event, ObjectType::Event, 2)?
+        {
+            event.set(true);
+        }
+        if self.apc != 0 {
+            let apc = Apc { routine: self.apc, arguments: [self.apc_context, self.io_status.address(), 0] };
+            call.kernel.scheduler.thread_mut(call.thread)?.apcs.push_back(apc);
+            return Ok(());
+        }
+        let file = call.kernel.file(id)?;
+        if let Some((port, key)) = file.completion
+            && self.apc_context != 0
+            && file.completion_flags & SKIP_PORT == 0
+            && !status.is_error()
+            && let Ok(Body::IoCompletion(port)) = call.kernel.objects.body_mut(port)
+        {
+            port.packets.push_back(CompletionPacket { key, context: self.apc_context, status, information });
+        }
+        Ok(())
     }
-    /// FILE_SKIP_COMPLETION_PORT_ON_SUCCESS.
-    const SKIP_PORT: u32 = 1;
-    let file = call.kernel.file(id)?;
-    if let Some((port, key)) = file.completion
-        && apc_context != 0
-        && file.completion_flags & SKIP_PORT == 0
-        && let Ok(Body::IoCompletion(port)) = call.kernel.objects.body_mut(port)
-    {
-        port.packets.push_back(CompletionPacket { key, context: apc_context, status, information });
-    }
-    Ok(())
 }
 
 /// Where a transfer starts.
@@ -108,7 +129,7 @@ fn read_file(
     call: &mut Call<'_, '_>,
     handle: Handle,
     event: Handle,
-    _apc: u64,
+    apc: u64,
     apc_context: u64,
     io_status: IoStatusPtr,
     buffer: u64,
@@ -143,7 +164,7 @@ fn read_file(
     if status.is_error() && !call.kernel.file(id)?.is_synchronous() {
         return Err(status);
     }
-    finish(call, id, event, if status.is_error() { 0 } else { apc_context }, io_status, status, total)?;
+    Completion { event, apc, apc_context, io_status }.finish(call, id, status, total)?;
     Ok(status)
 }
 
@@ -171,7 +192,7 @@ fn write_file(
     call: &mut Call<'_, '_>,
     handle: Handle,
     event: Handle,
-    _apc: u64,
+    apc: u64,
     apc_context: u64,
     io_status: IoStatusPtr,
     buffer: u64,
@@ -213,7 +234,7 @@ fn write_file(
         // Even what goes nowhere is read.
         Source::Null => for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?,
     }
-    finish(call, id, event, apc_context, io_status, Status::SUCCESS, u64::from(length))?;
+    Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, u64::from(length))?;
     Ok(Status::SUCCESS)
 }
 
@@ -261,7 +282,7 @@ fn lock_file(
     call: &mut Call<'_, '_>,
     handle: Handle,
     event: Handle,
-    _apc: u64,
+    apc: u64,
     apc_context: u64,
     io_status: IoStatusPtr,
     offset: UserPtr<u64>,
@@ -285,7 +306,7 @@ fn lock_file(
     };
     match try_lock(call.kernel) {
         Ok(()) => {
-            finish(call, id, event, apc_context, io_status, Status::SUCCESS, 0)?;
+            Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, 0)?;
             Ok(Outcome::Return(Status::SUCCESS))
         }
         Err(Status::LOCK_NOT_GRANTED) if !fail_immediately => {
@@ -295,7 +316,7 @@ fn lock_file(
                 result => Some(result.err().unwrap_or(Status::SUCCESS)),
             });
             Ok(Outcome::Wait(wait.then(move |call, status| {
-                let written = finish(call, id, event, apc_context, io_status, status, 0);
+                let written = Completion { event, apc, apc_context, io_status }.finish(call, id, status, 0);
                 call.kernel.objects.dereference(id);
                 call.kernel.reap();
                 Outcome::Return(written.err().unwrap_or(status))
@@ -325,7 +346,7 @@ fn fs_control(
     call: &mut Call<'_, '_>,
     handle: Handle,
     event: Handle,
-    _apc: u64,
+    apc: u64,
     apc_context: u64,
     io_status: IoStatusPtr,
     code: u32,
@@ -355,7 +376,7 @@ fn fs_control(
         return Err(Status::BUFFER_TOO_SMALL);
     }
     call.write_user(output, &bytes)?;
-    finish(call, id, event, apc_context, io_status, Status::SUCCESS, bytes.len() as u64)?;
+    Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, bytes.len() as u64)?;
     Ok(Status::SUCCESS)
 }
 

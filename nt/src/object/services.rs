@@ -1,8 +1,9 @@
 //! Services of all objects: closing, duplicating, querying; directories and symbolic links.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use super::namespace::{Directory, SymbolicLink};
 use super::support::{AttributesPtr, unicode_string};
-use super::{Body, Handle, ObjectId, ObjectType};
+use super::{Body, Handle, ObjectType};
 use crate::io::info::{Answer, Bytes};
 use crate::service::Call;
 use crate::services;
@@ -96,19 +97,6 @@ fn duplicate(
     result
 }
 
-/// Name as NtQueryObject tells it. A file is named by its DOS device: that is the form from which user-mode code can
-/// make a path again without asking a mount manager.
-fn name_of_object(call: &Call<'_, '_>, id: ObjectId) -> Result<String, Status> {
-    match call.kernel.objects.body(id)? {
-        Body::File(file) => Ok(match file.location().and_then(|(volume, _)| call.kernel.files.volumes().get(volume)) {
-            Some(volume) => format!("\\??\\{}:{}", volume.letter, file.name),
-            None => file.full_name(),
-        }),
-        Body::Key(key) => call.kernel.registry.path_of(key.key),
-        _ => Ok(call.kernel.objects.path_of(id)),
-    }
-}
-
 fn query(
     call: &mut Call<'_, '_>,
     handle: Handle,
@@ -132,7 +120,7 @@ fn query(
         }
         // ObjectNameInformation.
         1 => {
-            let text = utf16_bytes(&name_of_object(call, id)?);
+            let text = utf16_bytes(&call.kernel.object_name(id)?);
             let head = if text.is_empty() { vec![0; 16] } else { unicode_string(text.len(), buffer.wrapping_add(16)) };
             let tail: &[u8] = if text.is_empty() { &[] } else { &[0, 0] };
             Answer { bytes: [&head, &text[..], tail].concat(), fixed: 16 }

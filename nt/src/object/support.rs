@@ -33,6 +33,31 @@ impl Kernel {
         self.objects.iter().find(|(_, o)| matches!(o.body, Body::Thread { id, .. } if id == thread)).map(|(id, _)| id)
     }
 
+    /// An object's name as NtQueryObject tells it, empty if it has none. A file is named by its DOS device: that is the
+    /// form from which user-mode code can make a path again without asking a mount manager.
+    pub fn object_name(&self, id: ObjectId) -> Result<String, Status> {
+        match self.objects.body(id)? {
+            Body::File(file) => {
+                let volume = file.location().and_then(|(volume, _)| self.files.volumes().get(volume));
+                Ok(match volume {
+                    Some(volume) => format!("\\??\\{}:{}", volume.letter, file.name),
+                    None => file.full_name(),
+                })
+            }
+            Body::Key(key) => self.registry.path_of(key.key),
+            _ => Ok(self.objects.path_of(id)),
+        }
+    }
+
+    /// A handle's object for people to read: type and name.
+    #[must_use]
+    pub fn describe_handle(&self, handle: Handle) -> Option<String> {
+        let id = self.handles.get(handle).ok()?.object;
+        let kind = self.objects.body(id).ok()?.object_type().name();
+        let name = self.object_name(id).unwrap_or_default();
+        Some(if name.is_empty() { kind.to_owned() } else { format!("{kind} {name}") })
+    }
+
     /// Tidies up behind objects that died: files close, timers are disarmed.
     pub fn reap(&mut self) {
         // Closing can let other objects die.

@@ -1,4 +1,5 @@
 //! Services of dispatcher objects: events, semaphores, mutants, timers, keyed events.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use super::support::AttributesPtr;
 use super::{Body, Event, EventKind, Handle, KeyedEvent, Mutant, ObjectId, ObjectType, Semaphore, Timer};
@@ -7,6 +8,7 @@ use crate::kernel::Kernel;
 use crate::service::{Call, Outcome};
 use crate::services;
 use crate::status::Status;
+use crate::thread::Apc;
 use crate::user_ptr::{UserBuffer, UserPtr};
 use crate::wait::Wait;
 
@@ -108,6 +110,7 @@ fn clear_event(call: &mut Call<'_, '_>, handle: Handle) -> Result<(), Status> {
 
 fn pulse_event(call: &mut Call<'_, '_>, handle: Handle, previous: UserPtr<i32>) -> Result<(), Status> {
     let was = event(call, handle, MODIFY_STATE)?.set(true);
+    call.kernel.wake(call.vcpu);
     event(call, handle, MODIFY_STATE)?.set(false);
     previous.write_optional(call, i32::from(was))
 }
@@ -348,7 +351,10 @@ impl Kernel {
         for ((thread, routine, context), due) in apcs {
             // The timer's APC gets its context and the time of expiry in two halves.
             let due = self.clock.system_time_at(due) as u64;
-            self.system.expired_apcs.push((thread, routine, [context, due & 0xFFFF_FFFF, due >> 32]));
+            // A thread that has ended meanwhile gets none.
+            if let Ok(thread) = self.scheduler.thread_mut(thread) {
+                thread.apcs.push_back(Apc { routine, arguments: [context, due & 0xFFFF_FFFF, due >> 32] });
+            }
         }
     }
 

@@ -1,4 +1,5 @@
 //! Registry services.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use super::{Key, KeyId, KeyObject, Value};
 use crate::io::info::{Answer, Bytes};
