@@ -39,6 +39,8 @@ pub enum Command {
     Setup(Setup),
     /// Run a program
     Run(Run),
+    /// Run a program and show its system calls
+    Trace(Trace),
     /// Debug with a WinDbg-like shell
     Kd(Kd),
     /// List the system services and what is implemented
@@ -87,6 +89,37 @@ pub struct Run {
     /// Print it as one line of JSON
     #[arg(long, requires = "stats")]
     pub json: bool,
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// The program and its arguments; everything behind the program is the guest's
+    #[arg(value_name = "PROGRAM.exe [ARGS]...", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub program: Vec<OsString>,
+}
+
+/// `lstar trace`.
+#[derive(Debug, Args)]
+#[command(after_help = "Lines go to standard error: thread, time, service, decoded arguments, result, caller. Exit \
+status as for `lstar run`.
+
+Examples:
+  lstar trace hello.exe
+  lstar trace --filter 'Nt*File,!NtReadFile' -o calls.txt rg.exe -c TODO notes.txt
+  lstar trace --json -o calls.jsonl ninja.exe --version
+  lstar trace --summary hello.exe")]
+pub struct Trace {
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Only services of these names; * and ? match, ! in front takes out
+    #[arg(long, value_name = "NAME,..")]
+    pub filter: Option<String>,
+    /// Only a table of counts, errors and times in the end
+    #[arg(long)]
+    pub summary: bool,
+    /// Write to a file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,

@@ -12,6 +12,7 @@ pub mod services;
 pub mod setup;
 pub mod status;
 pub mod surroundings;
+pub mod trace;
 
 use args::{Cli, Command};
 
@@ -24,6 +25,7 @@ pub fn execute(cli: Cli) -> u8 {
         }
         Some(Command::Kd(kd)) => kd::run(kd),
         Some(Command::Services(args)) => services::run(&args),
+        Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Run(args)) => run::run(&args),
         None => run::demonstration(),
     };

@@ -117,10 +117,9 @@ fn service_numbers(root: &Path) -> Result<BTreeMap<String, u32>> {
         let Some(image) = Image::at(&memory, memory.0.base) else { continue };
         for (address, name) in image.exports(&memory).1 {
             // `mov r10,rcx; mov eax,number`; Zw names are the same stubs once more.
-            if name.starts_with("Nt") && memory.u32(address) == Ok(0xB8D1_8B4C) {
-                if let Ok(number) = memory.u32(address.wrapping_add(4)) {
-                    numbers.insert(name, number);
-                }
+            let stub = name.starts_with("Nt") && memory.u32(address) == Ok(0xB8D1_8B4C);
+            if let (true, Ok(number)) = (stub, memory.u32(address.wrapping_add(4))) {
+                numbers.insert(name, number);
             }
         }
     }

@@ -146,3 +146,59 @@ fn services_are_listed() {
     let value: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
     assert!(value["implemented"].as_u64() > Some(50), "{value}");
 }
+
+/// The demonstration on a system root of the embedded DLLs. Its ntdll loads nothing, so that the call into win32u.dll,
+/// for which the program is bound in advance, reaches unmapped memory: files first, then a crash.
+fn crashing(folder: &Path) -> (String, String) {
+    endless(folder);
+    let program = folder.join("demo.exe");
+    fs::write(&program, demo::demo().expect("demo").pe).expect("program");
+    (folder.join("root").display().to_string(), program.display().to_string())
+}
+
+#[test]
+fn a_crash_is_told_with_its_place_registers_and_stack() {
+    let data = tempfile::tempdir().expect("folder");
+    let (root, program) = crashing(data.path());
+    for engine in ["interpreter", "translator"] {
+        let output = output(&["run", "--engine", engine, "--system-root", &root, &program], data.path());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(139), "{engine}: {text}");
+        for part in ["STATUS_ACCESS_VIOLATION", "rax=", "rip=", "stack trace:", "demo.exe+0x"] {
+            assert!(text.contains(part), "{engine}: {part}: {text}");
+        }
+    }
+    assert!(!data.path().join("root/demo.txt").exists(), "C: is copy-on-write");
+}
+
+#[test]
+fn system_calls_are_traced() {
+    let data = tempfile::tempdir().expect("folder");
+    let (root, program) = crashing(data.path());
+    let trace = |options: &[&str]| {
+        let log = data.path().join("log");
+        let log_name = log.display().to_string();
+        let arguments = [&["trace", "--system-root", &root, "-o", &log_name], options, &[&program]].concat();
+        let output = output(&arguments, data.path());
+        assert_eq!(output.status.code(), Some(139), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(log).expect("log")
+    };
+    let text = trace(&[]);
+    let create = text.lines().find(|line| line.contains("NtCreateFile(")).expect("a line for NtCreateFile");
+    assert!(create.contains(r"demo.txt") && create.contains("= STATUS_SUCCESS"), "{create}");
+    assert!(create.contains("demo.exe+0x"), "the caller: {create}");
+    let text = trace(&["--json", "--filter", "Nt*File,!NtReadFile"]);
+    let names: Vec<String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["service"].to_string())
+        .collect();
+    assert!(
+        names.contains(&"\"NtWriteFile\"".to_owned()) && !names.contains(&"\"NtReadFile\"".to_owned()),
+        "{names:?}"
+    );
+    assert!(!names.contains(&"\"NtClose\"".to_owned()), "{names:?}");
+    let table = trace(&["--summary"]);
+    assert!(table.lines().any(|line| line.ends_with(" NtCreateFile")), "{table}");
+    let counts: serde_json::Value = serde_json::from_str(&trace(&["--summary", "--json"])).expect("JSON");
+    assert_eq!(counts["NtCreateFile"]["calls"], 1, "{counts}");
+}
