@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lstar_runtime::{GateAction, Machine};
 
+use crate::direct::DirectDispatch;
 use crate::io::file::FileObject;
 use crate::io::volume::Found;
 use crate::io::{FileSystem, Host, NtPath, StdStream, Volume};
@@ -137,6 +138,10 @@ pub(crate) fn prepare(
         iret_exit: kernel_image.fast_path.iret_exit,
     };
 
+    let direct = kernel_image
+        .address_of("KiSystemServiceCopyEnd")
+        .map(|copy_end| DirectDispatch::new(kernel_image.fast_path.clone(), copy_end, machine.memory()));
+
     let failed = |what| move |status| BootError::Process { what, status };
     let now = host.system_time();
     let system = SystemState::new(system32, PROCESS_ID);
@@ -181,6 +186,7 @@ pub(crate) fn prepare(
         clock,
         host,
         dispatch,
+        direct,
         stop: None,
         last_exception: None,
         notes: Vec::new(),

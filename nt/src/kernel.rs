@@ -1,12 +1,14 @@
 //! The executive: all state behind the service tables, and the service gate.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_guest_images::GateId;
 use lstar_runtime::{GateAction, Registers, ServiceGate, Vcpu};
 
 use crate::crash::LastException;
+use crate::direct::DirectDispatch;
 use crate::io::{FileSystem, Host, StdStream};
 use crate::memory::MemoryManager;
 use crate::object::{HandleTable, ObjectManager};
@@ -104,6 +106,8 @@ pub struct Kernel {
     pub host: Box<dyn Host>,
     /// Services by number.
     pub dispatch: DispatchTable,
+    /// The short cut through the guest kernel's system-call code.
+    pub direct: Option<DirectDispatch>,
     /// Why nothing runs any more.
     pub stop: Option<StopReason>,
     /// The exception that was dispatched last.
@@ -124,6 +128,26 @@ impl ServiceGate for Kernel {
         match GateId::from_id(id) {
             Some(gate) => self.event(vcpu, gate),
             None => self.serve(vcpu, id),
+        }
+    }
+
+    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
+        if !self.direct.as_ref()?.enter(vcpu) {
+            return None;
+        }
+        let action = self.service(vcpu);
+        if action == GateAction::Resume
+            && let Some(direct) = &self.direct
+        {
+            // Where it declines, the guest's own exit code runs from behind the gate.
+            direct.leave(vcpu);
+        }
+        Some(action)
+    }
+
+    fn code_changed(&mut self, range: Range<u64>) {
+        if let Some(direct) = &mut self.direct {
+            direct.code_changed(&range);
         }
     }
 
@@ -158,7 +182,9 @@ impl Kernel {
             self.unknown_service(&name, &arguments);
             self.trace_enter(vcpu, id, &name, &arguments);
             let thread = self.scheduler.current;
-            let action = self.complete(vcpu, Outcome::Return(Status::NOT_IMPLEMENTED));
+            // Shadow services return handles and BOOLs rather than statuses: 0 is their failure.
+            let status = if id >> 12 == 0 { Status::NOT_IMPLEMENTED } else { Status(0) };
+            let action = self.complete(vcpu, Outcome::Return(status));
             self.trace_leave(vcpu, thread, action);
             return action;
         };
