@@ -2,6 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::process;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -22,7 +25,7 @@ use crate::{interrupt, status};
 pub fn run(args: &Run) -> Result<u8> {
     let mut system = boot(&args.guest, &args.program)?;
     let started = Instant::now();
-    let end = system.run();
+    let end = run_guarded(&mut system, args.guest.timeout);
     let status = conclude(&system, &end);
     if args.stats {
         let _ = write!(std::io::stderr(), "{}", summary(&system.machine.statistics(), started.elapsed(), args.json));
@@ -70,7 +73,7 @@ pub fn boot(args: &GuestArgs, program: &[OsString]) -> Result<System> {
 pub fn demonstration() -> Result<u8> {
     let started = Instant::now();
     let (mut system, _folder) = boot_demonstration(MachineConfig::default(), Box::new(SystemHost))?;
-    let end = system.run();
+    let end = run_guarded(&mut system, None);
     let elapsed = started.elapsed();
     let status = conclude(&system, &end)?;
     print!("\n{}", summary(&system.machine.statistics(), elapsed, false));
@@ -84,6 +87,37 @@ pub fn boot_demonstration(machine: MachineConfig, host: Box<dyn Host>) -> Result
     config.interrupt = interrupt::watch();
     Ok((System::boot(config)?, folder))
 }
+
+/// How long a guest that has been told to stop may take; one that waits for input on the host would take forever.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Runs a system to its end. Ends the process when the guest cannot be stopped because the host blocks it.
+pub fn run_guarded(system: &mut System, timeout: Option<Duration>) -> RunEnd {
+    let (done, ended) = mpsc::channel::<()>();
+    let guard = thread::spawn(move || {
+        let started = Instant::now();
+        let mut interrupted: Option<Instant> = None;
+        while ended.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+            if timeout.is_some_and(|limit| started.elapsed() > limit.saturating_add(GRACE)) {
+                eprintln!("{TIME_LIMIT}");
+                process::exit(status::TIMED_OUT.into());
+            }
+            if !interrupt::requested() {
+                interrupted = None;
+            } else if interrupted.get_or_insert_with(Instant::now).elapsed() > GRACE {
+                process::exit(status::INTERRUPTED.into());
+            }
+        }
+    });
+    let end = system.run();
+    drop(done);
+    // It only waits and exits; a panic in it could not concern the guest.
+    let _ = guard.join();
+    end
+}
+
+/// What is said at `--timeout`.
+const TIME_LIMIT: &str = "lstar: stopped: the time limit is reached (--timeout)";
 
 /// Statuses with which ntdll's loader gives up before the program's first instruction.
 const LOADER_FAILURES: [u32; 5] = [0xC000_007B, 0xC000_0135, 0xC000_0138, 0xC000_0139, 0xC000_0142];
@@ -104,7 +138,7 @@ pub fn conclude(system: &System, end: &RunEnd) -> Result<u8> {
             Ok(status::of_guest(code.0))
         }
         RunEnd::TimedOut => {
-            eprintln!("lstar: stopped: the time limit is reached (--timeout)");
+            eprintln!("{TIME_LIMIT}");
             Ok(status::TIMED_OUT)
         }
         RunEnd::Interrupted => Ok(status::INTERRUPTED),

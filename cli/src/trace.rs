@@ -9,7 +9,7 @@ use lstar_nt::trace::{JsonSink, Summary, TextSink, TraceFilter, TraceRecord, Tra
 use serde_json::json;
 
 use crate::args::Trace;
-use crate::run::{boot, conclude};
+use crate::run::{boot, conclude, run_guarded};
 
 /// Runs the command.
 pub fn run(args: &Trace) -> Result<u8> {
@@ -34,7 +34,7 @@ pub fn run(args: &Trace) -> Result<u8> {
     };
     let filter = TraceFilter::parse(args.filter.as_deref().unwrap_or_default());
     system.kernel.tracer = Some(Tracer::new(sink, filter));
-    let end = system.run();
+    let end = run_guarded(&mut system, args.guest.timeout);
     // Hands over the calls that never returned, and closes the output.
     drop(system.kernel.tracer.take().map(Tracer::finish));
     if let Some(mut output) = waiting {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use lstar_guest_images::layout::{Field, FieldType, Structure};
+use lstar_nt::prototypes::prototype;
 
 use crate::kd::disassembly::tick;
 use crate::kd::expression;
@@ -37,10 +38,12 @@ pub fn service_tables(shell: &mut Shell, _: &'static str, operands: &str) -> Com
             if !name.to_ascii_lowercase().contains(pattern) {
                 continue;
             }
-            // The table counts stack arguments; up to four more travel in registers.
-            let arguments = match entry & 0xF {
-                0 => "<=4".into(),
-                stack => (stack + 4).to_string(),
+            // The table counts stack arguments only; four more travel in registers, or as many as are known.
+            let known = name.strip_prefix("nt!").and_then(prototype).map(|prototype| prototype.arguments.len());
+            let arguments = match (entry & 0xF, known) {
+                (0, Some(known @ 0..=4)) => known.to_string(),
+                (0, _) => "<=4".into(),
+                (stack, _) => (stack + 4).to_string(),
             };
             writeln!(shell.out, "{:5x}h  {}  {arguments:>9}  {name}", first + index, tick(address))?;
         }
