@@ -1,4 +1,4 @@
-//! Runs a Windows program on a system root: `run [--interpreter] [--root DIR] PROGRAM [ARGS]`. Without a program the
+//! Runs a Windows program on a system root: `run [--interpreter] [--trace] [--root DIR] PROGRAM [ARGS]`. Without a program the
 //! embedded demonstration runs. The working folder is drive D:, the program's folder E:.
 
 use std::path::{Path, PathBuf};
@@ -6,16 +6,22 @@ use std::path::{Path, PathBuf};
 use lstar_nt::io::{MountAccess, SystemHost};
 use lstar_nt::system::{self, Mount, RunEnd, System, SystemConfig};
 use lstar_nt::time::ClockSource;
+use lstar_nt::trace::{TextSink, TraceFilter, Tracer};
 use lstar_runtime::{Engine, MachineConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut machine = MachineConfig::default();
+    let mut trace = false;
     let mut root = PathBuf::from("system-root");
     loop {
         match arguments.first().map(String::as_str) {
             Some("--interpreter") => {
                 machine.engine = Engine::Interpreter;
+                arguments.remove(0);
+            }
+            Some("--trace") => {
+                trace = true;
                 arguments.remove(0);
             }
             Some("--root") => {
@@ -33,7 +39,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let started = std::time::Instant::now();
     let mut system = System::boot(config)?;
+    if trace {
+        let sink = TextSink::new(std::io::BufWriter::new(std::io::stderr()));
+        system.kernel.tracer = Some(Tracer::new(Box::new(sink), TraceFilter::default()));
+    }
     let end = system.run();
+    drop(system.kernel.tracer.take().map(Tracer::finish));
     let elapsed = started.elapsed();
     for note in &system.kernel.notes {
         eprintln!("[{note}]");

@@ -15,9 +15,10 @@ use serde::Serialize;
 
 use crate::context::{TrapFrame, current_frame};
 use crate::io::directory::matches;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, service_by_name};
 use crate::object::Handle;
 use crate::prototypes::{Argument, ArgumentKind, prototype};
+use crate::service::{Parameter, ParameterKind};
 use crate::status::Status;
 use crate::strings::{RawObjectAttributes, UnicodeString};
 use crate::thread::ThreadId;
@@ -151,11 +152,13 @@ impl TraceRecord {
         let known = prototype(service).map_or(&[][..], |prototype| &prototype.arguments);
         let unknown = [1, 2, 3, 4].map(|_| Argument { name: "?", kind: ArgumentKind::Flags });
         let list = if prototype(service).is_some() { known } else { &unknown };
+        let declared = service_by_name(service).map_or(&[][..], |service| service.parameters);
         let arguments = list
             .iter()
             .zip(slots)
-            .map(|(&Argument { name, kind }, &slot)| {
-                let value = narrow(kind, slot);
+            .enumerate()
+            .map(|(index, (&Argument { name, kind }, &slot))| {
+                let value = narrow(kind, declared.get(index), slot);
                 TracedArgument { name, value, text: decode(memory, describe, kind, value, false), kind }
             })
             .collect();
@@ -201,11 +204,12 @@ impl TraceRecord {
     }
 }
 
-/// Arguments of 32 bits and less leave the rest of their slot undefined.
-fn narrow(kind: ArgumentKind, slot: u64) -> u64 {
-    match kind {
-        ArgumentKind::Access | ArgumentKind::Decimal | ArgumentKind::Class => slot & 0xFFFF_FFFF,
-        ArgumentKind::Boolean => slot & 0xFF,
+/// Narrow arguments leave the rest of their slot undefined: the declaration knows how wide they are, the kind else.
+fn narrow(kind: ArgumentKind, declared: Option<&Parameter>, slot: u64) -> u64 {
+    match (kind, declared.map(|parameter| parameter.kind)) {
+        (_, Some(ParameterKind::Integer(bytes @ 1..8))) => slot & ((1 << (8 * bytes)) - 1),
+        (_, Some(ParameterKind::Boolean)) | (ArgumentKind::Boolean, _) => slot & 0xFF,
+        (ArgumentKind::Access | ArgumentKind::Decimal | ArgumentKind::Class, None) => slot & 0xFFFF_FFFF,
         _ => slot,
     }
 }

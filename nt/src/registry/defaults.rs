@@ -65,6 +65,52 @@ const MACHINE: KeyTable = &[
     ("Software\\Classes", &[]),
     ("Software\\Microsoft\\Cryptography", &[("MachineGuid", Text("00000000-0000-4000-8000-000000000001"))]),
     (
+        "Software\\Microsoft\\Cryptography\\Defaults\\Provider\\Microsoft Base Cryptographic Provider v1.0",
+        &[
+            ("Image Path", Text("C:\\windows\\system32\\rsaenh.dll")),
+            ("Signature", Bytes(&[0xDE, 0xAD, 0xBE, 0xEF])),
+            ("Type", Number(1)),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Cryptography\\Defaults\\Provider\\Microsoft Enhanced Cryptographic Provider v1.0",
+        &[
+            ("Image Path", Text("C:\\windows\\system32\\rsaenh.dll")),
+            ("Signature", Bytes(&[0xDE, 0xAD, 0xBE, 0xEF])),
+            ("Type", Number(1)),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Cryptography\\Defaults\\Provider\\Microsoft Enhanced RSA and AES Cryptographic Provider",
+        &[
+            ("Image Path", Text("C:\\windows\\system32\\rsaenh.dll")),
+            ("Signature", Bytes(&[0xDE, 0xAD, 0xBE, 0xEF])),
+            ("Type", Number(24)),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Cryptography\\Defaults\\Provider\\Microsoft Strong Cryptographic Provider",
+        &[
+            ("Image Path", Text("C:\\windows\\system32\\rsaenh.dll")),
+            ("Signature", Bytes(&[0xDE, 0xAD, 0xBE, 0xEF])),
+            ("Type", Number(1)),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Cryptography\\Defaults\\Provider Types\\Type 001",
+        &[
+            ("Name", Text("Microsoft Enhanced Cryptographic Provider v1.0")),
+            ("TypeName", Text("RSA Full (Signature and Key Exchange)")),
+        ],
+    ),
+    (
+        "Software\\Microsoft\\Cryptography\\Defaults\\Provider Types\\Type 024",
+        &[
+            ("Name", Text("Microsoft Enhanced RSA and AES Cryptographic Provider")),
+            ("TypeName", Text("RSA Full and AES")),
+        ],
+    ),
+    (
         "Software\\Microsoft\\Windows\\CurrentVersion",
         &[
             ("ProgramFilesDir", Text("C:\\Program Files")),
