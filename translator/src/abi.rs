@@ -93,6 +93,8 @@ pub struct LazyFlags {
     pub b: u64,
     /// A third value.
     pub c: u64,
+    /// The carry that an INC or DEC has kept whose other operand is in a register: see [`crate::FlagSource`].
+    pub kept: u64,
 }
 
 /// Everything translated code addresses through the pinned register.

@@ -48,8 +48,10 @@ pub(crate) struct Effects {
     pub flag_reads: FlagSet,
     /// Flags that change.
     pub flag_write: FlagWrite,
-    /// It can fault: registers and flags must be in the block before it.
+    /// It can fault: registers and flags must be in the block before it, or at a checkpoint before it.
     pub faults: bool,
+    /// It changes guest memory, or something else that executing it again would change again.
+    pub stores: bool,
 }
 
 /// Bit of a register in a [`RegSet`]; 0 for registers that are not kept in SSA form.
@@ -108,6 +110,9 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         }
     }
     let memory = info.used_memory().iter().any(|used| !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess));
+    let stores = info.used_memory().iter().any(|used| {
+        !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead)
+    });
     let divides = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
     let flag_write = if shifts_by_cl(insn) {
         FlagWrite::Perhaps
@@ -120,6 +125,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         kills: kills & !reads,
         flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
         flag_write,
+        stores: stores || insn.mnemonic() == Mnemonic::Ldmxcsr,
         faults: memory || divides || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
     }
 }

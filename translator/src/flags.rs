@@ -158,7 +158,7 @@ pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
 
 /// Folds the lazy flags into `cpu.rflags`, which is exact afterwards.
 pub fn materialize(block: &mut VcpuBlock) {
-    let LazyFlags { op, a, b, c } = block.lazy;
+    let LazyFlags { op, a, b, c, .. } = block.lazy;
     if op != 0 {
         block.cpu.rflags = block.cpu.rflags & !STATUS | status(op, a, b, c);
         block.lazy.op = 0;

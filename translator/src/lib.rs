@@ -10,10 +10,11 @@
 //! `-512 MiB..=i32::MAX` reaches only guest memory or guard zones; any other combination is folded into a new base and
 //! checked itself.
 //!
-//! **Precise state.** Before each instruction that can fault, the registers (and flag operands) changed since
-//! the last such point are stored to the block. A host fault or check trap maps through [`Site`] to the guest
-//! instruction, which the interpreter then executes from the block's state: it resolves the access or raises the
-//! exact exception. So a site never needs the cause of its fault.
+//! **Precise state.** At *checkpoints* the registers (and flag operands) that have changed are stored to the block. A
+//! host fault or check trap maps through [`Site`] to the last checkpoint's guest instruction, from where the
+//! interpreter goes on: it resolves the access or raises the exact exception. So a site never needs the cause of its
+//! fault. A checkpoint serves all accesses behind it until something other than a register changes, above all up to
+//! and including the next store to guest memory: executing loads once more changes nothing.
 
 pub mod abi;
 mod config;
@@ -51,7 +52,8 @@ pub trait LinkTable {
 pub struct Site {
     /// Offset in the region's code of the instruction that can fault.
     pub host_offset: u32,
-    /// Guest instruction to execute in the interpreter.
+    /// Guest instruction to go on at in the interpreter: the one that faulted, or one before it since which nothing
+    /// but registers has changed (the block still has those of that point).
     pub rip: u64,
     /// Where the status flags are at this point.
     pub flags: SiteFlags,
@@ -80,6 +82,7 @@ impl Site {
             SiteFlags::Operands(op) => block.lazy.op = op,
             SiteFlags::Recoverable(source) => {
                 [block.lazy.a, block.lazy.b] = source.operands(&block.cpu);
+                block.lazy.c = block.lazy.kept;
                 block.lazy.op = source.op();
             }
         }

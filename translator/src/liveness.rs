@@ -52,13 +52,28 @@ pub(crate) struct BlockFacts {
     pub predecessors: u32,
 }
 
-fn dirty_after(insn: &Insn, dirty: RegSet) -> RegSet {
-    if insn.is_barrier() {
-        0
-    } else if insn.effects.faults {
-        insn.effects.writes
-    } else {
-        dirty | insn.effects.writes
+/// Registers that differ from the block behind a run of instructions, given those before it, as far as the checkpoints
+/// that the emitter is sure to make tell; it may make more.
+#[derive(Clone, Copy)]
+struct Dirty {
+    registers: RegSet,
+    /// A checkpoint before this point serves accesses behind it.
+    checkpoint: bool,
+}
+
+impl Dirty {
+    fn at_start(registers: RegSet) -> Self {
+        Self { registers, checkpoint: false }
+    }
+
+    fn after(self, insn: &Insn) -> Self {
+        if insn.is_barrier() {
+            return Self::at_start(0);
+        }
+        let fresh = insn.effects.faults && !self.checkpoint;
+        let kept = if fresh { 0 } else { self.registers };
+        let checkpoint = (self.checkpoint || fresh) && !insn.effects.stores;
+        Self { registers: kept | insn.effects.writes, checkpoint }
     }
 }
 
@@ -106,7 +121,8 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     let mut changed = true;
     while std::mem::take(&mut changed) {
         for (index, block) in region.blocks.iter().enumerate() {
-            let dirty = block.insns.iter().fold(facts[index].dirty_in, |dirty, insn| dirty_after(insn, dirty));
+            let start = Dirty::at_start(facts[index].dirty_in);
+            let dirty = block.insns.iter().fold(start, |dirty, insn| dirty.after(insn)).registers;
             for next in block.end.blocks() {
                 let joined = facts[next].dirty_in | dirty;
                 changed |= joined != std::mem::replace(&mut facts[next].dirty_in, joined);
@@ -119,11 +135,12 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     while std::mem::take(&mut changed) {
         for (index, block) in region.blocks.iter().enumerate().rev() {
             dirty_before.clear();
-            let mut dirty = facts[index].dirty_in;
+            let mut state = Dirty::at_start(facts[index].dirty_in);
             for insn in &block.insns {
-                dirty_before.push(dirty);
-                dirty = dirty_after(insn, dirty);
+                dirty_before.push(state.registers);
+                state = state.after(insn);
             }
+            let dirty = state.registers;
             let (mut live, mut flags) = (0, LiveFlags::default());
             for successor in block.end.successors() {
                 match successor {

@@ -81,7 +81,7 @@ impl FlagSource {
         }
     }
 
-    /// Whether the flags also depend on `lazy.c` in the block: the carry that INC and DEC keep.
+    /// Whether the flags also depend on `lazy.kept` in the block: the carry that INC and DEC keep.
     #[must_use]
     pub fn keeps_carry(&self) -> bool {
         matches!(self.kind, FlagKind::Inc | FlagKind::Dec)

@@ -581,8 +581,17 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     }
 }
 
+thread_local! {
+    /// Asking is slow on the main thread: the C library reads the process's memory map.
+    static STACK_LIMIT: u64 = find_stack_limit();
+}
+
 /// Lowest address of the current thread's stack that translated code may reach.
 fn stack_limit() -> u64 {
+    STACK_LIMIT.with(|limit| *limit)
+}
+
+fn find_stack_limit() -> u64 {
     // SAFETY: the attribute object is initialised by the first call, read by the second and destroyed by the third.
     unsafe {
         let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();

@@ -236,6 +236,7 @@ impl Emitter<'_> {
     fn after_barrier(&mut self) {
         self.local.checked.clear();
         self.local.segments = [None; 2];
+        self.local.checkpoint = None;
         self.local.flags = FlagState::in_memory();
         self.local.dirty = 0;
         self.local.pending = 0;

@@ -7,7 +7,7 @@ use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use iced_x86::ConditionCode;
 use std::mem::offset_of;
 
-use super::Emitter;
+use super::{Emitter, SiteRecord};
 use crate::SiteFlags;
 use crate::abi::{Helper, LazyFlags, VcpuBlock};
 use crate::effects::{AF, ALL_FLAGS, CF, FLAG_COUNT, FlagSet, OF, PF, RegSet, SF, ZF};
@@ -154,7 +154,11 @@ impl Emitter<'_> {
     fn store_kept_carry(&mut self) {
         let carry = self.flag(CF);
         let carry = self.zero_extend64(carry);
-        self.store_lazy(carry, offset_of!(LazyFlags, c));
+        self.store_state(carry, offset_of!(VcpuBlock, lazy) + offset_of!(LazyFlags, kept));
+        let depends = |record: &SiteRecord| matches!(record.flags, SiteFlags::Recoverable(s) if s.keeps_carry());
+        if self.local.checkpoint.as_ref().is_some_and(depends) {
+            self.local.checkpoint = None;
+        }
     }
 
     /// Before `registers` change: flags that depend on them get values of their own.
@@ -190,7 +194,7 @@ impl Emitter<'_> {
             }
         };
         let carry = source.keeps_carry().then(|| {
-            let carry = self.load_state(types::I64, offset_of!(VcpuBlock, lazy) + offset_of!(LazyFlags, c));
+            let carry = self.load_state(types::I64, offset_of!(VcpuBlock, lazy) + offset_of!(LazyFlags, kept));
             self.resize(carry, types::I8)
         });
         self.local.flags.source = Source::Operation(Arithmetic { kind: source.kind, a, b, carry, result });
@@ -494,6 +498,8 @@ impl Emitter<'_> {
     }
 
     fn store_lazy(&mut self, value: Value, offset: usize) {
+        // A checkpoint's flags may be among what is overwritten.
+        self.local.checkpoint = None;
         self.store_state(value, offset_of!(VcpuBlock, lazy) + offset);
     }
 

@@ -74,6 +74,8 @@ struct Local {
     /// Registers whose SSA value differs from the block.
     dirty: RegSet,
     flags: FlagState,
+    /// Where faults go on, if nothing but registers has changed since.
+    checkpoint: Option<SiteRecord>,
     /// Values known to be valid access bases.
     checked: SmallVec<[Value; 8]>,
     /// Sums of two registers in addresses.
@@ -195,6 +197,7 @@ impl<'a> Emitter<'a> {
             local: Local {
                 dirty: 0,
                 flags: FlagState::in_memory(),
+                checkpoint: None,
                 checked: SmallVec::new(),
                 sums: SmallVec::new(),
                 scaled: SmallVec::new(),
@@ -269,6 +272,9 @@ impl<'a> Emitter<'a> {
                     if let Some(source) = describe(insn) {
                         self.flags_recoverable_from(source, facts[index].flags_stored_after[at]);
                     }
+                    if insn.effects.stores {
+                        self.local.checkpoint = None;
+                    }
                     self.retire();
                 }
                 Lowering::Check(helper, argument) => {
@@ -307,6 +313,7 @@ impl<'a> Emitter<'a> {
         Local {
             dirty: facts.dirty_in,
             flags,
+            checkpoint: None,
             checked: SmallVec::new(),
             sums: SmallVec::new(),
             scaled: SmallVec::new(),
@@ -418,8 +425,20 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Before an instruction that can fault: stores what is dirty and opens its fault site.
+    /// Before an instruction that can fault: opens its fault site, at a new checkpoint unless there is one.
     fn synchronize(&mut self) {
+        let record = match self.local.checkpoint {
+            Some(record) => record,
+            None => self.checkpoint(),
+        };
+        let index = self.out.sites.len();
+        self.out.sites.push(record);
+        self.current.trap_code = 1 + (index % TRAP_CODES) as u8;
+        self.b.set_srcloc(SourceLoc::new(index as u32 + 1));
+    }
+
+    /// Stores what has changed, so that the interpreter can go on at the current instruction.
+    fn checkpoint(&mut self) -> SiteRecord {
         self.store_registers();
         self.store_flag_operands();
         if self.local.since_store.is_none() {
@@ -427,14 +446,13 @@ impl<'a> Emitter<'a> {
             self.store_state(budget, std::mem::offset_of!(VcpuBlock, budget));
             self.local.since_store = Some(self.local.pending);
         }
-        let index = self.out.sites.len();
-        self.out.sites.push(SiteRecord {
+        let record = SiteRecord {
             rip: self.current.rip,
             flags: self.local.flags.at_site(),
             retired: self.local.since_store.unwrap_or(0),
-        });
-        self.current.trap_code = 1 + (index % TRAP_CODES) as u8;
-        self.b.set_srcloc(SourceLoc::new(index as u32 + 1));
+        };
+        self.local.checkpoint = Some(record);
+        record
     }
 
     /// Flags wanted behind the current instruction.
