@@ -36,6 +36,8 @@ impl LiveFlags {
 pub(crate) struct BlockFacts {
     /// Registers that may be dirty at its start.
     pub dirty_in: RegSet,
+    /// A checkpoint of its only predecessor may serve its first accesses.
+    checkpoint_in: bool,
     /// Registers live at its start.
     pub live_in: RegSet,
     /// Flags live at its start.
@@ -62,13 +64,13 @@ struct Dirty {
 }
 
 impl Dirty {
-    fn at_start(registers: RegSet) -> Self {
-        Self { registers, checkpoint: false }
+    fn at_start(facts: &BlockFacts) -> Self {
+        Self { registers: facts.dirty_in, checkpoint: facts.checkpoint_in }
     }
 
     fn after(self, insn: &Insn) -> Self {
         if insn.is_barrier() {
-            return Self::at_start(0);
+            return Self { registers: 0, checkpoint: false };
         }
         let fresh = insn.effects.faults && !self.checkpoint;
         let kept = if fresh { 0 } else { self.registers };
@@ -121,10 +123,14 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     let mut changed = true;
     while std::mem::take(&mut changed) {
         for (index, block) in region.blocks.iter().enumerate() {
-            let start = Dirty::at_start(facts[index].dirty_in);
-            let dirty = block.insns.iter().fold(start, |dirty, insn| dirty.after(insn)).registers;
+            let start = Dirty::at_start(&facts[index]);
+            let end = block.insns.iter().fold(start, |dirty, insn| dirty.after(insn));
             for next in block.end.blocks() {
-                let joined = facts[next].dirty_in | dirty;
+                // The emitter hands its knowledge on in this case only.
+                if facts[next].predecessors == 1 && index < next {
+                    changed |= end.checkpoint != std::mem::replace(&mut facts[next].checkpoint_in, end.checkpoint);
+                }
+                let joined = facts[next].dirty_in | end.registers;
                 changed |= joined != std::mem::replace(&mut facts[next].dirty_in, joined);
             }
         }
@@ -135,7 +141,7 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     while std::mem::take(&mut changed) {
         for (index, block) in region.blocks.iter().enumerate().rev() {
             dirty_before.clear();
-            let mut state = Dirty::at_start(facts[index].dirty_in);
+            let mut state = Dirty::at_start(&facts[index]);
             for insn in &block.insns {
                 dirty_before.push(state.registers);
                 state = state.after(insn);
