@@ -12,6 +12,7 @@ use lstar_runtime::{GateAction, Machine, MachineConfig, MachineError, Protection
 use crate::crash::CrashReport;
 use crate::io::{Host, MountAccess};
 use crate::kernel::{DispatchTable, Kernel};
+use crate::prototypes::{prototype, stack_arguments};
 use crate::status::Status;
 use crate::time::ClockSource;
 
@@ -326,7 +327,11 @@ pub(crate) fn map_kernel(machine: &mut Machine, dispatch: &DispatchTable) -> Res
     let entries = |table: usize| {
         let entry = |slot: &Option<crate::kernel::DispatchEntry>| {
             let entry = slot.as_ref()?;
-            let stack_arguments = entry.service.map_or(0, crate::service::Service::stack_arguments);
+            let stack_arguments = match entry.service {
+                Some(service) => service.stack_arguments(),
+                // Not implemented, but its arguments are to be reported. A name that nobody knows may have none.
+                None => prototype(&entry.name).map_or(0, |_| stack_arguments(&entry.name)),
+            };
             Some(ServiceEntry { name: entry.name.clone(), stack_arguments })
         };
         dispatch.tables[table].iter().map(entry).collect()
