@@ -118,8 +118,6 @@ pub struct SystemState {
     pub session: u32,
     /// UniqueProcessId of the process.
     pub process: u32,
-    /// Services and classes that were reported as unknown already.
-    pub reported: std::collections::BTreeSet<String>,
 }
 
 impl SystemState {
@@ -137,7 +135,6 @@ impl SystemState {
             armed_timers: Vec::new(),
             session: 1,
             process,
-            reported: std::collections::BTreeSet::new(),
         }
     }
 

@@ -199,7 +199,8 @@ impl ObjectManager {
         }
     }
 
-    /// Resolves a handle to an object of the wanted type with the wanted access; [`ObjectType::ANY`] takes all types.
+    /// Resolves a handle to an object of the wanted type with the wanted access; without a wanted type
+    /// any will do.
     pub fn by_handle(
         &self,
         table: &HandleTable,
