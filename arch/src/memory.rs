@@ -52,6 +52,14 @@ pub trait GuestMemory {
     /// [`GuestMemory::code_modified`].
     fn write(&mut self, address: u64, data: &[u8], privilege: Privilege) -> Result<(), PageFault>;
 
+    /// Copies `len` bytes between ranges that do not overlap, all or nothing. Implementations override this to do
+    /// without a buffer.
+    fn copy(&mut self, from: u64, to: u64, len: usize, privilege: Privilege) -> Result<(), PageFault> {
+        let mut buffer = vec![0; len];
+        self.read(from, &mut buffer, privilege)?;
+        self.write(to, &buffer, privilege)
+    }
+
     /// Checks that `len` bytes are writable without changing them (for instructions that must not fault half way).
     fn probe_write(&mut self, address: u64, len: u64, privilege: Privilege) -> Result<(), PageFault>;
 

@@ -178,21 +178,21 @@ fn bulk<M: GuestMemory>(ex: &mut Exec<'_, M>, plan: &Plan, limit: u64) -> u64 {
     if count < 2 || !is_canonical(to) {
         return 0;
     }
-    let mut buffer = [0; PAGE_SIZE as usize];
-    let data = buffer.get_mut(..bytes as usize).unwrap_or_default();
     let privilege = ex.cpu.privilege();
     if plan.kind == Kind::Movs {
-        let overlaps = to.wrapping_sub(from) < bytes;
-        if overlaps || !is_canonical(from) || ex.mem.read(from, data, privilege).is_err() {
+        let overlaps = to.wrapping_sub(from) < bytes || from.wrapping_sub(to) < bytes;
+        if overlaps || !is_canonical(from) || ex.mem.copy(from, to, bytes as usize, privilege).is_err() {
             return 0;
         }
     } else {
+        let mut buffer = [0; PAGE_SIZE as usize];
+        let data = buffer.get_mut(..bytes as usize).unwrap_or_default();
         for chunk in data.chunks_exact_mut(usize::from(plan.size)) {
             chunk.copy_from_slice(&ex.cpu.reg(Gpr::Rax).to_le_bytes()[..usize::from(plan.size)]);
         }
-    }
-    if ex.mem.write(to, data, privilege).is_err() {
-        return 0;
+        if ex.mem.write(to, data, privilege).is_err() {
+            return 0;
+        }
     }
     if plan.kind == Kind::Movs {
         advance(ex, Gpr::Rsi, plan, count);

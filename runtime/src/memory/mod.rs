@@ -418,6 +418,22 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Checks that every page of the range is readable; pages whose protection is empty are present but unreadable.
+    fn check_readable(&self, address: u64, size: u64, privilege: Privilege) -> Result<(), PageFault> {
+        let mut at = address;
+        let mut left = size;
+        while left != 0 {
+            if self.table.get(at) & ANY_RIGHT == 0 {
+                self.check(at, 1, PRESENT | Protection::READ.bits(), PageFaultCode::empty(), privilege)?;
+            }
+            self.check(at, 1, PRESENT, PageFaultCode::empty(), privilege)?;
+            let step = (PAGE_SIZE - at % PAGE_SIZE).min(left);
+            at = at.wrapping_add(step);
+            left -= step;
+        }
+        Ok(())
+    }
+
     /// Host base of the view for a privilege.
     pub(crate) fn view_base(&self, privilege: Privilege) -> u64 {
         match privilege {
@@ -459,20 +475,19 @@ const ANY_RIGHT: u8 = 7;
 #[expect(unsafe_code, reason = "guest memory is raw host memory")]
 impl GuestMemory for AddressSpace {
     fn read(&mut self, address: u64, buf: &mut [u8], privilege: Privilege) -> Result<(), PageFault> {
-        // Pages whose protection is empty are present but unreadable.
-        let mut at = address;
-        let mut left = buf.len() as u64;
-        while left != 0 {
-            if self.table.get(at) & ANY_RIGHT == 0 {
-                self.check(at, 1, PRESENT | Protection::READ.bits(), PageFaultCode::empty(), privilege)?;
-            }
-            self.check(at, 1, PRESENT, PageFaultCode::empty(), privilege)?;
-            let step = (PAGE_SIZE - at % PAGE_SIZE).min(left);
-            at = at.wrapping_add(step);
-            left -= step;
-        }
+        self.check_readable(address, buf.len() as u64, privilege)?;
         // SAFETY: every page of the range was found present; present pages are readable in the alias.
         unsafe { self.alias.read(address, buf) };
+        Ok(())
+    }
+
+    fn copy(&mut self, from: u64, to: u64, len: usize, privilege: Privilege) -> Result<(), PageFault> {
+        self.check_readable(from, len as u64, privilege)?;
+        self.probe_write(to, len as u64, privilege)?;
+        self.note_code_writes(to, len as u64);
+        // SAFETY: every page of both ranges was found present, the destination's also writable; in the alias present
+        // pages are readable and writable.
+        unsafe { self.alias.copy(from, to, len) };
         Ok(())
     }
 

@@ -167,6 +167,16 @@ impl Window {
         unsafe { ptr::copy_nonoverlapping(data.as_ptr(), self.base.wrapping_add(guest as usize), data.len()) };
     }
 
+    /// Copies guest bytes to another guest address; the ranges may overlap.
+    ///
+    /// # Safety
+    /// The ranges must be mapped readable and writable, respectively, in this window.
+    #[inline]
+    pub unsafe fn copy(&self, from: u64, to: u64, len: usize) {
+        // SAFETY: the caller vouches for both ranges; `copy` allows overlap.
+        unsafe { ptr::copy(self.base.wrapping_add(from as usize), self.base.wrapping_add(to as usize), len) };
+    }
+
     /// Loads a fixed number of bytes.
     ///
     /// # Safety
