@@ -241,7 +241,7 @@ fn undo_prologue(
         if flags >> 3 & CHAINED == 0 {
             return Some(());
         }
-        function = read(space, info + 4 + (u64::from(count) + 1) / 2 * 4)?;
+        function = read(space, info + 4 + u64::from(count).div_ceil(2) * 4)?;
         within = None;
     }
     None

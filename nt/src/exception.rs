@@ -116,9 +116,11 @@ impl Kernel {
         let trap = TrapFrame::read(vcpu.memory, frame_address)?;
         let address: u64 = trap.get(frame::FAULT_ADDRESS);
         let error = PageFaultCode::from_bits_truncate(trap.get::<u64>(frame::ERROR_CODE) as u32);
-        let resolution = (vector == vector::PAGE_FAULT)
-            .then(|| self.memory.resolve_fault(vcpu.memory, address, error))
-            .unwrap_or(FaultResolution::AccessViolation);
+        let resolution = if vector == vector::PAGE_FAULT {
+            self.memory.resolve_fault(vcpu.memory, address, error)
+        } else {
+            FaultResolution::AccessViolation
+        };
         if resolution == FaultResolution::Retry {
             return Ok(GateAction::Resume);
         }

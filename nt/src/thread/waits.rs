@@ -78,7 +78,9 @@ fn wait_for_objects(
             if !ids.iter().all(|&id| is_signaled(kernel, id, thread)) {
                 return None;
             }
-            (ids.iter().fold(false, |abandoned, &id| satisfy(kernel, id, thread) || abandoned), 0)
+            // Every object is satisfied, also behind an abandoned one.
+            let abandoned = ids.iter().filter(|&&id| satisfy(kernel, id, thread)).count() > 0;
+            (abandoned, 0)
         } else {
             let position = ids.iter().position(|&id| is_signaled(kernel, id, thread))?;
             (satisfy(kernel, ids[position], thread), position as u32)
