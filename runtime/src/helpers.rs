@@ -130,6 +130,15 @@ extern "C" fn signed_divide(_: *mut VcpuBlock, high: u64, low: u64, divisor: u64
     dividend.checked_div(i128::from(divisor as i64)).unwrap_or(0) as u64
 }
 
+extern "C" fn round_double(_: *mut VcpuBlock, bits: u64) -> u64 {
+    let integer: u64;
+    // SAFETY: a register-to-register conversion; MXCSR is the guest's, with all exceptions masked.
+    unsafe {
+        std::arch::asm!("cvtsd2si {}, {}", out(reg) integer, in(xmm_reg) f64::from_bits(bits), options(nomem, nostack));
+    }
+    integer
+}
+
 extern "C" fn crc32(_: *mut VcpuBlock, initial: u64, data: u64, bytes: u64) -> u64 {
     // The reflected Castagnoli polynomial, bit by bit: rare enough not to need a table.
     let mut crc = initial as u32;
@@ -188,6 +197,7 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::ReadTsc => read_tsc as *const (),
         Helper::UDiv128 => unsigned_divide as *const (),
         Helper::IDiv128 => signed_divide as *const (),
+        Helper::RoundDouble => round_double as *const (),
         Helper::Crc32 => crc32 as *const (),
         Helper::Pext => parallel_extract as *const (),
         Helper::Pdep => parallel_deposit as *const (),

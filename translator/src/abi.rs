@@ -181,6 +181,8 @@ macro_rules! foreach_helper {
             UDiv128(3) Leaf;
             /// Signed 128/64 division. Arguments: high, low, divisor (quotient known to fit); returns the quotient.
             IDiv128(3) Leaf;
+            /// CVTSD2SI: a double's encoding to a 64-bit integer, rounded as MXCSR says. Argument: the encoding.
+            RoundDouble(1) Leaf;
             /// CRC32-C of a quadword. Arguments: initial value, data, bytes of data.
             Crc32(3) Leaf;
             /// Parallel bit extract. Arguments: source, mask.

@@ -29,6 +29,8 @@ use crate::vcpu::Vcpu;
 
 /// Host stack kept free for Rust code below the point where translated code stops making host calls.
 const STACK_RESERVE: u64 = 256 << 10;
+/// MXCSR's exception masks.
+const MXCSR_MASKS: u32 = 0x1F80;
 
 /// Guest ticks of the time-stamp counter for each instruction retired.
 const TSC_PER_INSTRUCTION: u64 = 1;
@@ -192,7 +194,8 @@ impl Core {
 
     /// Whether translated code cannot go on after a helper.
     pub fn must_redispatch(&self) -> bool {
-        self.must_step() || !self.cpu().is_64bit()
+        // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's.
+        self.must_step() || !self.cpu().is_64bit() || self.cpu().mxcsr & MXCSR_MASKS != MXCSR_MASKS
     }
 
     /// Brings the view in line with the privilege, and says which host code continues at RIP.

@@ -168,7 +168,7 @@ impl Emitter<'_> {
     }
 
     /// The value that `value` differs from by a constant, and that constant.
-    fn root(&self, value: Value) -> (Value, i64) {
+    pub(super) fn root(&self, value: Value) -> (Value, i64) {
         let dfg = &self.b.func.dfg;
         let constant = |value: Value| match dfg.value_def(dfg.resolve_aliases(value)) {
             ValueDef::Result(inst, _) => match dfg.insts[inst] {

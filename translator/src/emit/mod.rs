@@ -78,6 +78,8 @@ struct Local {
     checkpoint: Option<SiteRecord>,
     /// Values known to be valid access bases.
     checked: SmallVec<[Value; 8]>,
+    /// Values known to be multiples of 16 if this is added.
+    aligned: SmallVec<[(Value, i64); 4]>,
     /// Sums of two registers in addresses.
     sums: SmallVec<[((Value, Value), Value); 4]>,
     /// Scaled index registers.
@@ -199,6 +201,7 @@ impl<'a> Emitter<'a> {
                 flags: FlagState::in_memory(),
                 checkpoint: None,
                 checked: SmallVec::new(),
+                aligned: SmallVec::new(),
                 sums: SmallVec::new(),
                 scaled: SmallVec::new(),
                 segments: [None; 2],
@@ -315,6 +318,7 @@ impl<'a> Emitter<'a> {
             flags,
             checkpoint: None,
             checked: SmallVec::new(),
+            aligned: SmallVec::new(),
             sums: SmallVec::new(),
             scaled: SmallVec::new(),
             segments: [None; 2],

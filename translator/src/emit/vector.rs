@@ -3,11 +3,12 @@
 //! A register is one 128-bit vector, or, where a region uses it for scalar double arithmetic only, a pair of doubles,
 //! which spares an insertion into the upper half at every operation. Lifters need not know which.
 
-use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
+use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Opcode, Type, Value, ValueDef, types};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use lstar_arch::CpuState;
 use std::mem::offset_of;
 
+use super::register::int_type;
 use super::{Emitter, NotLifted};
 use crate::abi::{VCPU_OFFSET, VcpuBlock};
 use crate::discover::Region;
@@ -73,6 +74,22 @@ impl Emitter<'_> {
     /// Reinterprets a value as another type of the same size.
     pub fn reinterpret(&mut self, value: Value, ty: Type) -> Value {
         if self.type_of(value) == ty { value } else { self.b.ins().bitcast(ty, little(), value) }
+    }
+
+    /// `value`, in a form that keeps Cranelift from fusing a load into its user as the second operand.
+    pub fn unfused(&mut self, value: Value) -> Value {
+        let dfg = &self.b.func.dfg;
+        let load = match dfg.value_def(dfg.resolve_aliases(value)) {
+            ValueDef::Result(inst, _) => dfg.insts[inst].opcode() == Opcode::Load,
+            // Loads of other blocks are not fused.
+            _ => false,
+        };
+        if !load {
+            return value;
+        }
+        let ty = vector_of(self.type_of(value));
+        let vector = self.b.ins().scalar_to_vector(ty, value);
+        self.b.ins().extractlane(vector, 0)
     }
 
     /// A whole register as a 128-bit vector of type `ty`.
@@ -158,8 +175,7 @@ impl Emitter<'_> {
             self.set_halves(register, [low, high]);
             return;
         }
-        let zero = self.zero_vector(vector_of(ty));
-        let vector = self.b.ins().insertlane(zero, value, 0);
+        let vector = self.b.ins().scalar_to_vector(vector_of(ty), value);
         self.set_xmm(register, vector);
     }
 
@@ -193,6 +209,28 @@ impl Emitter<'_> {
         }
     }
 
+    /// As [`Emitter::read_vector`], for instructions that demand an aligned memory operand.
+    pub fn read_aligned(&mut self, insn: &Instruction, index: u32, ty: Type) -> Result<Value, NotLifted> {
+        if insn.op_kind(index) == OpKind::Memory {
+            self.check_aligned(insn);
+        }
+        self.read_vector(insn, index, ty)
+    }
+
+    /// Operand `index`, an XMM register or at most 8 bytes of memory, which become the lowest, as a vector of type `ty`.
+    pub fn read_low(&mut self, insn: &Instruction, index: u32, ty: Type) -> Result<Value, NotLifted> {
+        if insn.op_kind(index) != OpKind::Memory {
+            return self.read_vector(insn, index, ty);
+        }
+        let size = int_type(insn.memory_size().size())?;
+        let host = self.address(insn)?;
+        let value = self.load(size, host);
+        let value = if size.bits() < 32 { self.b.ins().uextend(types::I32, value) } else { value };
+        let vector = vector_of(self.type_of(value));
+        let value = self.b.ins().scalar_to_vector(vector, value);
+        Ok(self.reinterpret(value, ty))
+    }
+
     /// Operand `index` as a scalar of type `ty`: an XMM register's lowest lane or memory.
     pub fn read_scalar(&mut self, insn: &Instruction, index: u32, ty: Type) -> Result<Value, NotLifted> {
         match insn.op_kind(index) {
@@ -208,11 +246,21 @@ impl Emitter<'_> {
     /// Traps to the site (where the interpreter raises #GP) if the memory operand is not 16-byte aligned. Called by
     /// lifters of legacy SSE instructions that demand alignment, before they load or store.
     pub fn check_aligned(&mut self, insn: &Instruction) {
+        let segment = super::memory::segment_of(insn);
+        if segment.is_none() && insn.is_ip_rel_memory_operand() && insn.ip_rel_memory_address() & 15 == 0 {
+            return;
+        }
         let mut address = self.effective_address(insn);
-        if let Some(segment) = super::memory::segment_of(insn) {
+        if let Some(segment) = segment {
             let base = self.segment_base(segment);
             address = self.b.ins().iadd(address, base);
         }
+        let (root, offset) = self.root(address);
+        let known = (root, offset & 15);
+        if self.local.aligned.contains(&known) {
+            return;
+        }
+        self.local.aligned.push(known);
         let low = self.b.ins().band_imm_u(address, 15);
         self.trap_if(low);
     }

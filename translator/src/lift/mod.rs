@@ -13,8 +13,12 @@ pub(crate) mod data_transfer;
 pub(crate) mod divide;
 pub(crate) mod logic;
 pub(crate) mod shift;
+pub(crate) mod sse_convert;
+pub(crate) mod sse_float;
+pub(crate) mod sse_integer;
 pub(crate) mod sse_move;
 pub(crate) mod sse_scalar;
+pub(crate) mod sse_shuffle;
 pub(crate) mod system;
 
 use iced_x86::{Instruction, Mnemonic};
@@ -34,6 +38,10 @@ const FAMILIES: &[fn(Mnemonic) -> Option<Lifter>] = &[
     divide::lifter,
     sse_move::lifter,
     sse_scalar::lifter,
+    sse_integer::lifter,
+    sse_float::lifter,
+    sse_shuffle::lifter,
+    sse_convert::lifter,
     system::lifter,
 ];
 

@@ -11,7 +11,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     use Mnemonic as M;
     Some(match mnemonic {
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => move_unaligned,
-        M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq => move_aligned,
+        M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq | M::Movntdqa => move_aligned,
         M::Movss => |e, insn| move_scalar(e, insn, types::F32),
         M::Movsd => |e, insn| move_scalar(e, insn, types::F64),
         M::Movd => |e, insn| move_integer(e, insn, types::I32),
@@ -139,10 +139,7 @@ fn bitwise(
     ) -> cranelift_codegen::ir::Value,
 ) -> Lifted {
     only_if(insn.op0_register().is_xmm())?;
-    if insn.op1_kind() == OpKind::Memory {
-        e.check_aligned(insn);
-    }
-    let b = e.read_vector(insn, 1, types::I64X2)?;
+    let b = e.read_aligned(insn, 1, types::I64X2)?;
     let a = e.xmm(insn.op0_register(), types::I64X2);
     let result = op(e, a, b);
     e.set_xmm(insn.op0_register(), result);

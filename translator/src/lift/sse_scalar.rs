@@ -6,6 +6,7 @@ use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
+use super::sse_convert::truncated_scalar;
 use super::{Lifter, only_if};
 use crate::emit::{Emitter, Lifted};
 
@@ -35,11 +36,24 @@ fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     use Mnemonic as M;
     only_if(insn.op0_register().is_xmm())?;
     let b = e.read_scalar(insn, 1, ty)?;
-    let a = e.xmm_lane(insn.op0_register(), ty, 0);
+    let mut a = e.xmm_lane(insn.op0_register(), ty, 0);
+    let choice = matches!(insn.mnemonic(), M::Minss | M::Minsd | M::Maxss | M::Maxsd);
+    if choice {
+        // A choice of equal values would be taken for a move, which keeps denormals that MXCSR wants to be zeros.
+        only_if(insn.op1_kind() == OpKind::Memory || insn.op0_register() != insn.op1_register())?;
+        a = e.unfused(a);
+    }
     let result = match insn.mnemonic() {
-        M::Addss | M::Addsd => e.b.ins().fadd(a, b),
+        // Commutative for Cranelift, but the first of two NaNs wins.
+        M::Addss | M::Addsd => {
+            a = e.unfused(a);
+            e.b.ins().fadd(a, b)
+        }
         M::Subss | M::Subsd => e.b.ins().fsub(a, b),
-        M::Mulss | M::Mulsd => e.b.ins().fmul(a, b),
+        M::Mulss | M::Mulsd => {
+            a = e.unfused(a);
+            e.b.ins().fmul(a, b)
+        }
         M::Divss | M::Divsd => e.b.ins().fdiv(a, b),
         M::Sqrtss | M::Sqrtsd => e.b.ins().sqrt(b),
         // The second operand wins for equal (zeros of either sign) and unordered operands.
@@ -48,7 +62,7 @@ fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
             e.b.ins().select(less, a, b)
         }
         _ => {
-            let greater = e.b.ins().fcmp(FloatCC::GreaterThan, a, b);
+            let greater = e.b.ins().fcmp(FloatCC::LessThan, b, a);
             e.b.ins().select(greater, a, b)
         }
     };
@@ -86,22 +100,18 @@ fn truncate(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     only_if(insn.op1_kind() == OpKind::Memory || insn.op1_register().is_xmm())?;
     let to = e.operand_type(insn, 0)?;
     let value = e.read_scalar(insn, 1, ty)?;
+    if to == types::I32 {
+        let result = truncated_scalar(e, value);
+        e.set_gpr(insn.op0_register(), result);
+        return Ok(());
+    }
     // Saturation yields the indefinite value for what is too small; too large and unordered are left.
     let limit = two_to_63(e, ty);
     let fits = e.b.ins().fcmp(FloatCC::LessThan, value, limit);
     let wide = e.b.ins().fcvt_to_sint_sat(types::I64, value);
     let indefinite = e.iconst(types::I64, i64::MIN);
     let wide = e.b.ins().select(fits, wide, indefinite);
-    if to == types::I64 {
-        e.set_gpr(insn.op0_register(), wide);
-        return Ok(());
-    }
-    let narrow = e.b.ins().ireduce(types::I32, wide);
-    let again = e.b.ins().sextend(types::I64, narrow);
-    let fits = e.b.ins().icmp(cranelift_codegen::ir::condcodes::IntCC::Equal, again, wide);
-    let indefinite = e.iconst(types::I32, i64::from(i32::MIN));
-    let result = e.b.ins().select(fits, narrow, indefinite);
-    e.set_gpr(insn.op0_register(), result);
+    e.set_gpr(insn.op0_register(), wide);
     Ok(())
 }
 

@@ -1,0 +1,266 @@
+//! Packed integer arithmetic, comparison and shifts (SDM vol. 1, 10.4.4, 11.4.2, 12.5, 12.10), PTEST.
+//!
+//! The MMX forms are left to the interpreter.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use super::sse_shuffle::{picked, shifted_bytes};
+use super::{Lifter, only_if};
+use crate::effects::{AF, CF, OF, PF, SF, ZF};
+use crate::emit::{Emitter, Lifted};
+
+/// `(destination, source) -> result`, vectors of the table's type.
+pub(super) type Binary = fn(&mut Emitter<'_>, Value, Value) -> Value;
+
+/// Lifters of this chapter.
+pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
+    use Mnemonic as M;
+    if operation(mnemonic).is_some() {
+        return Some(|e, insn| match operation(insn.mnemonic()) {
+            Some((ty, op)) => lanewise(e, insn, ty, op),
+            None => only_if(false),
+        });
+    }
+    Some(match mnemonic {
+        M::Psllw | M::Psrlw | M::Psraw => |e, insn| shift(e, insn, types::I16X8),
+        M::Pslld | M::Psrld | M::Psrad => |e, insn| shift(e, insn, types::I32X4),
+        M::Psllq | M::Psrlq => |e, insn| shift(e, insn, types::I64X2),
+        M::Pslldq | M::Psrldq => shift_bytes,
+        M::Ptest => test,
+        _ => return None,
+    })
+}
+
+/// `op0 = op(op0, op1)` on vectors of type `ty`; a memory operand must be aligned.
+pub(super) fn lanewise(e: &mut Emitter<'_>, insn: &Instruction, ty: Type, op: Binary) -> Lifted {
+    only_if(insn.op0_register().is_xmm())?;
+    let b = e.read_aligned(insn, 1, ty)?;
+    let a = e.xmm(insn.op0_register(), ty);
+    let result = op(e, a, b);
+    e.set_xmm(insn.op0_register(), result);
+    Ok(())
+}
+
+/// A table entry for an operation that is one CLIF instruction.
+macro_rules! plain {
+    ($ty:ident, $op:ident) => {
+        (types::$ty, |e, a, b| e.b.ins().$op(a, b))
+    };
+}
+
+/// A table entry for a comparison.
+macro_rules! compare {
+    ($ty:ident, $condition:ident) => {
+        (types::$ty, |e, a, b| e.b.ins().icmp(IntCC::$condition, a, b))
+    };
+}
+
+fn operation(mnemonic: Mnemonic) -> Option<(Type, Binary)> {
+    use Mnemonic as M;
+    let (ty, op): (Type, Binary) = match mnemonic {
+        M::Paddb => plain!(I8X16, iadd),
+        M::Paddw => plain!(I16X8, iadd),
+        M::Paddd => plain!(I32X4, iadd),
+        M::Paddq => plain!(I64X2, iadd),
+        M::Paddsb => plain!(I8X16, sadd_sat),
+        M::Paddsw => plain!(I16X8, sadd_sat),
+        M::Paddusb => plain!(I8X16, uadd_sat),
+        M::Paddusw => plain!(I16X8, uadd_sat),
+        M::Psubb => plain!(I8X16, isub),
+        M::Psubw => plain!(I16X8, isub),
+        M::Psubd => plain!(I32X4, isub),
+        M::Psubq => plain!(I64X2, isub),
+        M::Psubsb => plain!(I8X16, ssub_sat),
+        M::Psubsw => plain!(I16X8, ssub_sat),
+        M::Psubusb => plain!(I8X16, usub_sat),
+        M::Psubusw => plain!(I16X8, usub_sat),
+        M::Pmullw => plain!(I16X8, imul),
+        M::Pmulld => plain!(I32X4, imul),
+        M::Pmulhw => (types::I16X8, multiply_high_signed),
+        M::Pmulhuw => (types::I16X8, multiply_high_unsigned),
+        M::Pmulhrsw => plain!(I16X8, x86_pmulhrsw),
+        M::Pmuludq => (types::I32X4, |e, a, b| multiply_even(e, a, b, |e, value| e.b.ins().uwiden_low(value))),
+        M::Pmuldq => (types::I32X4, |e, a, b| multiply_even(e, a, b, |e, value| e.b.ins().swiden_low(value))),
+        M::Pmaddwd => (types::I16X8, dot_words),
+        // CLIF takes the signed bytes first.
+        M::Pmaddubsw => (types::I8X16, |e, a, b| e.b.ins().x86_pmaddubsw(b, a)),
+        M::Psadbw => (types::I8X16, sum_of_differences),
+        M::Pavgb => plain!(I8X16, avg_round),
+        M::Pavgw => plain!(I16X8, avg_round),
+        M::Pminub => plain!(I8X16, umin),
+        M::Pminuw => plain!(I16X8, umin),
+        M::Pminud => plain!(I32X4, umin),
+        M::Pminsb => plain!(I8X16, smin),
+        M::Pminsw => plain!(I16X8, smin),
+        M::Pminsd => plain!(I32X4, smin),
+        M::Pmaxub => plain!(I8X16, umax),
+        M::Pmaxuw => plain!(I16X8, umax),
+        M::Pmaxud => plain!(I32X4, umax),
+        M::Pmaxsb => plain!(I8X16, smax),
+        M::Pmaxsw => plain!(I16X8, smax),
+        M::Pmaxsd => plain!(I32X4, smax),
+        M::Pabsb => (types::I8X16, |e, _, b| e.b.ins().iabs(b)),
+        M::Pabsw => (types::I16X8, |e, _, b| e.b.ins().iabs(b)),
+        M::Pabsd => (types::I32X4, |e, _, b| e.b.ins().iabs(b)),
+        M::Psignb => (types::I8X16, apply_sign),
+        M::Psignw => (types::I16X8, apply_sign),
+        M::Psignd => (types::I32X4, apply_sign),
+        M::Pcmpeqb => compare!(I8X16, Equal),
+        M::Pcmpeqw => compare!(I16X8, Equal),
+        M::Pcmpeqd => compare!(I32X4, Equal),
+        M::Pcmpeqq => compare!(I64X2, Equal),
+        M::Pcmpgtb => compare!(I8X16, SignedGreaterThan),
+        M::Pcmpgtw => compare!(I16X8, SignedGreaterThan),
+        M::Pcmpgtd => compare!(I32X4, SignedGreaterThan),
+        M::Pcmpgtq => compare!(I64X2, SignedGreaterThan),
+        M::Phaddw => plain!(I16X8, iadd_pairwise),
+        M::Phaddd => plain!(I32X4, iadd_pairwise),
+        M::Phaddsw => (types::I16X8, |e, a, b| pairwise(e, a, b, |e, a, b| e.b.ins().sadd_sat(a, b))),
+        M::Phsubw => (types::I16X8, |e, a, b| pairwise(e, a, b, |e, a, b| e.b.ins().isub(a, b))),
+        M::Phsubd => (types::I32X4, |e, a, b| pairwise(e, a, b, |e, a, b| e.b.ins().isub(a, b))),
+        M::Phsubsw => (types::I16X8, |e, a, b| pairwise(e, a, b, |e, a, b| e.b.ins().ssub_sat(a, b))),
+        _ => return None,
+    };
+    Some((ty, op))
+}
+
+/// Neighbouring lanes of `a`, then of `b`, combined by `op`: integer and floating-point horizontal operations.
+pub(super) fn pairwise(e: &mut Emitter<'_>, a: Value, b: Value, op: Binary) -> Value {
+    let ty = e.type_of(a);
+    let lanes: Vec<u8> = (0..ty.lane_count() as u8 * 2).collect();
+    let even: Vec<u8> = lanes.iter().copied().filter(|lane| lane & 1 == 0).collect();
+    let odd: Vec<u8> = lanes.iter().copied().filter(|lane| lane & 1 == 1).collect();
+    let first = picked(e, a, b, &even);
+    let second = picked(e, a, b, &odd);
+    op(e, first, second)
+}
+
+fn multiply_high_signed(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    let (low, high) = signed_products(e, a, b);
+    let (low, high) = (e.b.ins().sshr_imm_u(low, 16), e.b.ins().sshr_imm_u(high, 16));
+    e.b.ins().snarrow(low, high)
+}
+
+fn signed_products(e: &mut Emitter<'_>, a: Value, b: Value) -> (Value, Value) {
+    let (x, y) = (e.b.ins().swiden_low(a), e.b.ins().swiden_low(b));
+    let low = e.b.ins().imul(x, y);
+    let (x, y) = (e.b.ins().swiden_high(a), e.b.ins().swiden_high(b));
+    (low, e.b.ins().imul(x, y))
+}
+
+fn multiply_high_unsigned(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    let (x, y) = (e.b.ins().uwiden_low(a), e.b.ins().uwiden_low(b));
+    let low = e.b.ins().imul(x, y);
+    let (x, y) = (e.b.ins().uwiden_high(a), e.b.ins().uwiden_high(b));
+    let high = e.b.ins().imul(x, y);
+    let (low, high) = (e.b.ins().ushr_imm_u(low, 16), e.b.ins().ushr_imm_u(high, 16));
+    e.b.ins().unarrow(low, high)
+}
+
+/// Products of the even doublewords, widened by `widen`.
+fn multiply_even(e: &mut Emitter<'_>, a: Value, b: Value, widen: fn(&mut Emitter<'_>, Value) -> Value) -> Value {
+    let a = picked(e, a, a, &[0, 2, 1, 3]);
+    let b = picked(e, b, b, &[0, 2, 1, 3]);
+    let (a, b) = (widen(e, a), widen(e, b));
+    e.b.ins().imul(a, b)
+}
+
+/// PMADDWD; Cranelift knows this tree.
+fn dot_words(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    let (low, high) = signed_products(e, a, b);
+    e.b.ins().iadd_pairwise(low, high)
+}
+
+/// PSADBW: one of the two saturating differences is the absolute one, the other zero.
+fn sum_of_differences(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    let (x, y) = (e.b.ins().usub_sat(a, b), e.b.ins().usub_sat(b, a));
+    let bytes = e.b.ins().bor(x, y);
+    let (low, high) = (e.b.ins().uwiden_low(bytes), e.b.ins().uwiden_high(bytes));
+    let words = e.b.ins().iadd_pairwise(low, high);
+    let (low, high) = (e.b.ins().uwiden_low(words), e.b.ins().uwiden_high(words));
+    let sums = e.b.ins().iadd_pairwise(low, high);
+    let sums = e.reinterpret(sums, types::I64X2);
+    let odd = e.b.ins().ushr_imm_u(sums, 32);
+    let all = e.b.ins().iadd(sums, odd);
+    let up = e.b.ins().ishl_imm_u(all, 32);
+    e.b.ins().ushr_imm_u(up, 32)
+}
+
+/// PSIGNB and its like: `a`, negated, or zero, as the sign of `b` says.
+fn apply_sign(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    let zero = e.zero_vector(e.type_of(a));
+    let negative = e.b.ins().icmp(IntCC::SignedLessThan, b, zero);
+    let none = e.b.ins().icmp(IntCC::Equal, b, zero);
+    let flipped = e.b.ins().bxor(a, negative);
+    let signed = e.b.ins().isub(flipped, negative);
+    e.b.ins().band_not(signed, none)
+}
+
+/// Shifts by an immediate or by the low quadword of the source. CLIF reduces counts, x86 shifts everything out.
+fn shift(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
+    use Mnemonic as M;
+    only_if(insn.op0_register().is_xmm())?;
+    let bits = i64::from(ty.lane_bits());
+    let arithmetic = matches!(insn.mnemonic(), M::Psraw | M::Psrad);
+    let left = matches!(insn.mnemonic(), M::Psllw | M::Pslld | M::Psllq);
+    let (count, over) = if insn.op1_kind() == OpKind::Immediate8 {
+        let count = i64::from(insn.immediate8());
+        if count >= bits && !arithmetic {
+            e.clear_xmm(insn.op0_register());
+            return Ok(());
+        }
+        (e.iconst(types::I32, count.min(bits - 1)), None)
+    } else {
+        let source = e.read_aligned(insn, 1, types::I64X2)?;
+        let count = e.b.ins().extractlane(source, 0);
+        let most = e.iconst(types::I64, bits - 1);
+        let over = e.b.ins().icmp(IntCC::UnsignedGreaterThan, count, most);
+        if arithmetic { (e.b.ins().select(over, most, count), None) } else { (count, Some(over)) }
+    };
+    let value = e.xmm(insn.op0_register(), ty);
+    let mut result = if arithmetic {
+        e.b.ins().sshr(value, count)
+    } else if left {
+        e.b.ins().ishl(value, count)
+    } else {
+        e.b.ins().ushr(value, count)
+    };
+    if let Some(over) = over {
+        let zero = e.zero_vector(ty);
+        result = e.b.ins().select(over, zero, result);
+    }
+    e.set_xmm(insn.op0_register(), result);
+    Ok(())
+}
+
+fn shift_bytes(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(insn.op0_register().is_xmm())?;
+    let value = e.xmm(insn.op0_register(), types::I8X16);
+    let zero = e.zero_vector(types::I8X16);
+    let count = insn.immediate8().min(16);
+    let result = if insn.mnemonic() == Mnemonic::Pslldq {
+        shifted_bytes(e, zero, value, 16 - count)
+    } else {
+        shifted_bytes(e, value, zero, count)
+    };
+    e.set_xmm(insn.op0_register(), result);
+    Ok(())
+}
+
+/// PTEST: ZF tells that the operands have no common bit, CF that the destination has all bits of the source.
+fn test(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let b = e.read_aligned(insn, 1, types::I64X2)?;
+    let a = e.xmm(insn.op0_register(), types::I64X2);
+    let common = e.b.ins().band(a, b);
+    let missing = e.b.ins().band_not(b, a);
+    let none = |e: &mut Emitter<'_>, bits| {
+        let any = e.b.ins().vany_true(bits);
+        e.b.ins().bxor_imm_u(any, 1)
+    };
+    let (zf, cf) = (none(e, common), none(e, missing));
+    let zero = e.iconst(types::I8, 0);
+    e.set_flag_bits(0, &[(ZF, zf), (CF, cf), (OF, zero), (SF, zero), (AF, zero), (PF, zero)]);
+    Ok(())
+}
