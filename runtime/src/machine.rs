@@ -55,7 +55,7 @@ impl Default for MachineConfig {
             dispatch: SyscallDispatch::default(),
             model: CpuModel::default(),
             memory_limit: 16 << 30,
-            hot_threshold: 50,
+            hot_threshold: 1000,
             code_cache_size: 256 << 20,
         }
     }

@@ -563,7 +563,11 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     this.count_switch(cpl);
     match outcome {
         Outcome::Hot => {
-            this.translate();
+            let (rip, mode) = (this.cpu().rip, this.mode());
+            // The block may have been reached by interpreted code, and be translated already.
+            if this.cache.lookup(rip, mode).is_none() {
+                this.translate();
+            }
             Next::Again
         }
         Outcome::Call if nested && this.cpu().cpl == 3 => {
