@@ -3,7 +3,7 @@
 //! A register is one 128-bit vector, or, where a region uses it for scalar double arithmetic only, a pair of doubles,
 //! which spares an insertion into the upper half at every operation. Lifters need not know which.
 
-use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Opcode, Type, Value, ValueDef, types};
+use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use lstar_arch::CpuState;
 use std::mem::offset_of;
@@ -76,20 +76,11 @@ impl Emitter<'_> {
         if self.type_of(value) == ty { value } else { self.b.ins().bitcast(ty, little(), value) }
     }
 
-    /// `value`, in a form that keeps Cranelift from fusing a load into its user as the second operand.
-    pub fn unfused(&mut self, value: Value) -> Value {
-        let dfg = &self.b.func.dfg;
-        let load = match dfg.value_def(dfg.resolve_aliases(value)) {
-            ValueDef::Result(inst, _) => dfg.insts[inst].opcode() == Opcode::Load,
-            // Loads of other blocks are not fused.
-            _ => false,
-        };
-        if !load {
-            return value;
-        }
-        let ty = vector_of(self.type_of(value));
-        let vector = self.b.ins().scalar_to_vector(ty, value);
-        self.b.ins().extractlane(vector, 0)
+    /// `value` in a form that Cranelift neither takes for a load, which it would fuse into its user as the second operand,
+    /// nor for equal to another value. Costs no code.
+    pub fn opaque(&mut self, value: Value) -> Value {
+        let ty = self.type_of(value);
+        self.b.ins().bitcast(ty, little(), value)
     }
 
     /// A whole register as a 128-bit vector of type `ty`.

@@ -64,20 +64,15 @@ fn choose(e: &mut Emitter<'_>, a: Value, b: Value, x: Value, y: Value) -> Value 
     e.b.ins().bitselect(less, a, b)
 }
 
-/// `a` in a form that never equals another operand's: a choice of equal values would be taken for a move, which keeps
-/// denormals that MXCSR wants to be zeros.
-fn distinct(e: &mut Emitter<'_>, a: Value) -> Value {
-    let integers = e.reinterpret(a, types::I16X8);
-    e.reinterpret(integers, e.type_of(a))
-}
+// A choice of equal values would be taken for a move, which keeps denormals that MXCSR wants to be zeros.
 
 fn minimum(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
-    let a = distinct(e, a);
+    let a = e.opaque(a);
     choose(e, a, b, a, b)
 }
 
 fn maximum(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
-    let a = distinct(e, a);
+    let a = e.opaque(a);
     choose(e, a, b, b, a)
 }
 

@@ -36,24 +36,14 @@ fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     use Mnemonic as M;
     only_if(insn.op0_register().is_xmm())?;
     let b = e.read_scalar(insn, 1, ty)?;
-    let mut a = e.xmm_lane(insn.op0_register(), ty, 0);
-    let choice = matches!(insn.mnemonic(), M::Minss | M::Minsd | M::Maxss | M::Maxsd);
-    if choice {
-        // A choice of equal values would be taken for a move, which keeps denormals that MXCSR wants to be zeros.
-        only_if(insn.op1_kind() == OpKind::Memory || insn.op0_register() != insn.op1_register())?;
-        a = e.unfused(a);
-    }
+    let a = e.xmm_lane(insn.op0_register(), ty, 0);
+    // Additions and multiplications are commutative for Cranelift, but the first of two NaNs wins. A choice of equal
+    // values would be taken for a move, which keeps denormals that MXCSR wants to be zeros.
+    let a = e.opaque(a);
     let result = match insn.mnemonic() {
-        // Commutative for Cranelift, but the first of two NaNs wins.
-        M::Addss | M::Addsd => {
-            a = e.unfused(a);
-            e.b.ins().fadd(a, b)
-        }
+        M::Addss | M::Addsd => e.b.ins().fadd(a, b),
         M::Subss | M::Subsd => e.b.ins().fsub(a, b),
-        M::Mulss | M::Mulsd => {
-            a = e.unfused(a);
-            e.b.ins().fmul(a, b)
-        }
+        M::Mulss | M::Mulsd => e.b.ins().fmul(a, b),
         M::Divss | M::Divsd => e.b.ins().fdiv(a, b),
         M::Sqrtss | M::Sqrtsd => e.b.ins().sqrt(b),
         // The second operand wins for equal (zeros of either sign) and unordered operands.
