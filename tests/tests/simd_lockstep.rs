@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use iced_x86::code_asm::*;
 use iced_x86::{Code, CpuidFeature, Encoder, EncodingKind, Instruction, MemoryOperand, OpKind, Register};
+use lstar_arch::CpuState;
 use lstar_arch::cpuid::{CpuModel, Features};
 use lstar_runtime::{Engine, GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit};
 
@@ -408,5 +410,64 @@ fn every_form_agrees() {
             interpreted == 0
         };
         assert!(expected, "{code:?}: {interpreted} of {forms} forms are interpreted");
+    }
+}
+
+/// Runs `program` with RSI pointing to `data`; returns how it ended and the state.
+fn run_program(engine: Engine, program: fn(&mut CodeAssembler), data: &[u8]) -> (VmExit, CpuState, Vec<u8>) {
+    let mut assembler = CodeAssembler::new(64).expect("assembler");
+    program(&mut assembler);
+    let mut machine = machine(engine, &assembler.assemble(CODE).expect("program"));
+    machine.memory().write_unchecked(DATA, data).expect("data is mapped");
+    let mut vcpu = machine.vcpu();
+    vcpu.enter_kernel_mode(0x10, 0x18);
+    let state = vcpu.state_mut();
+    state.rip = CODE;
+    state.gpr[RSI] = DATA;
+    let exit = machine.run(&mut Stop, 1000);
+    let mut after = vec![0; data.len()];
+    machine.memory().read_unchecked(DATA, &mut after).expect("data is mapped");
+    (exit, machine.vcpu().state().clone(), after)
+}
+
+#[test]
+fn equal_operations_round_as_mxcsr_says_at_each() {
+    let program = |a: &mut CodeAssembler| {
+        a.movsd_2(xmm1, qword_ptr(rsi)).unwrap();
+        a.movapd(xmm2, xmm1).unwrap();
+        a.addsd(xmm1, qword_ptr(rsi + 8)).unwrap();
+        a.ldmxcsr(dword_ptr(rsi + 16)).unwrap();
+        a.addsd(xmm2, qword_ptr(rsi + 8)).unwrap();
+        a.stmxcsr(dword_ptr(rsi + 20)).unwrap();
+        a.vmcall().unwrap();
+    };
+    let mut data = [1.0f64.to_le_bytes(), 1e-20f64.to_le_bytes()].concat();
+    data.extend([0x5F80u32.to_le_bytes(), [0; 4]].concat());
+    for engine in [Engine::Interpreter, Engine::Translator] {
+        let (exit, state, data) = run_program(engine, program, &data);
+        assert_eq!(exit, VmExit::Stopped);
+        assert_eq!(f64::from_bits(state.xmm[1][0]), 1.0, "{engine:?}: to nearest");
+        assert_eq!(f64::from_bits(state.xmm[2][0]), 1.0f64.next_up(), "{engine:?}: up");
+        // The precision flag of the second addition only.
+        assert_eq!(data[20..], 0x5FA0u32.to_le_bytes(), "{engine:?}");
+    }
+}
+
+#[test]
+fn an_unmasked_exception_stops_the_division_that_raises_it() {
+    let program = |a: &mut CodeAssembler| {
+        a.movsd_2(xmm1, qword_ptr(rsi)).unwrap();
+        a.pxor(xmm2, xmm2).unwrap();
+        a.ldmxcsr(dword_ptr(rsi + 8)).unwrap();
+        a.divsd(xmm1, xmm2).unwrap();
+        a.vmcall().unwrap();
+    };
+    let data = [&1.0f64.to_le_bytes()[..], &0x1D80u32.to_le_bytes()].concat();
+    for engine in [Engine::Interpreter, Engine::Translator] {
+        let (exit, state, _) = run_program(engine, program, &data);
+        // Nothing handles it here.
+        assert_eq!(exit, VmExit::Shutdown, "{engine:?}");
+        assert_eq!(state.rip, CODE + 12, "{engine:?}");
+        assert_eq!(f64::from_bits(state.xmm[1][0]), 1.0, "{engine:?}");
     }
 }
