@@ -91,12 +91,8 @@ extern "C" fn syscall(block: *mut VcpuBlock, next: u64) -> u64 {
     jump(block, |core| core.syscall(next))
 }
 
-extern "C" fn sysret(block: *mut VcpuBlock, rip: u64, _size: u64) -> u64 {
-    jump(block, |core| core.interpret_one(rip))
-}
-
-extern "C" fn swapgs(block: *mut VcpuBlock, rip: u64) -> u64 {
-    check(block, |core| core.interpret_one(rip))
+extern "C" fn sysret(block: *mut VcpuBlock, rip: u64, size: u64) -> u64 {
+    jump(block, |core| core.sysret(rip, size == 8))
 }
 
 extern "C" fn iret(block: *mut VcpuBlock, rip: u64) -> u64 {
@@ -191,7 +187,6 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::InterpretJump => interpret_jump as *const (),
         Helper::Syscall => syscall as *const (),
         Helper::Sysret => sysret as *const (),
-        Helper::Swapgs => swapgs as *const (),
         Helper::Iret => iret as *const (),
         Helper::ServiceGate => service_gate as *const (),
         Helper::ReadTsc => read_tsc as *const (),

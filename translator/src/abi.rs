@@ -169,8 +169,6 @@ macro_rules! foreach_helper {
             Syscall(1) Jump;
             /// SYSRET. Arguments: address of this instruction, operand size (8: SYSRETQ, 4: SYSRETL).
             Sysret(2) Jump;
-            /// SWAPGS. Argument: address of this instruction.
-            Swapgs(1) Check;
             /// IRETQ. Argument: address of this instruction.
             Iret(1) Jump;
             /// The service gate (VMCALL at CPL 0). Argument: address of the next instruction.

@@ -85,6 +85,12 @@ pub(crate) fn shifts_by_cl(insn: &Instruction) -> bool {
         && insn.op_kind(insn.op_count().saturating_sub(1)) == OpKind::Register
 }
 
+/// Whether a lifter changes the block otherwise than by registers and status flags.
+fn changes_system_state(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Ldmxcsr | M::Swapgs | M::Cli | M::Sti | M::Cld | M::Std)
+}
+
 /// Computes the effects of `insn`.
 pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) -> Effects {
     let info = factory.info(insn);
@@ -125,7 +131,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         kills: kills & !reads,
         flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
         flag_write,
-        stores: stores || insn.mnemonic() == Mnemonic::Ldmxcsr,
+        stores: stores || changes_system_state(insn.mnemonic()),
         faults: memory || divides || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
     }
 }

@@ -141,6 +141,11 @@ impl TargetTable {
         unsafe { &mut *self.entries.add(index) }
     }
 
+    pub fn get(&mut self, rip: u64) -> Option<u64> {
+        let entry = self.entry(rip);
+        (entry.rip == rip).then_some(entry.code)
+    }
+
     pub fn insert(&mut self, rip: u64, code: u64) {
         *self.entry(rip) = Target { rip, code };
     }

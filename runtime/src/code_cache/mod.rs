@@ -2,13 +2,13 @@
 
 mod arena;
 
-use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 
 use lstar_arch::PAGE_SIZE;
 use lstar_translator::abi::{Mode, Slot, Target};
 use lstar_translator::{CompiledRegion, LinkTable, Site};
+use rustc_hash::FxHashMap;
 
 use arena::{CodeArena, SlotArena, TargetTable};
 
@@ -33,10 +33,10 @@ pub(crate) struct CodeCache {
     tables: [TargetTable; 2],
     /// In order of host address.
     regions: Vec<Region>,
-    by_entry: HashMap<(u64, Mode), usize>,
-    by_page: HashMap<u64, Vec<usize>>,
+    by_entry: FxHashMap<(u64, Mode), usize>,
+    by_page: FxHashMap<u64, Vec<usize>>,
     /// Slots by target.
-    links: HashMap<(u64, Mode), u64>,
+    links: FxHashMap<(u64, Mode), u64>,
 }
 
 impl CodeCache {
@@ -46,9 +46,9 @@ impl CodeCache {
             slots: SlotArena::default(),
             tables: [TargetTable::new(), TargetTable::new()],
             regions: Vec::new(),
-            by_entry: HashMap::new(),
-            by_page: HashMap::new(),
-            links: HashMap::new(),
+            by_entry: FxHashMap::default(),
+            by_page: FxHashMap::default(),
+            links: FxHashMap::default(),
         })
     }
 
@@ -59,9 +59,13 @@ impl CodeCache {
 
     /// Host code of the region that starts at `rip`. Found ones enter the target table.
     pub fn lookup(&mut self, rip: u64, mode: Mode) -> Option<u64> {
+        let table = &mut self.tables[mode as usize];
+        if let Some(code) = table.get(rip) {
+            return Some(code);
+        }
         let &index = self.by_entry.get(&(rip, mode))?;
         let code = self.regions[index].code.start;
-        self.tables[mode as usize].insert(rip, code);
+        table.insert(rip, code);
         Some(code)
     }
 

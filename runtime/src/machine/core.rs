@@ -263,6 +263,24 @@ impl Core {
         }
     }
 
+    /// SYSRETQ (`quad`) or SYSRETL at `rip`, from translated code.
+    pub fn sysret(&mut self, rip: u64, quad: bool) -> After {
+        let size = if quad { system::OperandSize::Qword } else { system::OperandSize::Dword };
+        let cpu = self.cpu_mut();
+        // Only an exception looks at it, and that restores it.
+        cpu.rip = rip;
+        match system::sysret(cpu, size) {
+            Ok(()) => {
+                self.statistics.privilege_switches += 1;
+                After::Redirect
+            }
+            Err(exception) => {
+                self.cpu_mut().rip = rip;
+                self.deliver(Event::Exception(exception))
+            }
+        }
+    }
+
     /// Lets the gate do the entry code's work, where that is wanted.
     fn direct_dispatch(&mut self) -> After {
         let Some(gate) = self.gate.filter(|_| self.config.dispatch == SyscallDispatch::Direct) else {

@@ -137,6 +137,21 @@ impl Emitter<'_> {
         value
     }
 
+    /// Exchanges the GS base with a quadword of the block.
+    pub fn swap_gs_base(&mut self, offset: usize) {
+        let current = self.segment_base(SegmentIndex::Gs);
+        let other = self.load_state(types::I64, offset);
+        self.store_state(current, offset);
+        let gs = offset_of!(VcpuBlock, cpu)
+            + offset_of!(CpuState, segments)
+            + SegmentIndex::Gs as usize * size_of::<Segment>()
+            + offset_of!(Segment, base);
+        let flags = MemFlagsData::trusted().with_alias_region(Some(self.alias.segments));
+        let view = self.view();
+        self.b.ins().store(flags, other, view, VCPU_OFFSET + gs as i32);
+        self.local.segments[1] = Some(other);
+    }
+
     fn host(&mut self, linear: Linear, size: i64) -> Result<Host, NotLifted> {
         let view = self.view();
         let Some(base) = linear.base else { return self.host_constant(linear.displacement as u64, size as u64) };

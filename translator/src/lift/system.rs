@@ -13,6 +13,8 @@ use lstar_arch::{CpuState, Rflags};
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     Some(match mnemonic {
         Mnemonic::Cld | Mnemonic::Std => direction,
+        Mnemonic::Cli | Mnemonic::Sti => interrupts,
+        Mnemonic::Swapgs => swapgs,
         _ => return None,
     })
 }
@@ -24,8 +26,8 @@ pub(crate) fn leaves(insn: &Instruction, mode: Mode) -> bool {
     let special =
         |register: Register| register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr();
     match insn.mnemonic() {
-        M::Swapgs | M::Rdmsr => mode == Mode::User,
-        M::Popf | M::Popfd | M::Popfq | M::Cli | M::Sti | M::Hlt | M::Wrmsr | M::Invlpg | M::Wbinvd | M::Invd => true,
+        M::Swapgs | M::Rdmsr | M::Cli | M::Sti => mode == Mode::User,
+        M::Popf | M::Popfd | M::Popfq | M::Hlt | M::Wrmsr | M::Invlpg | M::Wbinvd | M::Invd => true,
         M::Lgdt | M::Lidt | M::Lldt | M::Ltr | M::Lmsw | M::Clts | M::Xsetbv | M::Xrstor | M::Xrstor64 => true,
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => true,
         M::Wrfsbase | M::Wrgsbase | M::Lss | M::Lfs | M::Lgs => true,
@@ -37,22 +39,35 @@ pub(crate) fn leaves(insn: &Instruction, mode: Mode) -> bool {
 /// The `Check` helper other than the interpreter that carries out `insn`, and its argument.
 pub(crate) fn helper(insn: &Instruction, mode: Mode) -> Option<(Helper, u64)> {
     match insn.mnemonic() {
-        Mnemonic::Swapgs if mode == Mode::Kernel => Some((Helper::Swapgs, insn.ip())),
         Mnemonic::Vmcall if mode == Mode::Kernel => Some((Helper::ServiceGate, insn.next_ip())),
         _ => None,
     }
 }
 
+/// CLI and STI at CPL 0, where IOPL never forbids them. STI's interrupt shadow has nothing to hold off: external
+/// interrupts come at region borders only, and single-stepped code is not translated.
+fn interrupts(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    change_rflags(e, Rflags::IF, insn.mnemonic() == Mnemonic::Sti);
+    Ok(())
+}
+
+/// SWAPGS at CPL 0.
+fn swapgs(e: &mut Emitter<'_>, _: &Instruction) -> Lifted {
+    e.swap_gs_base(offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, kernel_gs_base));
+    Ok(())
+}
+
 /// CLD and STD: DF is not a status flag and always lives in `cpu.rflags`.
 fn direction(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    change_rflags(e, Rflags::DF, insn.mnemonic() == Mnemonic::Std);
+    Ok(())
+}
+
+/// Sets or clears a bit that is no status flag.
+fn change_rflags(e: &mut Emitter<'_>, bit: Rflags, set: bool) {
     let offset = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags);
     let rflags = e.load_state(types::I64, offset);
-    let df = Rflags::DF.bits() as i64;
-    let rflags = if insn.mnemonic() == Mnemonic::Std {
-        e.b.ins().bor_imm_u(rflags, df)
-    } else {
-        e.b.ins().band_imm_s(rflags, !df)
-    };
+    let bit = bit.bits() as i64;
+    let rflags = if set { e.b.ins().bor_imm_u(rflags, bit) } else { e.b.ins().band_imm_s(rflags, !bit) };
     e.store_state(rflags, offset);
-    Ok(())
 }
