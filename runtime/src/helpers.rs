@@ -110,6 +110,20 @@ extern "C" fn read_flags(block: *mut VcpuBlock, _: u64) -> u64 {
     block.cpu.rflags
 }
 
+extern "C" fn load_mxcsr(_: *mut VcpuBlock, value: u64) -> u64 {
+    let value = value as u32;
+    // SAFETY: loads the control register from a local; translated code has checked the reserved bits.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, readonly)) };
+    0
+}
+
+extern "C" fn store_mxcsr(_: *mut VcpuBlock, _: u64) -> u64 {
+    let mut value = 0u32;
+    // SAFETY: stores the control register to a local.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack)) };
+    value.into()
+}
+
 extern "C" fn read_tsc(block: *mut VcpuBlock, _: u64) -> u64 {
     // SAFETY: as in `check`.
     let core = unsafe { &mut *(*block).context.cast::<Core>() };
@@ -189,6 +203,8 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::Sysret => sysret as *const (),
         Helper::Iret => iret as *const (),
         Helper::ServiceGate => service_gate as *const (),
+        Helper::LoadMxcsr => load_mxcsr as *const (),
+        Helper::StoreMxcsr => store_mxcsr as *const (),
         Helper::ReadTsc => read_tsc as *const (),
         Helper::UDiv128 => unsigned_divide as *const (),
         Helper::IDiv128 => signed_divide as *const (),

@@ -30,9 +30,6 @@ fn is_interpreted(code: Code) -> bool {
         "Dpp",
         "Mpsadbw",
         "Phminposuw",
-        // Barriers: they order arithmetic against changes of the rounding mode and of the sticky flags.
-        "Ldmxcsr",
-        "Stmxcsr",
         // String comparison and MMX operands.
         "Pcmpestr",
         "Pcmpistr",
@@ -402,6 +399,10 @@ fn every_form_agrees() {
     assert!(interpreted * 4 < all, "{interpreted} of {all} instructions were interpreted");
     for (code, forms) in codes {
         let interpreted = statistics.fallbacks.get(&format!("{code:?}")).copied().unwrap_or(0);
+        // Beside floating-point operations these two are barriers, in regions without any they are lifted.
+        if matches!(code, Code::Ldmxcsr_m32 | Code::Stmxcsr_m32) {
+            continue;
+        }
         let expected = if is_interpreted(code) {
             interpreted == forms
         } else if is_partly_interpreted(code) {

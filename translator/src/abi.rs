@@ -173,6 +173,10 @@ macro_rules! foreach_helper {
             Iret(1) Jump;
             /// The service gate (VMCALL at CPL 0). Argument: address of the next instruction.
             ServiceGate(1) Check;
+            /// Loads the processor's MXCSR. Argument: the value, without reserved bits.
+            LoadMxcsr(1) Leaf;
+            /// The processor's MXCSR. Argument: unused.
+            StoreMxcsr(1) Leaf;
             /// RDTSC's value. Argument: unused.
             ReadTsc(1) Leaf;
             /// Unsigned 128/64 division. Arguments: high, low, divisor (quotient known to fit); returns the quotient.

@@ -486,6 +486,11 @@ impl<'a> Emitter<'a> {
         self.b.ins().load(ty, flags, view, VCPU_OFFSET + offset as i32)
     }
 
+    /// All instructions of the region.
+    pub fn instructions(&self) -> impl Iterator<Item = &Instruction> {
+        self.region.blocks.iter().flat_map(|block| block.insns.iter().map(|insn| &insn.raw))
+    }
+
     fn view(&mut self) -> Value {
         self.b.use_var(self.vars.view)
     }

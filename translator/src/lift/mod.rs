@@ -19,6 +19,7 @@ pub(crate) mod sse_integer;
 pub(crate) mod sse_move;
 pub(crate) mod sse_scalar;
 pub(crate) mod sse_shuffle;
+pub(crate) mod sse_state;
 pub(crate) mod system;
 
 use iced_x86::{Instruction, Mnemonic};
@@ -42,6 +43,7 @@ const FAMILIES: &[fn(Mnemonic) -> Option<Lifter>] = &[
     sse_float::lifter,
     sse_shuffle::lifter,
     sse_convert::lifter,
+    sse_state::lifter,
     system::lifter,
 ];
 
