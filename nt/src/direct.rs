@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use lstar_arch::{Gpr, GuestMemory, PAGE_SIZE, PageFault, Privilege, Rflags, SegmentIndex, is_canonical};
+use lstar_arch::{Gpr, GuestMemory, PAGE_SIZE, Privilege, Rflags, is_canonical};
 use lstar_guest_images::kernel::{FastPathLayout, MAX_STACK_ARGUMENTS};
 use lstar_guest_images::layout::{
     Build, TEB_GDI_BATCH_COUNT, THREAD_FLAG_GUI, TRAP_FRAME_BIAS, kpcr, ktrap_frame as frame,
@@ -22,6 +22,14 @@ const KERNEL: Privilege = Privilege::Supervisor;
 const ARGUMENT_AREA: u64 = 0x70;
 /// Bytes of a plain stub before the instruction behind its gate: `b8 id`, `0f 01 c1`.
 const GATE_OFFSET: u64 = 8;
+/// Near RET.
+const RET: u8 = 0xC3;
+/// Bytes of a trap frame.
+const FRAME: usize = frame::LAYOUT.size as usize;
+/// Bytes of the KPCR up to the last field used here.
+const KPCR_PART: usize = kpcr::RSP_BASE as usize + 8;
+/// Bytes of a KTHREAD that hold the fields used here, in every build.
+const THREAD_PART: usize = 0x240;
 const USER_CS: u64 = 0x33;
 const USER_SS: u64 = 0x2B;
 
@@ -56,30 +64,30 @@ impl DirectDispatch {
     /// From behind SYSCALL (RIP = LSTAR, CPL 0, GS not yet swapped) to the service gate. `false`, with the registers
     /// unchanged, when the guest's code must run instead.
     pub fn enter(&self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.pristine && vcpu.rip() == self.layout.lstar && self.try_enter(vcpu).is_ok_and(|entered| entered)
+        self.pristine && vcpu.rip() == self.layout.lstar && self.try_enter(vcpu).is_some()
     }
 
     /// From behind a plain stub's gate to behind SYSRETQ. `false`, with nothing changed, when the guest's code must run.
     pub fn leave(&self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.pristine && self.try_leave(vcpu).is_ok_and(|left| left)
+        self.pristine && self.try_leave(vcpu).is_some()
     }
 
-    fn try_enter(&self, vcpu: &mut Vcpu<'_>) -> Result<bool, PageFault> {
+    fn try_enter(&self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         let layout = &self.layout;
         let thread_at = layout.thread;
         let kpcr_base = vcpu.kernel_gs_base();
         let user_gs = vcpu.gs_base();
-        let [rax, rcx, rdx, rbx, user_rsp, rbp, rsi, rdi] =
-            [Gpr::Rax, Gpr::Rcx, Gpr::Rdx, Gpr::Rbx, Gpr::Rsp, Gpr::Rbp, Gpr::Rsi, Gpr::Rdi].map(|r| vcpu.reg(r));
-        let [r8, r9, r10, r11] = [Gpr::R8, Gpr::R9, Gpr::R10, Gpr::R11].map(|r| vcpu.reg(r));
-        let mxcsr = vcpu.mxcsr();
-        let vectors: [u128; 6] = std::array::from_fn(|index| vcpu.xmm(index));
+        let user_rsp = vcpu.reg(Gpr::Rsp);
+        let rax = vcpu.reg(Gpr::Rax);
         let memory = &mut *vcpu.memory;
 
-        let rsp_base = memory.read_u64(kpcr_base.wrapping_add(kpcr::RSP_BASE.into()), KERNEL)?;
-        let thread = memory.read_u64(kpcr_base.wrapping_add(kpcr::CURRENT_THREAD.into()), KERNEL)?;
-        let kernel_mxcsr = read_u32(memory, kpcr_base.wrapping_add(kpcr::MXCSR.into()))?;
-        let thread_flags = read_u32(memory, thread.wrapping_add(thread_at.thread_flags.into()))?;
+        let pcr = memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?;
+        let rsp_base = quad(pcr, kpcr::RSP_BASE);
+        let thread = quad(pcr, kpcr::CURRENT_THREAD);
+        let kernel_mxcsr = double(pcr, kpcr::MXCSR);
+        let thread_part = memory.data_mut::<THREAD_PART>(thread, KERNEL)?;
+        let thread_flags = double(thread_part, thread_at.thread_flags);
+        let teb = quad(thread_part, thread_at.teb);
 
         // KiSystemServiceStart and KiSystemServiceRepeat.
         let table = u64::from(rax as u32 >> 7 & 0x20);
@@ -87,69 +95,74 @@ impl DirectDispatch {
         let gui = thread_flags & THREAD_FLAG_GUI != 0;
         let descriptor = if gui { layout.descriptor_table_shadow } else { layout.descriptor_table } + table;
         if index >= u64::from(read_u32(memory, descriptor + 0x10)?) {
-            return Ok(false);
+            return None;
         }
-        let base = memory.read_u64(descriptor, KERNEL)?;
+        let base = memory.read_u64(descriptor, KERNEL).ok()?;
         let entry = i64::from(read_u32(memory, base.wrapping_add(index * 4))? as i32);
         let target = base.wrapping_add((entry >> 4) as u64);
         let count = entry as u64 & 0xF;
         let mut scratch = (entry >> 4) as u64;
         if table != 0 {
-            let teb = memory.read_u64(thread.wrapping_add(thread_at.teb.into()), KERNEL)?;
             if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into()))? != 0 {
-                return Ok(false);
+                return None;
             }
             scratch = teb;
         }
         if !layout.gate_stubs.contains(&target) || count > u64::from(MAX_STACK_ARGUMENTS) {
-            return Ok(false);
+            return None;
         }
-        let [0xB8, i0, i1, i2, i3, 0x0F, 0x01, 0xC1, 0xC3] = memory.load::<9>(target, KERNEL)? else {
-            return Ok(false);
-        };
+        let [0xB8, i0, i1, i2, i3, 0x0F, 0x01, 0xC1] = memory.load::<8>(target, KERNEL).ok()? else { return None };
+        if memory.load::<1>(target.wrapping_add(GATE_OFFSET), KERNEL).ok()? != [RET] {
+            return None;
+        }
         let id = u32::from_le_bytes([i0, i1, i2, i3]);
 
         // The arguments on the caller's stack.
         let trap_frame = rsp_base.wrapping_sub(frame::LAYOUT.size.into());
+        let below = trap_frame.wrapping_sub(ARGUMENT_AREA);
         let (stack, new_rsi, new_rdi, status) = if count == 0 {
-            (trap_frame, rsi, table, Rflags::ZF | Rflags::PF)
+            (trap_frame, vcpu.reg(Gpr::Rsi), table, Rflags::ZF | Rflags::PF)
         } else {
-            let stack = trap_frame.wrapping_sub(ARGUMENT_AREA);
-            let probe = memory.read_u64(layout.user_probe_address, KERNEL)?;
+            let probe = vcpu.memory.read_u64(layout.user_probe_address, KERNEL).ok()?;
             let source = match user_rsp.wrapping_add(0x20) {
                 beyond if beyond >= probe => probe,
                 source => source,
             };
-            let destination = stack.wrapping_add(0x18);
+            let destination = below.wrapping_add(0x18);
             for argument in 1..=count {
-                let value = memory.load::<8>(source.wrapping_add(argument * 8), KERNEL)?;
-                memory.store(destination.wrapping_add(argument * 8), value, KERNEL)?;
+                let value = vcpu.memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
+                vcpu.memory.store(destination.wrapping_add(argument * 8), value, KERNEL).ok()?;
             }
             scratch = self.copy_end.wrapping_sub(count * 8);
-            (stack, source, destination, status_of_sub(self.copy_end, count * 8))
+            (below, source, destination, status_of_sub(self.copy_end, count * 8))
         };
 
-        // What the entry code writes, in blocks of neighbouring fields.
-        let at = |offset: u32| trap_frame.wrapping_add(offset.into());
-        memory.write_u64(kpcr_base.wrapping_add(kpcr::USER_RSP.into()), user_rsp, KERNEL)?;
-        memory.store(at(frame::RIP), quadwords::<5, 40>([rcx, USER_CS, r11, user_rsp, USER_SS]), KERNEL)?;
-        memory.store(at(frame::RBX), quadwords::<4, 32>([rbx, rdi, rsi, rbp]), KERNEL)?;
-        memory.store(at(frame::EXCEPTION_ACTIVE), [2], KERNEL)?;
-        memory.store(at(frame::MXCSR), mxcsr.to_le_bytes(), KERNEL)?;
-        memory.store(at(frame::DR7), [0, 0], KERNEL)?;
-        memory.store(at(frame::PREVIOUS_MODE), [1], KERNEL)?;
-        memory.store(at(frame::RAX), quadwords::<7, 56>([rax, r10, rdx, r8, r9, r10, r11]), KERNEL)?;
-        let mut image = [0; 96];
-        for (bytes, value) in image.chunks_exact_mut(16).zip(vectors) {
-            bytes.copy_from_slice(&value.to_le_bytes());
-        }
-        memory.store(at(frame::XMM0), image, KERNEL)?;
-        memory.write_u64(thread.wrapping_add(thread_at.first_argument.into()), r10, KERNEL)?;
-        let number_at = thread.wrapping_add(thread_at.system_call_number.into());
-        memory.store(number_at, (rax as u32).to_le_bytes(), KERNEL)?;
-        memory.write_u64(thread.wrapping_add(thread_at.trap_frame.into()), trap_frame, KERNEL)?;
+        // What the entry code writes. Registers first: guest memory stays borrowed meanwhile.
+        let machine_frame = [vcpu.reg(Gpr::Rcx), USER_CS, vcpu.reg(Gpr::R11), user_rsp, USER_SS];
+        let saved = [Gpr::Rbx, Gpr::Rdi, Gpr::Rsi, Gpr::Rbp].map(|register| vcpu.reg(register));
+        let r10 = vcpu.reg(Gpr::R10);
+        let volatile = [rax, r10, vcpu.reg(Gpr::Rdx), vcpu.reg(Gpr::R8), vcpu.reg(Gpr::R9), r10, vcpu.reg(Gpr::R11)];
+        let mxcsr = vcpu.mxcsr();
+        let vectors: [u128; 6] = std::array::from_fn(|index| vcpu.xmm(index));
         let stack = stack.wrapping_sub(8);
-        memory.write_u64(stack, layout.service_return, KERNEL)?;
+        vcpu.memory.write_u64(stack, layout.service_return, KERNEL).ok()?;
+        let bytes = vcpu.memory.data_mut::<FRAME>(trap_frame, KERNEL)?;
+        put_quads(bytes, frame::RIP, &machine_frame);
+        put_quads(bytes, frame::RBX, &saved);
+        put_quads(bytes, frame::RAX, &volatile);
+        put(bytes, frame::EXCEPTION_ACTIVE, [2]);
+        put(bytes, frame::PREVIOUS_MODE, [1]);
+        put(bytes, frame::MXCSR, mxcsr.to_le_bytes());
+        put(bytes, frame::DR7, [0, 0]);
+        for (offset, value) in (frame::XMM0..).step_by(16).zip(vectors) {
+            put(bytes, offset, value.to_le_bytes());
+        }
+        let thread_part = vcpu.memory.data_mut::<THREAD_PART>(thread, KERNEL)?;
+        put(thread_part, thread_at.first_argument, r10.to_le_bytes());
+        put(thread_part, thread_at.system_call_number, (rax as u32).to_le_bytes());
+        put(thread_part, thread_at.trap_frame, trap_frame.to_le_bytes());
+        let pcr = vcpu.memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?;
+        put(pcr, kpcr::USER_RSP, user_rsp.to_le_bytes());
 
         vcpu.set_gs_base(kpcr_base);
         vcpu.set_kernel_gs_base(user_gs);
@@ -170,37 +183,35 @@ impl DirectDispatch {
         let flags = Rflags::from_bits_truncate(vcpu.rflags()).difference(Rflags::STATUS);
         vcpu.set_rflags((flags | status | Rflags::IF).bits());
         vcpu.set_rip(target.wrapping_add(GATE_OFFSET));
-        Ok(true)
+        Some(())
     }
 
-    fn try_leave(&self, vcpu: &mut Vcpu<'_>) -> Result<bool, PageFault> {
+    fn try_leave(&self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         let layout = &self.layout;
         let rip = vcpu.rip();
         let behind_plain_gate = vcpu.cpl() == 0 && layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET));
-        let kernel_cs = vcpu.selector(SegmentIndex::Cs);
         let stack = vcpu.reg(Gpr::Rsp);
         let trap_frame = vcpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into());
         let kpcr_base = vcpu.gs_base();
         let memory = &mut *vcpu.memory;
-        if !behind_plain_gate || kernel_cs & 3 != 0 || memory.load::<1>(rip, KERNEL)? != [0xC3] {
-            return Ok(false);
+        if !behind_plain_gate || memory.load::<1>(rip, KERNEL).ok()? != [RET] {
+            return None;
         }
-        if memory.read_u64(stack, KERNEL)? != layout.service_return {
-            return Ok(false);
+        if memory.read_u64(stack, KERNEL).ok()? != layout.service_return {
+            return None;
         }
-        let thread = memory.read_u64(kpcr_base.wrapping_add(kpcr::CURRENT_THREAD.into()), KERNEL)?;
+        let thread = quad(memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?, kpcr::CURRENT_THREAD);
         let apc_at = thread.wrapping_add(layout.thread.user_apc_pending.into());
-        let at = |offset: u32| trap_frame.wrapping_add(offset.into());
-        let machine_frame = memory.load::<40>(at(frame::RIP), KERNEL)?;
-        let [return_rip, cs, flags, user_rsp, _] = from_quadwords::<5, 40>(machine_frame);
-        let [rbx, rdi, rsi, rbp] = from_quadwords::<4, 32>(memory.load::<32>(at(frame::RBX), KERNEL)?);
-        let mxcsr = read_u32(memory, at(frame::MXCSR))?;
-        let ordinary = cs as u8 == USER_CS as u8
-            && memory.load::<1>(apc_at, KERNEL)? == [0]
-            && mxcsr & !0xFFFF == 0
-            && is_canonical(return_rip);
-        if !ordinary {
-            return Ok(false);
+        if memory.load::<1>(apc_at, KERNEL).ok()? != [0] {
+            return None;
+        }
+        let bytes = memory.data_mut::<FRAME>(trap_frame, KERNEL)?;
+        let [return_rip, cs, flags, user_rsp] =
+            [frame::RIP, frame::SEG_CS, frame::EFLAGS, frame::RSP].map(|offset| quad(bytes, offset));
+        let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(|offset| quad(bytes, offset));
+        let mxcsr = double(bytes, frame::MXCSR);
+        if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) {
+            return None;
         }
         let saved = [Gpr::Rcx, Gpr::R11].map(|register| (register, vcpu.reg(register)));
         vcpu.set_reg(Gpr::Rcx, return_rip);
@@ -209,7 +220,7 @@ impl DirectDispatch {
             for (register, value) in saved {
                 vcpu.set_reg(register, value);
             }
-            return Ok(false);
+            return None;
         }
         let r9 = match layout.build {
             Build::Windows7 => rbp,
@@ -232,30 +243,36 @@ impl DirectDispatch {
             vcpu.set_xmm(index, 0);
         }
         vcpu.set_mxcsr(mxcsr);
-        Ok(true)
+        Some(())
     }
 }
 
-fn read_u32(memory: &mut AddressSpace, address: u64) -> Result<u32, PageFault> {
-    Ok(u32::from_le_bytes(memory.load(address, KERNEL)?))
+fn read_u32(memory: &mut AddressSpace, address: u64) -> Option<u32> {
+    memory.load(address, KERNEL).ok().map(u32::from_le_bytes)
 }
 
-/// `N` quadwords as their `B` bytes in memory.
-fn quadwords<const N: usize, const B: usize>(values: [u64; N]) -> [u8; B] {
-    let mut bytes = [0; B];
-    for (chunk, value) in bytes.chunks_exact_mut(8).zip(values) {
-        chunk.copy_from_slice(&value.to_le_bytes());
-    }
-    bytes
+/// A quadword of a structure; 0 beyond its end.
+fn quad(bytes: &[u8], offset: u32) -> u64 {
+    bytes.get(offset as usize..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// `B` bytes of memory as `N` quadwords.
-fn from_quadwords<const N: usize, const B: usize>(bytes: [u8; B]) -> [u64; N] {
-    let mut values = [0; N];
-    for (value, chunk) in values.iter_mut().zip(bytes.chunks_exact(8)) {
-        *value = chunk.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+/// A doubleword of a structure; 0 beyond its end.
+fn double(bytes: &[u8], offset: u32) -> u32 {
+    bytes.get(offset as usize..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// Writes a field of a structure, if it is inside.
+fn put<const N: usize>(bytes: &mut [u8], offset: u32, value: [u8; N]) {
+    if let Some(field) = bytes.get_mut(offset as usize..).and_then(<[u8]>::first_chunk_mut) {
+        *field = value;
     }
-    values
+}
+
+/// Writes neighbouring quadwords.
+fn put_quads(bytes: &mut [u8], offset: u32, values: &[u64]) {
+    for (offset, value) in (offset..).step_by(8).zip(values) {
+        put(bytes, offset, value.to_le_bytes());
+    }
 }
 
 /// Status flags of `minuend - subtrahend` (SDM vol. 1, 3.4.3.1).

@@ -362,6 +362,26 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// `N` bytes of plain data: present, writable, and not on a page from which code was fetched. `None` for anything
+    /// else. For callers that read and write many fields of one structure.
+    #[inline]
+    pub fn data_mut<const N: usize>(&mut self, address: u64, privilege: Privilege) -> Option<&mut [u8; N]> {
+        let plain = |state: u8| state & (Protection::WRITE.bits() | CODE) == Protection::WRITE.bits();
+        let last = address.checked_add(N as u64)?.checked_sub(1)?;
+        if privilege == Privilege::User && last >= USER_END || last / PAGE_SIZE - address / PAGE_SIZE > 1 {
+            return None;
+        }
+        if !plain(self.table.get(address)) || !plain(self.table.get(last)) {
+            return None;
+        }
+        // SAFETY: the range lies on at most two pages, both present (rights imply presence) and thus writable in the
+        // alias. The slice borrows `self`, through which all other accesses of Rust code go, and translated code does
+        // not run while Rust code holds the borrow.
+        #[expect(unsafe_code, reason = "guest memory is raw host memory")]
+        let bytes = unsafe { self.alias.bytes_mut(address, N) };
+        bytes.try_into().ok()
+    }
+
     /// Pages that held code and were written, unmapped or made non-executable since the last call. What was decoded or
     /// translated from them is stale.
     pub fn take_modified(&mut self) -> Vec<Range<u64>> {

@@ -177,6 +177,16 @@ impl Window {
         unsafe { ptr::copy(self.base.wrapping_add(from as usize), self.base.wrapping_add(to as usize), len) };
     }
 
+    /// Guest bytes as a slice.
+    ///
+    /// # Safety
+    /// The range must be mapped writable in this window, and nothing else may access it while the slice lives.
+    #[inline]
+    pub unsafe fn bytes_mut(&mut self, guest: u64, len: usize) -> &mut [u8] {
+        // SAFETY: the caller vouches for the range and for exclusive access; bytes have no alignment or validity.
+        unsafe { std::slice::from_raw_parts_mut(self.base.wrapping_add(guest as usize), len) }
+    }
+
     /// Loads a fixed number of bytes.
     ///
     /// # Safety
