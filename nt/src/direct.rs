@@ -79,25 +79,52 @@ impl DirectDispatch {
         let user_gs = vcpu.gs_base();
         let user_rsp = vcpu.reg(Gpr::Rsp);
         let rax = vcpu.reg(Gpr::Rax);
+        // The entry code has written the frame and its other notes by the time it looks at the tables; doing so first
+        // is right even if it has to do it again.
+        let machine_frame = [vcpu.reg(Gpr::Rcx), USER_CS, vcpu.reg(Gpr::R11), user_rsp, USER_SS];
+        let saved = [Gpr::Rbx, Gpr::Rdi, Gpr::Rsi, Gpr::Rbp].map(|register| vcpu.reg(register));
+        let r10 = vcpu.reg(Gpr::R10);
+        let volatile = [rax, r10, vcpu.reg(Gpr::Rdx), vcpu.reg(Gpr::R8), vcpu.reg(Gpr::R9), r10, vcpu.reg(Gpr::R11)];
+        let mxcsr = vcpu.mxcsr();
+        let vectors: [u128; 6] = std::array::from_fn(|index| vcpu.xmm(index));
         let memory = &mut *vcpu.memory;
 
         let pcr = memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?;
+        put(pcr, kpcr::USER_RSP, user_rsp.to_le_bytes());
         let rsp_base = quad(pcr, kpcr::RSP_BASE);
         let thread = quad(pcr, kpcr::CURRENT_THREAD);
         let kernel_mxcsr = double(pcr, kpcr::MXCSR);
+        let trap_frame = rsp_base.wrapping_sub(frame::LAYOUT.size.into());
+
         let thread_part = memory.data_mut::<THREAD_PART>(thread, KERNEL)?;
+        put(thread_part, thread_at.first_argument, r10.to_le_bytes());
+        put(thread_part, thread_at.system_call_number, (rax as u32).to_le_bytes());
+        put(thread_part, thread_at.trap_frame, trap_frame.to_le_bytes());
         let thread_flags = double(thread_part, thread_at.thread_flags);
         let teb = quad(thread_part, thread_at.teb);
+
+        let bytes = memory.data_mut::<FRAME>(trap_frame, KERNEL)?;
+        put_quads(bytes, frame::RIP, &machine_frame);
+        put_quads(bytes, frame::RBX, &saved);
+        put_quads(bytes, frame::RAX, &volatile);
+        put(bytes, frame::EXCEPTION_ACTIVE, [2]);
+        put(bytes, frame::PREVIOUS_MODE, [1]);
+        put(bytes, frame::MXCSR, mxcsr.to_le_bytes());
+        put(bytes, frame::DR7, [0, 0]);
+        for (offset, value) in (frame::XMM0..).step_by(16).zip(vectors) {
+            put(bytes, offset, value.to_le_bytes());
+        }
 
         // KiSystemServiceStart and KiSystemServiceRepeat.
         let table = u64::from(rax as u32 >> 7 & 0x20);
         let index = rax & 0xFFF;
         let gui = thread_flags & THREAD_FLAG_GUI != 0;
-        let descriptor = if gui { layout.descriptor_table_shadow } else { layout.descriptor_table } + table;
-        if index >= u64::from(read_u32(memory, descriptor + 0x10)?) {
+        let tables = if gui { layout.descriptor_table_shadow } else { layout.descriptor_table };
+        let descriptor = memory.load::<0x18>(tables + table, KERNEL).ok()?;
+        if index >= u64::from(double(&descriptor, 0x10)) {
             return None;
         }
-        let base = memory.read_u64(descriptor, KERNEL).ok()?;
+        let base = quad(&descriptor, 0);
         let entry = i64::from(read_u32(memory, base.wrapping_add(index * 4))? as i32);
         let target = base.wrapping_add((entry >> 4) as u64);
         let count = entry as u64 & 0xF;
@@ -111,15 +138,12 @@ impl DirectDispatch {
         if !layout.gate_stubs.contains(&target) || count > u64::from(MAX_STACK_ARGUMENTS) {
             return None;
         }
-        let [0xB8, i0, i1, i2, i3, 0x0F, 0x01, 0xC1] = memory.load::<8>(target, KERNEL).ok()? else { return None };
-        if memory.load::<1>(target.wrapping_add(GATE_OFFSET), KERNEL).ok()? != [RET] {
+        let [0xB8, i0, i1, i2, i3, 0x0F, 0x01, 0xC1, RET] = memory.load::<9>(target, KERNEL).ok()? else {
             return None;
-        }
+        };
         let id = u32::from_le_bytes([i0, i1, i2, i3]);
 
         // The arguments on the caller's stack.
-        let trap_frame = rsp_base.wrapping_sub(frame::LAYOUT.size.into());
-        let below = trap_frame.wrapping_sub(ARGUMENT_AREA);
         let (stack, new_rsi, new_rdi, status) = if count == 0 {
             (trap_frame, vcpu.reg(Gpr::Rsi), table, Rflags::ZF | Rflags::PF)
         } else {
@@ -128,6 +152,7 @@ impl DirectDispatch {
                 beyond if beyond >= probe => probe,
                 source => source,
             };
+            let below = trap_frame.wrapping_sub(ARGUMENT_AREA);
             let destination = below.wrapping_add(0x18);
             for argument in 1..=count {
                 let value = vcpu.memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
@@ -136,33 +161,8 @@ impl DirectDispatch {
             scratch = self.copy_end.wrapping_sub(count * 8);
             (below, source, destination, status_of_sub(self.copy_end, count * 8))
         };
-
-        // What the entry code writes. Registers first: guest memory stays borrowed meanwhile.
-        let machine_frame = [vcpu.reg(Gpr::Rcx), USER_CS, vcpu.reg(Gpr::R11), user_rsp, USER_SS];
-        let saved = [Gpr::Rbx, Gpr::Rdi, Gpr::Rsi, Gpr::Rbp].map(|register| vcpu.reg(register));
-        let r10 = vcpu.reg(Gpr::R10);
-        let volatile = [rax, r10, vcpu.reg(Gpr::Rdx), vcpu.reg(Gpr::R8), vcpu.reg(Gpr::R9), r10, vcpu.reg(Gpr::R11)];
-        let mxcsr = vcpu.mxcsr();
-        let vectors: [u128; 6] = std::array::from_fn(|index| vcpu.xmm(index));
         let stack = stack.wrapping_sub(8);
         vcpu.memory.write_u64(stack, layout.service_return, KERNEL).ok()?;
-        let bytes = vcpu.memory.data_mut::<FRAME>(trap_frame, KERNEL)?;
-        put_quads(bytes, frame::RIP, &machine_frame);
-        put_quads(bytes, frame::RBX, &saved);
-        put_quads(bytes, frame::RAX, &volatile);
-        put(bytes, frame::EXCEPTION_ACTIVE, [2]);
-        put(bytes, frame::PREVIOUS_MODE, [1]);
-        put(bytes, frame::MXCSR, mxcsr.to_le_bytes());
-        put(bytes, frame::DR7, [0, 0]);
-        for (offset, value) in (frame::XMM0..).step_by(16).zip(vectors) {
-            put(bytes, offset, value.to_le_bytes());
-        }
-        let thread_part = vcpu.memory.data_mut::<THREAD_PART>(thread, KERNEL)?;
-        put(thread_part, thread_at.first_argument, r10.to_le_bytes());
-        put(thread_part, thread_at.system_call_number, (rax as u32).to_le_bytes());
-        put(thread_part, thread_at.trap_frame, trap_frame.to_le_bytes());
-        let pcr = vcpu.memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?;
-        put(pcr, kpcr::USER_RSP, user_rsp.to_le_bytes());
 
         vcpu.set_gs_base(kpcr_base);
         vcpu.set_kernel_gs_base(user_gs);

@@ -21,15 +21,15 @@ struct HostMxcsr {
 impl HostMxcsr {
     /// `block` is live and not otherwise referenced.
     fn new(block: *mut VcpuBlock) -> Self {
-        let mut guest = 0u32;
-        // SAFETY: stores the control register to a local, loads it from a constant; the block is live.
-        unsafe {
-            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut guest, options(nostack));
-            (*block).cpu.mxcsr = guest;
+        // SAFETY: stores the control register to the live block, loads it from a constant.
+        let guest = unsafe {
+            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut (*block).cpu.mxcsr, options(nostack));
+            let guest = (*block).cpu.mxcsr;
             if guest & !0x3F != HOST_MXCSR {
                 std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const HOST_MXCSR, options(nostack, readonly));
             }
-        }
+            guest
+        };
         Self { block, guest }
     }
 }

@@ -21,43 +21,53 @@ pub trait Registers {
     fn state_mut(&mut self) -> &mut CpuState;
 
     /// A general-purpose register.
+    #[inline]
     fn reg(&self, register: Gpr) -> u64 {
         self.state().reg(register)
     }
     /// Sets a general-purpose register.
+    #[inline]
     fn set_reg(&mut self, register: Gpr, value: u64) {
         self.state_mut().set_reg(register, value);
     }
     /// The instruction pointer.
+    #[inline]
     fn rip(&self) -> u64 {
         self.state().rip
     }
     /// Sets the instruction pointer.
+    #[inline]
     fn set_rip(&mut self, rip: u64) {
         self.state_mut().rip = rip;
     }
     /// RFLAGS.
+    #[inline]
     fn rflags(&self) -> u64 {
         self.state().rflags
     }
     /// Sets RFLAGS; the fixed bit 1 is set in any case.
+    #[inline]
     fn set_rflags(&mut self, rflags: u64) {
         self.state_mut().rflags = rflags & 0x3F_7FD7 | Rflags::FIXED.bits();
     }
     /// XMM register `index` (0 to 15).
+    #[inline]
     fn xmm(&self, index: usize) -> u128 {
         let [low, high] = self.state().xmm[index];
         u128::from(high) << 64 | u128::from(low)
     }
     /// Sets XMM register `index` (0 to 15).
+    #[inline]
     fn set_xmm(&mut self, index: usize, value: u128) {
         self.state_mut().xmm[index] = [value as u64, (value >> 64) as u64];
     }
     /// MXCSR.
+    #[inline]
     fn mxcsr(&self) -> u32 {
         self.state().mxcsr
     }
     /// Sets MXCSR; reserved bits are dropped.
+    #[inline]
     fn set_mxcsr(&mut self, mxcsr: u32) {
         self.state_mut().mxcsr = mxcsr & 0xFFFF;
     }
@@ -70,6 +80,7 @@ pub trait Registers {
         &mut self.state_mut().x87
     }
     /// Current privilege level.
+    #[inline]
     fn cpl(&self) -> u8 {
         self.state().cpl
     }
@@ -78,18 +89,22 @@ pub trait Registers {
         self.state().segment(segment).selector
     }
     /// Active GS base (user mode: the TEB; kernel mode: the KPCR).
+    #[inline]
     fn gs_base(&self) -> u64 {
         self.state().segment(SegmentIndex::Gs).base
     }
     /// Sets the active GS base.
+    #[inline]
     fn set_gs_base(&mut self, base: u64) {
         self.state_mut().segment_mut(SegmentIndex::Gs).base = base;
     }
     /// What SWAPGS exchanges with the GS base.
+    #[inline]
     fn kernel_gs_base(&self) -> u64 {
         self.state().kernel_gs_base
     }
     /// Sets what SWAPGS exchanges with the GS base.
+    #[inline]
     fn set_kernel_gs_base(&mut self, base: u64) {
         self.state_mut().kernel_gs_base = base;
     }

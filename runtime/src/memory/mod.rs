@@ -364,7 +364,7 @@ impl AddressSpace {
 
     /// `N` bytes of plain data: present, writable, and not on a page from which code was fetched. `None` for anything
     /// else. For callers that read and write many fields of one structure.
-    #[inline]
+    #[inline(always)]
     pub fn data_mut<const N: usize>(&mut self, address: u64, privilege: Privilege) -> Option<&mut [u8; N]> {
         let plain = |state: u8| state & (Protection::WRITE.bits() | CODE) == Protection::WRITE.bits();
         let last = address.checked_add(N as u64)?.checked_sub(1)?;
@@ -559,7 +559,7 @@ impl GuestMemory for AddressSpace {
         self.code_modified
     }
 
-    #[inline]
+    #[inline(always)]
     fn load<const N: usize>(&mut self, address: u64, privilege: Privilege) -> Result<[u8; N], PageFault> {
         let state = self.table.get(address);
         let reachable = privilege == Privilege::Supervisor || address < USER_END;
@@ -572,7 +572,7 @@ impl GuestMemory for AddressSpace {
         Ok(buf)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store<const N: usize>(&mut self, address: u64, data: [u8; N], privilege: Privilege) -> Result<(), PageFault> {
         let state = self.table.get(address);
         let reachable = privilege == Privilege::Supervisor || address < USER_END;

@@ -149,7 +149,7 @@ impl Window {
     ///
     /// # Safety
     /// The range must be mapped readable in this window.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn read(&self, guest: u64, buf: &mut [u8]) {
         debug_assert!(guest.wrapping_add(HALF) < 2 * HALF);
         // SAFETY: the caller vouches for the source; the destination is a distinct Rust buffer.
@@ -160,7 +160,7 @@ impl Window {
     ///
     /// # Safety
     /// The range must be mapped writable in this window.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn write(&self, guest: u64, data: &[u8]) {
         debug_assert!(guest.wrapping_add(HALF) < 2 * HALF);
         // SAFETY: the caller vouches for the destination; the source is a distinct Rust buffer.
@@ -171,7 +171,7 @@ impl Window {
     ///
     /// # Safety
     /// The ranges must be mapped readable and writable, respectively, in this window.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn copy(&self, from: u64, to: u64, len: usize) {
         // SAFETY: the caller vouches for both ranges; `copy` allows overlap.
         unsafe { ptr::copy(self.base.wrapping_add(from as usize), self.base.wrapping_add(to as usize), len) };
@@ -181,7 +181,7 @@ impl Window {
     ///
     /// # Safety
     /// The range must be mapped writable in this window, and nothing else may access it while the slice lives.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn bytes_mut(&mut self, guest: u64, len: usize) -> &mut [u8] {
         // SAFETY: the caller vouches for the range and for exclusive access; bytes have no alignment or validity.
         unsafe { std::slice::from_raw_parts_mut(self.base.wrapping_add(guest as usize), len) }
@@ -191,7 +191,7 @@ impl Window {
     ///
     /// # Safety
     /// As for [`Window::read`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn load<const N: usize>(&self, guest: u64) -> [u8; N] {
         // SAFETY: the caller vouches for the source; a byte array has alignment 1.
         unsafe { self.base.wrapping_add(guest as usize).cast::<[u8; N]>().read() }
@@ -201,7 +201,7 @@ impl Window {
     ///
     /// # Safety
     /// As for [`Window::write`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn store<const N: usize>(&self, guest: u64, data: [u8; N]) {
         // SAFETY: the caller vouches for the destination; a byte array has alignment 1.
         unsafe { self.base.wrapping_add(guest as usize).cast::<[u8; N]>().write(data) };
@@ -264,7 +264,7 @@ impl PageTable {
     }
 
     /// State of the page that holds a guest address; 0 for addresses outside both halves.
-    #[inline]
+    #[inline(always)]
     pub fn get(&self, guest: u64) -> u8 {
         let index = (guest.wrapping_add(HALF) / PAGE_SIZE) as usize;
         if index >= Self::LENGTH {
