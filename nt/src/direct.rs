@@ -22,6 +22,8 @@ const KERNEL: Privilege = Privilege::Supervisor;
 const ARGUMENT_AREA: u64 = 0x70;
 /// Bytes of a plain stub before the instruction behind its gate: `b8 id`, `0f 01 c1`.
 const GATE_OFFSET: u64 = 8;
+/// `b8 id 0f 01 c1` as a little-endian quadword, with zeros for the id.
+const MOV_EAX_VMCALL: u64 = 0xC101_0F00_0000_00B8;
 /// Near RET.
 const RET: u8 = 0xC3;
 /// Bytes of a trap frame.
@@ -120,11 +122,11 @@ impl DirectDispatch {
         let index = rax & 0xFFF;
         let gui = thread_flags & THREAD_FLAG_GUI != 0;
         let tables = if gui { layout.descriptor_table_shadow } else { layout.descriptor_table };
-        let descriptor = memory.load::<0x18>(tables + table, KERNEL).ok()?;
-        if index >= u64::from(double(&descriptor, 0x10)) {
+        let descriptor = memory.data_mut::<0x18>(tables + table, KERNEL)?;
+        if index >= u64::from(double(descriptor, 0x10)) {
             return None;
         }
-        let base = quad(&descriptor, 0);
+        let base = quad(descriptor, 0);
         let entry = i64::from(read_u32(memory, base.wrapping_add(index * 4))? as i32);
         let target = base.wrapping_add((entry >> 4) as u64);
         let count = entry as u64 & 0xF;
@@ -138,10 +140,13 @@ impl DirectDispatch {
         if !layout.gate_stubs.contains(&target) || count > u64::from(MAX_STACK_ARGUMENTS) {
             return None;
         }
-        let [0xB8, i0, i1, i2, i3, 0x0F, 0x01, 0xC1, RET] = memory.load::<9>(target, KERNEL).ok()? else {
+        let stub = memory.read_u64(target, KERNEL).ok()?;
+        if stub & 0xFFFF_FF00_0000_00FF != MOV_EAX_VMCALL
+            || memory.load::<1>(target + GATE_OFFSET, KERNEL).ok()? != [RET]
+        {
             return None;
-        };
-        let id = u32::from_le_bytes([i0, i1, i2, i3]);
+        }
+        let id = (stub >> 8) as u32;
 
         // The arguments on the caller's stack.
         let (stack, new_rsi, new_rdi, status) = if count == 0 {
