@@ -114,7 +114,7 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetch | M::Prefetchw => {
             data_transfer::nop(ex)
         }
-        M::Prefetchwt1 | M::Reservednop => data_transfer::nop(ex),
+        M::Prefetchwt1 | M::Prefetchit0 | M::Prefetchit1 | M::Cldemote | M::Reservednop => data_transfer::nop(ex),
         M::Clflush | M::Clflushopt => data_transfer::clflush(ex),
         M::Ud0 | M::Ud1 | M::Ud2 => Err(Exception::UD),
 

@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Register};
 use lstar_arch::cpuid::Features;
-use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, PageFault, PageFaultCode, SegmentIndex, is_canonical};
+use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, SegmentIndex, is_canonical};
 
 use crate::decode::{Decoded, Place, is_high_byte, segment};
 use crate::flags::{STATUS, mask};
@@ -54,10 +54,17 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
         if self.cpu.is_64bit() { address } else { address & 0xFFFF_FFFF }
     }
 
-    /// The exception for a non-canonical memory operand: #SS(0) for stack-segment references, else #GP(0).
+    /// The exception for a non-canonical memory operand: #SS(0) for stack-segment references, else #GP(0). In 64-bit mode
+    /// overrides other than FS and GS are ignored, so that the base register alone decides.
     #[cold]
     pub fn non_canonical(&self) -> Exception {
-        if self.insn.memory_segment() == Register::SS { Exception::SS0 } else { Exception::GP0 }
+        let ignored = matches!(self.insn.segment_prefix(), Register::CS | Register::DS | Register::ES | Register::SS);
+        let stack = if ignored && self.cpu.is_64bit() {
+            matches!(self.insn.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP)
+        } else {
+            self.insn.memory_segment() == Register::SS
+        };
+        if stack { Exception::SS0 } else { Exception::GP0 }
     }
 
     /// Loads `N` bytes of the memory operand or of any linear address derived from it.
@@ -100,10 +107,23 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
         }
     }
 
-    /// Like [`Exec::load_sized`] for an instruction that will store to the same place: its #PF reports a write.
+    /// Like [`Exec::load_sized`] for an instruction that will store to the same place: its #PF reports a write, at the
+    /// first byte that cannot be written.
     #[inline]
     pub fn load_for_store(&mut self, linear: u64, size: u8) -> Result<u64, Exception> {
-        self.load_sized(linear, size).map_err(as_write)
+        self.load_sized(linear, size).map_err(|exception| self.as_write(linear, size, exception))
+    }
+
+    /// The exception of a load that was to be followed by a store to the same place.
+    #[cold]
+    fn as_write(&mut self, linear: u64, size: u8, exception: Exception) -> Exception {
+        if exception.cr2.is_none() {
+            return exception;
+        }
+        match self.mem.probe_write(linear, u64::from(size), self.cpu.privilege()) {
+            Err(fault) => fault.into(),
+            Ok(()) => exception,
+        }
     }
 
     /// Size of explicit operand `i` in bytes.
@@ -270,15 +290,5 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
         }
         self.cpu.rip = target;
         Ok(())
-    }
-}
-
-/// Marks a #PF as caused by a write.
-fn as_write(exception: Exception) -> Exception {
-    match (exception.error_code, exception.cr2) {
-        (Some(code), Some(address)) => {
-            PageFault { address, code: PageFaultCode::from_bits_retain(code) | PageFaultCode::WRITE }.into()
-        }
-        _ => exception,
     }
 }

@@ -200,6 +200,11 @@ pub(crate) fn descriptor_table<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
 
 /// Instructions that take a 16-bit value: a selector or a machine status word.
 pub(crate) fn selector_source<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+    // The privilege check goes before the memory access.
+    let privileged = !matches!(ex.decoded.mnemonic, Mnemonic::Verr | Mnemonic::Verw);
+    if privileged && ex.cpu.cpl != 0 {
+        return Err(Exception::GP0);
+    }
     let value = ex.read(0)? as u16;
     match ex.decoded.mnemonic {
         Mnemonic::Lldt => system::lldt(ex.cpu, ex.mem, value),
