@@ -120,6 +120,8 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead)
     });
     let divides = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+    // MOV to and from control and debug registers leaves the flags undefined, but not if it faults for want of privilege.
+    let refused = insn.is_privileged() && insn.rflags_undefined() != 0;
     let flag_write = if shifts_by_cl(insn) {
         FlagWrite::Perhaps
     } else {
@@ -132,7 +134,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
         flag_write,
         stores: stores || changes_system_state(insn.mnemonic()),
-        faults: memory || divides || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
+        faults: memory || divides || refused || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
     }
 }
 

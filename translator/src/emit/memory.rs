@@ -17,11 +17,20 @@ use crate::abi::{GUARD_SIZE, KERNEL_END, KERNEL_START, Mode, USER_END, VCPU_OFFS
 /// Displacements that a checked base may have, with room for the access itself.
 const DISPLACEMENT: std::ops::RangeInclusive<i64> = -(512 << 20)..=i32::MAX as i64 - 64;
 
-/// A checked host address.
+/// A checked host address: the view, a guest address, a displacement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host {
-    base: Value,
+    view: Value,
+    guest: Guest,
     offset: i32,
+}
+
+/// The variable part of a guest address.
+#[derive(Clone, Copy, Debug)]
+enum Guest {
+    None,
+    Constant(u64),
+    Value(Value),
 }
 
 /// A guest address before checks: an optional value plus a constant.
@@ -159,12 +168,11 @@ impl Emitter<'_> {
         let total = offset.checked_add(linear.displacement).filter(|total| DISPLACEMENT.contains(total));
         if total.is_some() && DISPLACEMENT.contains(&linear.displacement) {
             self.check(root);
-            let host = self.b.ins().iadd(view, base);
-            return Ok(Host { base: host, offset: linear.displacement as i32 });
+            return Ok(Host { view, guest: Guest::Value(base), offset: linear.displacement as i32 });
         }
         let folded = self.b.ins().iadd_imm_s(base, linear.displacement);
         self.check(folded);
-        Ok(Host { base: self.b.ins().iadd(view, folded), offset: 0 })
+        Ok(Host { view, guest: Guest::Value(folded), offset: 0 })
     }
 
     fn host_constant(&mut self, address: u64, size: u64) -> Result<Host, NotLifted> {
@@ -176,10 +184,9 @@ impl Emitter<'_> {
         }
         let view = self.view();
         if let Ok(offset) = i32::try_from(address as i64) {
-            return Ok(Host { base: view, offset });
+            return Ok(Host { view, guest: Guest::None, offset });
         }
-        let address = self.iconst(types::I64, address as i64);
-        Ok(Host { base: self.b.ins().iadd(view, address), offset: 0 })
+        Ok(Host { view, guest: Guest::Constant(address), offset: 0 })
     }
 
     /// The value that `value` differs from by a constant, and that constant.
@@ -278,12 +285,32 @@ impl Emitter<'_> {
     /// Loads guest memory.
     pub fn load(&mut self, ty: Type, host: Host) -> Value {
         let flags = self.guest_flags();
-        self.b.ins().load(ty, flags, host.base, Offset32::new(host.offset))
+        let base = match host.guest {
+            Guest::None => host.view,
+            Guest::Constant(address) => {
+                let address = self.iconst(types::I64, address as i64);
+                self.b.ins().iadd(host.view, address)
+            }
+            Guest::Value(guest) => self.b.ins().iadd(host.view, guest),
+        };
+        self.b.ins().load(ty, flags, base, Offset32::new(host.offset))
     }
 
     /// Stores to guest memory.
+    ///
+    /// The address is put together in another way than a load's. Cranelift drops a store of what a load from the same
+    /// address has just brought (`ADD [m], 0`), but whether a page is writable must show all the same.
     pub fn store(&mut self, value: Value, host: Host) {
+        const SHIFT: i32 = 8;
         let flags = self.guest_flags();
-        self.b.ins().store(flags, value, host.base, Offset32::new(host.offset));
+        let (base, offset) = match host.guest {
+            Guest::None => (self.b.ins().iadd_imm_s(host.view, i64::from(host.offset)), 0),
+            Guest::Constant(address) => {
+                let address = self.iconst(types::I64, address.wrapping_sub(SHIFT as u64) as i64);
+                (self.b.ins().iadd(host.view, address), host.offset + SHIFT)
+            }
+            Guest::Value(guest) => (self.b.ins().iadd(guest, host.view), host.offset),
+        };
+        self.b.ins().store(flags, value, base, Offset32::new(offset));
     }
 }

@@ -24,7 +24,14 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Clc | M::Stc | M::Cmc => carry,
         M::Lahf => lahf,
         M::Sahf => sahf,
-        M::Nop | M::Reservednop | M::Pause | M::Endbr64 | M::Endbr32 => nop,
+        M::Nop
+        | M::Reservednop
+        | M::Cldemote
+        | M::Prefetchit0
+        | M::Prefetchit1
+        | M::Pause
+        | M::Endbr64
+        | M::Endbr32 => nop,
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => nop,
         M::Mfence | M::Lfence | M::Sfence => nop,
         _ => return None,
