@@ -1,4 +1,5 @@
 //! Shared by the integration tests and the benchmarks.
 
 pub mod bare;
+pub mod differential;
 pub mod programs;

@@ -1,64 +1,181 @@
-//! Programs that once went wrong.
+//! Bugs that differential testing found, on every engine: the smallest program of each. The expectations are the host
+//! processor's results.
 
-use iced_x86::code_asm::*;
-use lstar_arch::Gpr;
-use lstar_runtime::{Engine, GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit};
+use lstar_tests::differential::Ending;
+use lstar_tests::differential::campaign::all_engines;
+use lstar_tests::differential::regression::{Case, Expect};
 
-const CODE: u64 = 0x1_4000_0000;
-const DATA: u64 = 0x1_5000_0000;
-
-struct Stop;
-
-impl ServiceGate for Stop {
-    fn service(&mut self, _: &mut Vcpu<'_>) -> GateAction {
-        GateAction::Stop
-    }
+const fn exception(vector: u8, error_code: u32, cr2: u64) -> Expect {
+    Expect::Ending(Ending::Exception { vector, error_code, cr2 })
 }
 
-/// Runs a program that ends in VMCALL on both engines and compares the general-purpose registers.
-fn agree(program: impl Fn(&mut CodeAssembler)) {
-    let results = [Engine::Interpreter, Engine::Translator].map(|engine| {
-        let mut assembler = CodeAssembler::new(64).expect("assembler");
-        program(&mut assembler);
-        let code = assembler.assemble(CODE).expect("program");
-        let config = MachineConfig { engine, hot_threshold: 3, memory_limit: 1 << 30, ..MachineConfig::default() };
-        let mut machine = Machine::new(config).expect("machine");
-        machine.memory().map(CODE, 0x1000, Protection::RX).expect("code");
-        machine.memory().map(DATA, 0x20000, Protection::RW).expect("data");
-        machine.memory().write_unchecked(CODE, &code).expect("code");
-        let mut vcpu = machine.vcpu();
-        vcpu.set_rip(CODE);
-        vcpu.set_reg(Gpr::Rsp, DATA + 0x1F000);
-        assert_eq!(machine.run(&mut Stop, 10_000_000), VmExit::Stopped, "{engine:?}");
-        Gpr::ALL.map(|register| machine.vcpu().reg(register))
-    });
-    assert_eq!(results[0], results[1]);
-}
+const STACK_FAULT: u8 = 12;
+const GENERAL_PROTECTION: u8 = 13;
+const PAGE_FAULT: u8 = 14;
+const SIMD: u8 = 19;
 
-/// A region that starts at the REP instruction inherits the loop's last checkpoint at the loop's head.
+const CASES: &[Case] = &[
+    Case {
+        name: "an ignored ES override leaves RBP a stack reference",
+        code: &[
+            0x26, 0x66, 0x0F, 0xBA, 0x6D, 0xE7, 0xBF, // bts word ptr es:[rbp-19h],0BFh
+        ],
+        gpr: &[(5, 0xFFFF_7FFF_FFFF_FFFE)],
+        expected: &[exception(STACK_FAULT, 0, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "an ignored SS override makes no stack reference",
+        code: &[
+            0x36, 0xF2, 0x4C, 0x0F, 0x38, 0xF1, 0x1E, // crc32 r11,qword ptr ss:[rsi]
+        ],
+        gpr: &[(6, 0xFFFF_7FFF_FFFF_FFFE)],
+        expected: &[exception(GENERAL_PROTECTION, 0, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "a read-modify-write across a read-only page and none faults at the first byte",
+        code: &[
+            0x44, 0x21, 0x13, // and [rbx],r10d
+        ],
+        gpr: &[(3, 0x2000_2FFE)],
+        expected: &[exception(PAGE_FAULT, 7, 0x2000_2FFE)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "the privilege check of LLDT goes before its memory access",
+        code: &[
+            0x4A, 0x0F, 0x00, 0x54, 0xAF, 0xB0, // lldt word ptr [rdi+r13*4-50h]
+        ],
+        expected: &[exception(GENERAL_PROTECTION, 0, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "the privilege check of LMSW goes before its memory access",
+        code: &[
+            0x4A, 0x0F, 0x01, 0x34, 0xAF, // lmsw word ptr [rdi+r13*4]
+        ],
+        expected: &[exception(GENERAL_PROTECTION, 0, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "CLDEMOTE is a hint",
+        code: &[
+            0x45, 0x0F, 0x1C, 0x04, 0x24, // cldemote byte ptr [r12]
+        ],
+        expected: &[Expect::Ending(Ending::Finished)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "PREFETCHIT0 is a hint",
+        code: &[
+            0x66, 0x42, 0x0F, 0x18, 0x7C, 0xED, 0x70, // prefetchit0 [rbp+r13*8+70h]
+        ],
+        expected: &[Expect::Ending(Ending::Finished)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "adding zero to a read-only page faults",
+        code: &[
+            0x66, 0x83, 0x07, 0x00, // add word ptr [rdi],0
+        ],
+        gpr: &[(7, 0x2000_2BC0)],
+        expected: &[exception(PAGE_FAULT, 7, 0x2000_2BC0), Expect::Flags(0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "storing what was just loaded to a read-only page faults",
+        code: &[
+            0x48, 0x8B, 0x03, // mov rax,[rbx]
+            0x48, 0x89, 0x03, // mov [rbx],rax
+        ],
+        gpr: &[(3, 0x2000_2000)],
+        expected: &[exception(PAGE_FAULT, 7, 0x2000_2000), Expect::Rip(0x1000_0003)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "of two stores to the same read-only place the first faults",
+        code: &[
+            0x89, 0x03, // mov [rbx],eax
+            0x89, 0x0B, // mov [rbx],ecx
+        ],
+        gpr: &[(3, 0x2000_2000)],
+        expected: &[exception(PAGE_FAULT, 7, 0x2000_2000), Expect::Rip(0x1000_0000)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "an unused load faults",
+        code: &[
+            0x48, 0x8B, 0x03, // mov rax,[rbx]
+            0x31, 0xC0, // xor eax,eax
+        ],
+        gpr: &[(3, 0x2000_4000)],
+        expected: &[exception(PAGE_FAULT, 4, 0x2000_4000), Expect::Rip(0x1000_0000)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "a CMPXCHG that writes back the same value faults on a read-only page",
+        code: &[
+            0xF0, 0x48, 0x0F, 0xB1, 0x47, 0x21, // lock cmpxchg [rdi+21h],rax
+        ],
+        gpr: &[(7, 0x2000_1FDC)],
+        expected: &[exception(PAGE_FAULT, 7, 0x2000_2000), Expect::Register(0, 0), Expect::Flags(0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "a double shift by zero of a read-only page faults",
+        code: &[
+            0x26, 0x48, 0x0F, 0xA4, 0x8E, 0x43, 0x02, 0x00, 0x00, 0x80, // shld [rsi+243h],rcx,80h
+        ],
+        gpr: &[(6, 0x2000_1FEA)],
+        expected: &[exception(PAGE_FAULT, 7, 0x2000_222D)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "flags survive a MOV to a control register that faults",
+        code: &[
+            0x78, 0x00, // js behind
+            0x41, 0x0F, 0x22, 0xC0, // mov cr0,r8
+        ],
+        rflags: 0x242,
+        expected: &[exception(GENERAL_PROTECTION, 0, 0), Expect::Flags(0x40)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "MAXSS takes denormals for zeros when MXCSR says so",
+        code: &[
+            0xF3, 0x41, 0x0F, 0x5F, 0xD4, // maxss xmm2,xmm12
+        ],
+        mxcsr: 0x3FE3,
+        xmm: &[(12, 0x24)],
+        expected: &[Expect::Vector(2, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "MINSD of a register with itself takes a denormal for zero when MXCSR says so",
+        code: &[
+            0xF2, 0x0F, 0x5D, 0xC9, // minsd xmm1,xmm1
+        ],
+        mxcsr: 0xDFFE,
+        xmm: &[(1, 0x1F_12A1)],
+        expected: &[Expect::Vector(1, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "an unmasked invalid operation raises #XM",
+        code: &[
+            0xF3, 0x0F, 0x58, 0xC1, // addss xmm0,xmm1
+        ],
+        mxcsr: 0x1F00,
+        xmm: &[(0, 0x7FA0_0000)],
+        expected: &[exception(SIMD, 0, 0), Expect::Rip(0x1000_0000)],
+        ..Case::EMPTY
+    },
+];
+
 #[test]
-fn registers_changed_behind_an_inherited_checkpoint_reach_the_block() {
-    agree(|a| {
-        let mut top = a.create_label();
-        let mut copy = a.create_label();
-        a.mov(ebx, 20).unwrap();
-        a.set_label(&mut top).unwrap();
-        a.mov(rsi, DATA).unwrap();
-        a.mov(rdi, DATA + 0x8000).unwrap();
-        a.xor(qword_ptr(rsi), rbx).unwrap();
-        a.mov(ecx, 0x4000).unwrap();
-        a.rep().movsb().unwrap();
-        a.mov(rdx, DATA).unwrap();
-        a.xor(eax, eax).unwrap();
-        a.set_label(&mut copy).unwrap();
-        a.mov(r8, qword_ptr(rdx + rax)).unwrap();
-        a.mov(qword_ptr(rdx + rax + 1), r8).unwrap();
-        a.add(rax, 16).unwrap();
-        a.cmp(rax, 0x400).unwrap();
-        a.jne(copy).unwrap();
-        a.add(rbp, qword_ptr(rdx + 0x100)).unwrap();
-        a.dec(rbx).unwrap();
-        a.jne(top).unwrap();
-        a.vmcall().unwrap();
-    });
+fn found_bugs_stay_fixed() {
+    let mut engines = all_engines().expect("engines");
+    let wrong: String = CASES.iter().map(|case| case.check(&mut engines)).collect();
+    assert!(wrong.is_empty(), "\n{wrong}");
 }

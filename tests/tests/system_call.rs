@@ -57,7 +57,7 @@ fn arguments_and_results_travel_both_ways() {
                 a.mov(ebp, 20).unwrap();
                 a.set_label(&mut top).unwrap();
                 for argument in 5..=11 {
-                    a.mov(qword_ptr(rsp + argument * 8 - 8 + 8), argument as i32).unwrap();
+                    a.mov(qword_ptr(rsp + argument * 8 - 8 + 8), argument).unwrap();
                 }
                 a.mov(ecx, 1).unwrap();
                 a.mov(edx, 2).unwrap();

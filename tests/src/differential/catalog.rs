@@ -1,0 +1,180 @@
+//! Which instruction encodings are tested, and which are not and why.
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
+
+/// Instructions that are left out, with the reason.
+pub const EXCLUDED: &[(&[Mnemonic], &str)] = {
+    use Mnemonic as M;
+    &[
+        (&[M::Rcpps, M::Rcpss, M::Rsqrtps, M::Rsqrtss], "an approximation: every processor has its own"),
+        (&[M::Maskmovdqu], "the processor decides whether bytes that are masked out fault"),
+        (
+            &[M::Cpuid, M::Rdtsc, M::Rdtscp, M::Rdpid, M::Rdrand, M::Rdseed, M::Rdpmc, M::Xgetbv, M::Rdpru],
+            "the result belongs to the machine",
+        ),
+        (
+            &[M::Syscall, M::Sysenter, M::Int, M::Int1, M::Into, M::Vmcall, M::Vmmcall, M::Vmgexit],
+            "calls the system: has tests of its own",
+        ),
+        (
+            &[
+                M::Lar,
+                M::Lsl,
+                M::Verr,
+                M::Verw,
+                M::Lfs,
+                M::Lgs,
+                M::Lss,
+                M::Sgdt,
+                M::Sidt,
+                M::Sldt,
+                M::Str,
+                M::Smsw,
+                M::Rdfsbase,
+                M::Rdgsbase,
+                M::Wrfsbase,
+                M::Wrgsbase,
+            ],
+            "descriptors and segment bases belong to the system",
+        ),
+        (
+            &[
+                M::Fxsave,
+                M::Fxsave64,
+                M::Fxrstor,
+                M::Fxrstor64,
+                M::Xsave,
+                M::Xsave64,
+                M::Xsavec,
+                M::Xsavec64,
+                M::Xsaveopt,
+                M::Xsaveopt64,
+                M::Xsaves,
+                M::Xsaves64,
+                M::Xrstor,
+                M::Xrstor64,
+                M::Xrstors,
+                M::Xrstors64,
+            ],
+            "holds x87 state, which is compared instruction by instruction elsewhere",
+        ),
+        (&[M::Invlpga, M::Monitor, M::Mwait, M::Monitorx, M::Mwaitx], "not offered by the model"),
+        (
+            &[M::Jmpe, M::Loadall, M::Storeall, M::Cl1invmb, M::Ud0, M::Ud1, M::Umov],
+            "not an instruction of these processors, or one with a length that vendors disagree about",
+        ),
+    ]
+};
+
+/// Why an encoding of a tested instruction set is left out; `None` if it is tested.
+fn exclusion(code: Code) -> Option<&'static str> {
+    use OpCodeOperandKind as K;
+    let info = code.op_code();
+    if let Some((_, reason)) = EXCLUDED.iter().find(|(mnemonics, _)| mnemonics.contains(&code.mnemonic())) {
+        return Some(reason);
+    }
+    for kind in info.op_kinds() {
+        match kind {
+            K::mm_reg | K::mm_rm | K::mm_or_mem => return Some("uses MMX registers: compared elsewhere"),
+            K::seg_reg | K::fs | K::gs | K::cs | K::ds | K::es | K::ss => {
+                return Some("selectors belong to the system");
+            }
+            K::farbr2_2 | K::farbr4_2 | K::xbegin_2 | K::xbegin_4 => return Some("far transfer"),
+            _ => {}
+        }
+    }
+    if matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    ) {
+        return Some("reserved: a NOP for Intel, undefined for AMD");
+    }
+    if matches!(code, Code::Movsxd_r16_rm16) {
+        return Some("reads 16 bits on Intel's processors, 32 on AMD's");
+    }
+    if matches!(
+        code.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::Call
+    ) && info.operand_size() == 16
+    {
+        return Some("AMD's processors truncate RIP, Intel's ignore the prefix");
+    }
+    if matches!(code, Code::Bswap_r16) {
+        return Some("undefined result");
+    }
+    // Flow of control is part of the program's shape, not of its instructions.
+    let plain =
+        matches!(info.code().mnemonic(), Mnemonic::Int3 | Mnemonic::Ud2) || code.flow_control() == FlowControl::Next;
+    (!plain).then_some("made by the program generator, or a far transfer")
+}
+
+/// Whether the host has a feature; where the host is no x86-64 it does not take part, and any will do.
+macro_rules! on_host {
+    ($name:tt) => {{
+        #[cfg(target_arch = "x86_64")]
+        let present = std::arch::is_x86_feature_detected!($name);
+        #[cfg(not(target_arch = "x86_64"))]
+        let present = true;
+        present
+    }};
+}
+
+/// Whether the model, and the host if it takes part, has this instruction set.
+fn is_offered(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    match feature {
+        F::INTEL8086
+        | F::INTEL8086_ONLY
+        | F::INTEL186
+        | F::INTEL286
+        | F::INTEL386
+        | F::INTEL486
+        | F::X64
+        | F::CMOV
+        | F::CX8
+        | F::SSE
+        | F::SSE2
+        | F::MULTIBYTENOP
+        | F::PAUSE
+        | F::PREFETCHW
+        | F::CLFSH
+        | F::SMM
+        | F::MSR => true,
+        F::SSE3 => on_host!("sse3"),
+        F::SSSE3 => on_host!("ssse3"),
+        F::SSE4_1 => on_host!("sse4.1"),
+        F::SSE4_2 => on_host!("sse4.2"),
+        F::POPCNT => on_host!("popcnt"),
+        F::LZCNT => on_host!("lzcnt"),
+        F::BMI1 => on_host!("bmi1"),
+        F::BMI2 => on_host!("bmi2"),
+        F::ADX => on_host!("adx"),
+        F::MOVBE => on_host!("movbe"),
+        F::CMPXCHG16B => on_host!("cmpxchg16b"),
+        F::AES => on_host!("aes"),
+        F::PCLMULQDQ => on_host!("pclmulqdq"),
+        F::SHA => on_host!("sha"),
+        _ => false,
+    }
+}
+
+/// All tested encodings.
+#[must_use]
+pub fn encodings() -> Vec<Code> {
+    candidates().filter(|code| exclusion(*code).is_none()).collect()
+}
+
+/// Encodings of the same instruction sets that are not tested, with the reason.
+pub fn excluded() -> impl Iterator<Item = (Code, &'static str)> {
+    candidates().filter_map(|code| exclusion(code).map(|reason| (code, reason)))
+}
+
+fn candidates() -> impl Iterator<Item = Code> {
+    Code::values().filter(|code| {
+        let info = code.op_code();
+        info.mode64()
+            && info.is_instruction()
+            && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+            && code.cpuid_features().iter().all(|feature| is_offered(*feature))
+    })
+}

@@ -1,0 +1,43 @@
+//! A short campaign: seeded, so that it is the same every time. The `campaign` command does the long ones.
+
+use lstar_tests::differential::campaign::{Settings, all_engines, run};
+use lstar_tests::differential::catalog;
+
+fn compare(settings: &Settings) {
+    let mut engines = all_engines().expect("engines");
+    let report = run(&mut engines, settings, &mut |_| {});
+    let reports: Vec<_> = report.mismatches.iter().map(|mismatch| mismatch.report.as_str()).collect();
+    assert!(reports.is_empty(), "seed {}: {} mismatches\n{}", settings.seed, reports.len(), reports.join("\n"));
+    assert_eq!(report.endless_runs, 0, "generated programs end");
+    assert!(report.cases >= settings.cases, "only {} cases", report.cases);
+}
+
+/// Every encoding, a few states each, and longer programs between.
+#[test]
+fn engines_agree() {
+    compare(&Settings { seed: 2026, cases: 500_000, states: [32, 32], ..Settings::default() });
+}
+
+/// What a campaign runs is decided by its seed.
+#[test]
+fn campaigns_are_reproducible() {
+    let settings = Settings { seed: 7, cases: 3_000, states: [8, 8], ..Settings::default() };
+    let mut reports = [(); 2].map(|()| {
+        let kind = lstar_tests::differential::campaign::EngineKind::Interpreter;
+        let mut engines = vec![lstar_tests::differential::campaign::make_engine(kind).expect("interpreter")];
+        let report = run(&mut engines, &settings, &mut |_| {});
+        (report.cases, report.runs, report.exceptions, format!("{:?}", report.coverage.keys()))
+    });
+    let [first, second] = &mut reports;
+    assert_eq!(first, second);
+}
+
+/// Each encoding of the tested instruction sets is either tested or excluded for a reason.
+#[test]
+fn exclusions_have_reasons() {
+    let tested = catalog::encodings();
+    assert!(tested.len() > 500, "{} encodings", tested.len());
+    for (code, reason) in catalog::excluded() {
+        assert!(!tested.contains(&code) && !reason.is_empty(), "{code:?}");
+    }
+}
