@@ -162,6 +162,30 @@ const CASES: &[Case] = &[
         ..Case::EMPTY
     },
     Case {
+        name: "an exception that LDMXCSR unmasks is raised in code that follows elsewhere",
+        code: &[
+            0x0F, 0xAE, 0x13, // ldmxcsr [rbx]
+            0x48, 0x8D, 0x05, 0x03, 0x00, 0x00, 0x00, // lea rax,[behind]
+            0xFF, 0xE0, // jmp rax
+            0xCC, // int3
+            0xF3, 0x0F, 0x58, 0xC1, // behind: addss xmm0,xmm1
+        ],
+        gpr: &[(3, 0x2000_0800)],
+        xmm: &[(0, 0x7FA0_0000)],
+        patches: &[(0x2000_0800, 0x1F00)],
+        expected: &[exception(SIMD, 0, 0), Expect::Rip(0x1000_000D)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "a jump to the last address of all faults there",
+        code: &[
+            0xFF, 0xE1, // jmp rcx
+        ],
+        gpr: &[(1, u64::MAX)],
+        expected: &[Expect::Rip(u64::MAX)],
+        ..Case::EMPTY
+    },
+    Case {
         name: "an unmasked invalid operation raises #XM",
         code: &[
             0xF3, 0x0F, 0x58, 0xC1, // addss xmm0,xmm1

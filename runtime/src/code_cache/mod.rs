@@ -60,7 +60,8 @@ impl CodeCache {
     /// Host code of the region that starts at `rip`. Found ones enter the target table.
     pub fn lookup(&mut self, rip: u64, mode: Mode) -> Option<u64> {
         let table = &mut self.tables[mode as usize];
-        if let Some(code) = table.get(rip) {
+        // The table's empty entries match the last address of all, and hold no code.
+        if let Some(code) = table.get(rip).filter(|&code| code != 0) {
             return Some(code);
         }
         let &index = self.by_entry.get(&(rip, mode))?;

@@ -9,6 +9,8 @@ use crate::emit::{Emitter, Lifted, NotLifted};
 
 /// MXCSR bits that may be set.
 const MXCSR_MASK: i64 = 0xFFFF;
+/// Masks of the exceptions (IM, DM, ZM, OM, UM, PM).
+const EXCEPTION_MASKS: i64 = 0x1F80;
 
 /// Lifters of this chapter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
@@ -36,8 +38,10 @@ fn ldmxcsr(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     only_without_arithmetic(e)?;
     let host = e.address(insn)?;
     let value = e.load(types::I32, host);
-    let reserved = e.b.ins().band_imm_u(value, !MXCSR_MASK & 0xFFFF_FFFF);
-    e.trap_if(reserved);
+    // Reserved bits fault, and with an exception unmasked translated code must not go on: the interpreter decides.
+    let masked = e.b.ins().bxor_imm_u(value, EXCEPTION_MASKS);
+    let refused = e.b.ins().band_imm_u(masked, !MXCSR_MASK & 0xFFFF_FFFF | EXCEPTION_MASKS);
+    e.trap_if(refused);
     let value = e.b.ins().uextend(types::I64, value);
     e.call_helper(Helper::LoadMxcsr, &[value]);
     Ok(())
