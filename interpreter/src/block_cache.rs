@@ -28,10 +28,16 @@ pub(crate) struct Key(u64);
 impl Key {
     /// Belongs to no block.
     const EMPTY: Self = Self(u64::MAX);
+    /// Any RIP that is not canonical: never found, and cannot be decoded.
+    const NOT_CANONICAL: Self = Self(u64::MAX - 1);
 
     /// The key of the code at RIP.
     #[inline]
     pub fn of(cpu: &CpuState) -> Self {
+        // SYSRET of an AMD processor can load such a RIP; its upper bits must not be taken for the mode.
+        if !is_canonical(cpu.rip) {
+            return Self::NOT_CANONICAL;
+        }
         let cs = cpu.segment(SegmentIndex::Cs);
         let mode = u64::from(cs.attributes >> 13 & 3) << 1 | u64::from(cpu.cpl == 3);
         Self(cpu.rip & ((1 << 56) - 1) | mode << 56)
@@ -209,6 +215,9 @@ fn decode_block<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<(Box<[Dec
             break;
         }
         let decoded = Decoded::new(instruction, mode.bitness == 64);
+        if decoded.starts_block() && !instructions.is_empty() {
+            break;
+        }
         let last = decoded.ends_block();
         instructions.push(decoded);
         if last {

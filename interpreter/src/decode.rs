@@ -48,6 +48,10 @@ pub(crate) enum After {
     ServiceGate,
     /// HLT.
     Halt,
+    /// SYSCALL.
+    SystemCall,
+    /// SYSRET.
+    SystemReturn,
 }
 
 /// A decoded instruction.
@@ -163,6 +167,11 @@ impl Decoded {
         (self.segment != NONE).then_some(usize::from(self.segment))
     }
 
+    /// Whether the instruction must be the first one of its block: it reads the time-stamp counter, which is exact there.
+    pub fn starts_block(&self) -> bool {
+        matches!(self.mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdmsr)
+    }
+
     /// Whether the instruction must be the last one of its block.
     pub fn ends_block(&self) -> bool {
         use Mnemonic as M;
@@ -225,6 +234,8 @@ fn after(insn: &Instruction) -> After {
         M::Int => After::Interrupt,
         M::Vmcall => After::ServiceGate,
         M::Hlt => After::Halt,
+        M::Syscall => After::SystemCall,
+        M::Sysret | M::Sysretq => After::SystemReturn,
         M::Cmp | M::Test | M::Bt | M::Nop | M::Jmp => After::Continue,
         _ if insn.is_stack_instruction() || insn.is_string_instruction() || writes_memory_operand(insn) => {
             After::Stored

@@ -10,13 +10,14 @@ use crate::block_cache::{BlockCache, decode_one};
 use crate::decode::{After, Decoded};
 use crate::dispatch::{UNIMPLEMENTED, execute};
 use crate::exec::Exec;
-use crate::{Outcome, RunOptions, Unimplemented, watch};
+use crate::{Counters, Outcome, RunOptions, TSC_PER_INSTRUCTION, Unimplemented, watch};
 
 /// Executes guest code instruction by instruction, from a cache of decoded blocks.
 #[derive(Debug)]
 pub struct Interpreter {
     cache: BlockCache,
     unimplemented: UnimplementedLog,
+    counters: Counters,
 }
 
 impl Default for Interpreter {
@@ -29,7 +30,7 @@ impl Interpreter {
     /// An interpreter that has seen no code yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { cache: BlockCache::new(), unimplemented: UnimplementedLog::default() }
+        Self { cache: BlockCache::new(), unimplemented: UnimplementedLog::default(), counters: Counters::default() }
     }
 
     /// Executes exactly one instruction (of a long repeated string instruction: some iterations). It is decoded anew,
@@ -46,6 +47,8 @@ impl Interpreter {
     /// Executes until `budget` instructions are used up or something happens. `budget` goes down by the number of
     /// instructions that retired; one that faults is not counted. When code has been modified since the last
     /// invalidation, returns [`Outcome::CodeModified`] at once. See [`Outcome`] and [`RunOptions`].
+    ///
+    /// `cpu.tsc` must be what the first instruction would read, and advances with each block.
     pub fn run<M: GuestMemory>(
         &mut self,
         cpu: &mut CpuState,
@@ -61,6 +64,7 @@ impl Interpreter {
             if needs_care(cpu) {
                 let (outcome, retired) = self.step_in_full(cpu, mem);
                 *budget -= i64::from(retired);
+                cpu.tsc = cpu.tsc.wrapping_add(u64::from(retired) * TSC_PER_INSTRUCTION);
                 match outcome {
                     Outcome::Retired => continue,
                     Outcome::Call | Outcome::Return if !options.stop_at_calls && !mem.code_modified() => continue,
@@ -87,6 +91,7 @@ impl Interpreter {
             let length = block.instructions.len().min(usize::try_from(*budget).unwrap_or(usize::MAX));
             let mut done = 0;
             let mut after = After::Continue;
+            let cpl = cpu.cpl;
             for decoded in &block.instructions[..length] {
                 cpu.rip = decoded.insn.next_ip();
                 if let Err(exception) = execute(&mut Exec::new(cpu, mem, decoded)) {
@@ -97,14 +102,21 @@ impl Interpreter {
                 if decoded.after != After::Continue {
                     if mem.code_modified() && !is_event(decoded.after, options) {
                         *budget -= done;
+                        self.counters.count(decoded.after, cpl, cpu.cpl);
                         return Outcome::CodeModified;
                     }
                     after = decoded.after;
                 }
             }
             *budget -= done;
+            cpu.tsc = cpu.tsc.wrapping_add(done as u64 * TSC_PER_INSTRUCTION);
+            self.counters.count(after, cpl, cpu.cpl);
             match after {
-                After::Continue | After::Stored => {}
+                After::Continue | After::Stored | After::SystemCall => {}
+                After::SystemReturn if cpu.rflags & Rflags::TF.bits() != 0 => {
+                    return Outcome::Exception(Exception::db(dr::DR6_BS));
+                }
+                After::SystemReturn => {}
                 After::Call if options.stop_at_calls => return Outcome::Call,
                 After::Return if options.stop_at_calls => return Outcome::Return,
                 After::Call | After::Return => {}
@@ -131,6 +143,11 @@ impl Interpreter {
         std::mem::take(&mut self.unimplemented.met)
     }
 
+    /// What was counted since the last call.
+    pub fn take_counters(&mut self) -> Counters {
+        std::mem::take(&mut self.counters)
+    }
+
     /// One instruction with everything that can happen around it: interrupt shadow, RF, single step, breakpoints,
     /// alignment check. Also says whether it retired.
     fn step_in_full<M: GuestMemory>(&mut self, cpu: &mut CpuState, mem: &mut M) -> (Outcome, bool) {
@@ -152,10 +169,12 @@ impl Interpreter {
         let flags_before = cpu.rflags;
         let mut dr6 = watch::data_breakpoints(cpu, &decoded);
         let start = cpu.rip;
+        let cpl = cpu.cpl;
         cpu.rip = decoded.insn.next_ip();
         if let Err(exception) = execute(&mut Exec::new(cpu, mem, &decoded)) {
             return (self.unimplemented.exception(cpu, &decoded, exception), false);
         }
+        self.counters.count(decoded.after, cpl, cpu.cpl);
         let repeating = cpu.rip == start && decoded.insn.is_string_instruction();
         if flags_before & rf != 0 && !repeating && !watch::loads_rf(&decoded) {
             cpu.rflags &= !rf;
@@ -166,7 +185,7 @@ impl Interpreter {
             After::Halt => return (Outcome::Halt, true),
             _ => {}
         }
-        if flags_before & Rflags::TF.bits() != 0 && watch::traps_after(&decoded, cpu) {
+        if watch::traps_after(&decoded, flags_before, cpu) {
             dr6 |= dr::DR6_BS;
         }
         let outcome = match decoded.after {
@@ -177,6 +196,15 @@ impl Interpreter {
             _ => Outcome::Retired,
         };
         (outcome, true)
+    }
+}
+
+impl Counters {
+    /// Takes note of a retired instruction that may have changed the privilege level; only the last one of a block can.
+    #[inline]
+    fn count(&mut self, after: After, before: u8, now: u8) {
+        self.syscalls += u64::from(after == After::SystemCall);
+        self.privilege_switches += u64::from(before != now);
     }
 }
 
@@ -198,7 +226,7 @@ fn is_event(after: After, options: RunOptions) -> bool {
     match after {
         After::Interrupt | After::ServiceGate | After::Halt => true,
         After::Call | After::Return => options.stop_at_calls,
-        After::Continue | After::Stored => false,
+        After::Continue | After::Stored | After::SystemCall | After::SystemReturn => false,
     }
 }
 

@@ -27,6 +27,9 @@ mod x87;
 pub use engine::Interpreter;
 use lstar_arch::Exception;
 
+/// Ticks of the time-stamp counter for each instruction retired.
+pub const TSC_PER_INSTRUCTION: u64 = 1;
+
 /// How a [`Interpreter::step`] or [`Interpreter::run`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -58,6 +61,15 @@ pub struct RunOptions {
     pub hot_threshold: u32,
     /// Return after each near CALL and near RET, so that the caller can keep track of nesting.
     pub stop_at_calls: bool,
+}
+
+/// What happened inside [`Interpreter::run`] and [`Interpreter::step`] that their outcome does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// SYSCALL instructions retired.
+    pub syscalls: u64,
+    /// Retired instructions that changed the privilege level.
+    pub privilege_switches: u64,
 }
 
 /// An instruction that had no implementation and raised #UD for that reason.

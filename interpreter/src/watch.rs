@@ -88,13 +88,15 @@ pub(crate) fn loads_rf(decoded: &Decoded) -> bool {
     )
 }
 
-/// Whether a single-step trap follows, given that TF was set before: INT n hands over to a handler that runs without TF,
-/// and SYSCALL takes the trap only when FMASK leaves TF set.
-pub(crate) fn traps_after(decoded: &Decoded, cpu: &CpuState) -> bool {
+/// Whether a single-step trap follows, given RFLAGS from before: INT n hands over to a handler that runs without TF,
+/// SYSCALL takes the trap only when FMASK leaves TF set, and SYSRET takes it at once when it sets TF itself.
+pub(crate) fn traps_after(decoded: &Decoded, flags_before: u64, cpu: &CpuState) -> bool {
+    let tf = Rflags::TF.bits();
     match decoded.mnemonic {
         Mnemonic::Int => false,
-        Mnemonic::Syscall => cpu.rflags & Rflags::TF.bits() != 0,
-        _ => cpu.interrupt_shadow == 0,
+        Mnemonic::Syscall => flags_before & cpu.rflags & tf != 0,
+        Mnemonic::Sysret | Mnemonic::Sysretq => cpu.rflags & tf != 0,
+        _ => flags_before & tf != 0 && cpu.interrupt_shadow == 0,
     }
 }
 

@@ -215,7 +215,8 @@ impl DirectDispatch {
             [frame::RIP, frame::SEG_CS, frame::EFLAGS, frame::RSP].map(|offset| quad(bytes, offset));
         let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(|offset| quad(bytes, offset));
         let mxcsr = double(bytes, frame::MXCSR);
-        if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) {
+        let traps = flags & Rflags::TF.bits() != 0;
+        if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) || traps {
             return None;
         }
         let saved = [Gpr::Rcx, Gpr::R11].map(|register| (register, vcpu.reg(register)));

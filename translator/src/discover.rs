@@ -169,7 +169,10 @@ fn flow(insn: &Instruction, mode: Mode) -> Flow {
             Code::Sysretd => Flow::Helper(Helper::Sysret, [rip, 4]),
             _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
         },
-        FlowControl::Call if insn.code() == Code::Syscall => Flow::Helper(Helper::Syscall, [insn.next_ip(), 0]),
+        // The helper takes the instruction for two bytes long; with a prefix it is the interpreter's.
+        FlowControl::Call if insn.code() == Code::Syscall && insn.len() == 2 => {
+            Flow::Helper(Helper::Syscall, [insn.next_ip(), 0])
+        }
         FlowControl::Next if !lift::system::leaves(insn, mode) => Flow::Next,
         FlowControl::Call if insn.code() == Code::Vmcall && mode == Mode::Kernel => Flow::Next,
         _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),

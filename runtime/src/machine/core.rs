@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use lstar_arch::control::{cr0, dr};
 use lstar_arch::delivery::{self, Event};
-use lstar_arch::{CpuState, GuestMemory, Privilege, Rflags, system};
-use lstar_interpreter::{Interpreter, Outcome, RunOptions};
+use lstar_arch::{CpuState, Exception, GuestMemory, Privilege, Rflags, system};
+use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::{CodeSource, Translator, TranslatorConfig, flags};
 
@@ -31,9 +31,6 @@ use crate::vcpu::Vcpu;
 const STACK_RESERVE: u64 = 256 << 10;
 /// MXCSR's exception masks.
 const MXCSR_MASKS: u32 = 0x1F80;
-
-/// Guest ticks of the time-stamp counter for each instruction retired.
-const TSC_PER_INSTRUCTION: u64 = 1;
 
 /// How the guest goes on after a helper's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,17 +182,20 @@ impl Core {
     }
 
     /// Whether only the interpreter, instruction by instruction, gives the right behaviour: single-stepping, hardware
-    /// or debugger breakpoints, alignment checks.
+    /// or debugger breakpoints, alignment checks, RF, which the next instruction clears.
     fn must_step(&self) -> bool {
         let cpu = self.cpu();
         let alignment = cpu.rflags & Rflags::AC.bits() != 0 && cpu.cpl == 3 && cpu.cr0 & cr0::AM != 0;
-        cpu.rflags & Rflags::TF.bits() != 0 || cpu.dr[7] & 0xFF != 0 || alignment || !self.breakpoints.is_empty()
+        let care = (Rflags::TF | Rflags::RF).bits();
+        cpu.rflags & care != 0 || cpu.dr[7] & 0xFF != 0 || alignment || !self.breakpoints.is_empty()
     }
 
     /// Whether translated code cannot go on after a helper.
     pub fn must_redispatch(&self) -> bool {
-        // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's.
-        self.must_step() || !self.cpu().is_64bit() || self.cpu().mxcsr & MXCSR_MASKS != MXCSR_MASKS
+        let cpu = self.cpu();
+        // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's. So are CPL 1 and 2,
+        // where instructions fault that kernel-mode regions execute without a check.
+        self.must_step() || !cpu.is_64bit() || matches!(cpu.cpl, 1 | 2) || cpu.mxcsr & MXCSR_MASKS != MXCSR_MASKS
     }
 
     /// Brings the view in line with the privilege, and says which host code continues at RIP.
@@ -232,13 +232,20 @@ impl Core {
         let tsc = self.read_tsc();
         let (block, memory, interpreter) = self.parts();
         block.cpu.tsc = tsc;
-        let cpl = block.cpu.cpl;
         let outcome = interpreter.step(&mut block.cpu, memory);
         self.statistics.interpreted += 1;
-        self.count_switch(cpl);
+        self.count_interpreted();
         outcome
     }
 
+    /// Takes over what the interpreter has counted.
+    fn count_interpreted(&mut self) {
+        let counters = self.interpreter.take_counters();
+        self.statistics.syscalls += counters.syscalls;
+        self.statistics.privilege_switches += counters.privilege_switches;
+    }
+
+    /// Counts a change of privilege from `cpl` that the interpreter has not seen.
     fn count_switch(&mut self, cpl: u8) {
         if self.cpu().cpl != cpl {
             self.statistics.privilege_switches += 1;
@@ -250,10 +257,11 @@ impl Core {
         let rip = next.wrapping_sub(2);
         let cpu = self.cpu_mut();
         cpu.rip = next;
+        let cpl = cpu.cpl;
         match system::syscall(cpu) {
             Ok(()) => {
                 self.statistics.syscalls += 1;
-                self.statistics.privilege_switches += 1;
+                self.count_switch(cpl);
                 self.direct_dispatch()
             }
             Err(exception) => {
@@ -272,6 +280,9 @@ impl Core {
         match system::sysret(cpu, size) {
             Ok(()) => {
                 self.statistics.privilege_switches += 1;
+                if self.cpu().rflags & Rflags::TF.bits() != 0 {
+                    return self.deliver(Event::Exception(Exception::db(dr::DR6_BS)));
+                }
                 After::Redirect
             }
             Err(exception) => {
@@ -567,18 +578,20 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     let threshold =
         if translated && !this.untranslatable.contains(&key) { this.config.hot_threshold } else { u32::MAX };
     let options = RunOptions { hot_threshold: threshold, stop_at_calls: nested };
-    let tsc = this.read_tsc();
+    let leashed = threshold == u32::MAX && this.translator.is_some();
+    // As in translated code, an instruction that reads the counter is counted itself.
+    let tsc = this.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
     let (block, memory, interpreter) = this.parts();
     block.cpu.tsc = tsc;
-    let (before, cpl) = (block.budget, block.cpu.cpl);
-    // An untranslatable block gets a short leash, so that what follows it can be translated again.
-    let mut budget = if threshold == u32::MAX && translated { before.min(256) } else { before };
+    let before = block.budget;
+    // What cannot be translated gets a short leash, so that what follows it can be.
+    let mut budget = if leashed { before.min(256) } else { before };
     let leash = budget;
     let outcome = interpreter.run(&mut block.cpu, memory, &mut budget, options);
     let used = leash - budget;
     block.budget -= used;
     this.statistics.interpreted += used as u64;
-    this.count_switch(cpl);
+    this.count_interpreted();
     match outcome {
         Outcome::Hot => {
             let (rip, mode) = (this.cpu().rip, this.mode());

@@ -39,7 +39,8 @@ pub(crate) fn leaves(insn: &Instruction, mode: Mode) -> bool {
 /// The `Check` helper other than the interpreter that carries out `insn`, and its argument.
 pub(crate) fn helper(insn: &Instruction, mode: Mode) -> Option<(Helper, u64)> {
     match insn.mnemonic() {
-        Mnemonic::Vmcall if mode == Mode::Kernel => Some((Helper::ServiceGate, insn.next_ip())),
+        // The helper takes the instruction for three bytes long; with a prefix it is the interpreter's.
+        Mnemonic::Vmcall if mode == Mode::Kernel && insn.len() == 3 => Some((Helper::ServiceGate, insn.next_ip())),
         _ => None,
     }
 }
