@@ -52,6 +52,8 @@ pub(crate) struct BlockFacts {
     pub flags_stored_after: Vec<bool>,
     /// Number of edges into it; the region's entry counts as one.
     pub predecessors: u32,
+    /// An edge into it closes a loop.
+    pub loop_head: bool,
 }
 
 /// Registers that differ from the block behind a run of instructions, given those before it, as far as the checkpoints
@@ -97,7 +99,13 @@ fn flags_before(insn: &Insn, after: LiveFlags) -> LiveFlags {
     before
 }
 
-/// Whether something at the block's end stores all dirty registers.
+/// Whether the edge from block `from` to block `to` enters a loop. Registers are stored on it, once, so that those the
+/// loop does not change are clean inside.
+pub(crate) fn enters_loop(facts: &[BlockFacts], from: usize, to: usize) -> bool {
+    facts[to].loop_head && from < to
+}
+
+/// Whether something at the block's end stores all dirty registers, and flags.
 fn flushes_at_end(end: &Terminator, index: usize) -> bool {
     match end {
         Terminator::Fall(_) | Terminator::Jump(_) | Terminator::Branch(..) => end.successors().any(|successor| {
@@ -114,9 +122,10 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     for (facts, source) in facts.iter_mut().zip(crate::recover::analyse(region)) {
         facts.flag_source = source;
     }
-    for block in &region.blocks {
+    for (index, block) in region.blocks.iter().enumerate() {
         for next in block.end.blocks() {
             facts[next].predecessors += 1;
+            facts[next].loop_head |= next <= index;
         }
     }
 
@@ -130,7 +139,8 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
                 if facts[next].predecessors == 1 && index < next {
                     changed |= end.checkpoint != std::mem::replace(&mut facts[next].checkpoint_in, end.checkpoint);
                 }
-                let joined = facts[next].dirty_in | end.registers;
+                let handed_on = if enters_loop(&facts, index, next) { 0 } else { end.registers };
+                let joined = facts[next].dirty_in | handed_on;
                 changed |= joined != std::mem::replace(&mut facts[next].dirty_in, joined);
             }
         }
@@ -160,6 +170,9 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
             if flushes_at_end(&block.end, index) {
                 live |= dirty;
                 flags = flags.union(LiveFlags::IN_MEMORY);
+            }
+            if block.end.blocks().any(|next| enters_loop(&facts, index, next)) {
+                live |= dirty;
             }
             let count = block.insns.len();
             let (mut live_after, mut flags_after) = (vec![0; count], vec![0; count]);

@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 use crate::abi::{Helper, VCPU_OFFSET, VcpuBlock};
 use crate::discover::{Lowering, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FLAG_COUNT, FlagSet, FlagWrite, RegSet};
-use crate::liveness::BlockFacts;
+use crate::liveness::{BlockFacts, enters_loop};
 use crate::recover::describe;
 use crate::{LinkTable, SiteFlags};
 
@@ -394,6 +394,10 @@ impl<'a> Emitter<'a> {
             if let Successor::Block(index) = *successor
                 && self.facts[index].predecessors > 1
             {
+                if enters_loop(self.facts, self.index, index) && self.local.dirty != 0 {
+                    self.store_registers();
+                    self.local.checkpoint = None;
+                }
                 self.hand_over_flags(self.facts[index].flags_in, self.facts[index].flag_source);
             }
         }
