@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl};
 use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Privilege, SegmentIndex, Vendor, is_canonical};
 
 use crate::decode::Decoded;
@@ -61,6 +61,10 @@ pub(crate) struct Block {
     pub visits: u32,
     /// Slot of the block that followed last time.
     pub successor: u32,
+    /// Whether it ends in a near jump to a computed target.
+    pub jumps_indirectly: bool,
+    /// Where that jump went, with how often: the first few targets only.
+    targets: Vec<(u64, u32)>,
 }
 
 /// All decoded blocks.
@@ -73,6 +77,20 @@ pub(crate) struct BlockCache {
     direct: Box<[u32]>,
     /// CS base that compatibility-mode blocks were decoded with.
     code_base: u64,
+}
+
+impl Block {
+    /// Most targets remembered of one jump.
+    const TARGETS: usize = 16;
+
+    /// Takes note of where the block's indirect jump went.
+    pub fn note_target(&mut self, rip: u64) {
+        if let Some((_, count)) = self.targets.iter_mut().find(|(target, _)| *target == rip) {
+            *count = count.saturating_add(1);
+        } else if self.targets.len() < Self::TARGETS {
+            self.targets.push((rip, 1));
+        }
+    }
 }
 
 impl BlockCache {
@@ -128,7 +146,9 @@ impl BlockCache {
     }
 
     fn insert(&mut self, key: Key, (instructions, span): (Box<[Decoded]>, Span)) -> u32 {
-        let block = Block { key, span, instructions, visits: 0, successor: 0 };
+        let jumps_indirectly =
+            instructions.last().is_some_and(|last| last.insn.flow_control() == FlowControl::IndirectBranch);
+        let block = Block { key, span, instructions, visits: 0, successor: 0, jumps_indirectly, targets: Vec::new() };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = block;
@@ -147,6 +167,22 @@ impl BlockCache {
     }
 
     /// Drops the blocks that overlap `start..end` (linear addresses).
+    /// Where the indirect jump at linear address `jump` has gone, most frequent first.
+    pub fn indirect_targets(&self, jump: u64) -> Vec<u64> {
+        let ends_there = |block: &&Block| {
+            block.jumps_indirectly && block.instructions.last().is_some_and(|last| last.insn.ip() == jump)
+        };
+        let mut counted: Vec<(u64, u32)> = Vec::new();
+        for &(target, count) in self.slots.iter().filter(ends_there).flat_map(|block| &block.targets) {
+            match counted.iter_mut().find(|(known, _)| *known == target) {
+                Some((_, total)) => *total = total.saturating_add(count),
+                None => counted.push((target, count)),
+            }
+        }
+        counted.sort_by_key(|&(target, count)| (std::cmp::Reverse(count), target));
+        counted.into_iter().map(|(target, _)| target).collect()
+    }
+
     pub fn invalidate(&mut self, start: u64, end: u64) {
         if end <= start {
             return;

@@ -111,6 +111,9 @@ impl Interpreter {
             *budget -= done;
             cpu.tsc = cpu.tsc.wrapping_add(done as u64 * TSC_PER_INSTRUCTION);
             self.counters.count(after, cpl, cpu.cpl);
+            if block.jumps_indirectly {
+                block.note_target(cpu.rip);
+            }
             match after {
                 After::Continue | After::Stored | After::SystemCall => {}
                 After::SystemReturn if cpu.rflags & Rflags::TF.bits() != 0 => {
@@ -126,6 +129,13 @@ impl Interpreter {
             }
         }
         Outcome::Retired
+    }
+
+    /// Where [`Interpreter::run`] has seen the near indirect jump at `jump` go, most frequent target first: a profile for
+    /// translators, neither complete nor binding.
+    #[must_use]
+    pub fn indirect_targets(&self, jump: u64) -> Vec<u64> {
+        self.cache.indirect_targets(jump)
     }
 
     /// Drops cached decodings that overlap the linear addresses `start..end`.

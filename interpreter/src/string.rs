@@ -10,7 +10,7 @@ use crate::exec::{Exec, Op};
 use crate::flags::{ZF, mask, sub};
 
 /// Elements processed before the instruction is left for a moment.
-const ELEMENTS_PER_STEP: u64 = 4096;
+const ELEMENTS_PER_STEP: u64 = 65536;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {

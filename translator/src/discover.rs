@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
+use std::rc::Rc;
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
 use lstar_arch::PAGE_SIZE;
@@ -18,6 +19,8 @@ use lstar_arch::cpuid::Features;
 
 /// Farthest distance at which the target of an unconditional jump still counts as part of the same function.
 const NEAR_JUMP: u64 = 16 * 1024;
+/// Most targets of an indirect jump that are compared with inside the region.
+const JUMP_TARGETS: usize = 12;
 /// Longest x86 instruction (SDM vol. 2, 2.3.11).
 const MAX_INSTRUCTION: usize = 15;
 
@@ -64,7 +67,7 @@ pub(crate) enum Successor {
 }
 
 /// How a block ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Terminator {
     /// No instruction: the next block follows (also after a CALL that is a host call).
     Fall(Successor),
@@ -72,8 +75,8 @@ pub(crate) enum Terminator {
     Jump(Successor),
     /// Jcc, JRCXZ, LOOPcc: taken, not taken.
     Branch(Successor, Successor),
-    /// JMP to a computed target.
-    IndirectJump,
+    /// JMP to a computed target: those known to be frequent.
+    IndirectJump(Rc<[Successor]>),
     /// CALL with a host call: where it continues.
     Call(Successor),
     /// CALL as a jump out of the region.
@@ -87,12 +90,14 @@ pub(crate) enum Terminator {
 impl Terminator {
     /// The blocks and addresses control may continue at, as far as they are known.
     pub fn successors(&self) -> impl Iterator<Item = Successor> {
-        let (first, second) = match *self {
-            Self::Fall(next) | Self::Jump(next) | Self::Call(next) => (Some(next), None),
-            Self::Branch(taken, next) => (Some(taken), Some(next)),
-            _ => (None, None),
+        let (first, second, more) = match self {
+            Self::Fall(next) | Self::Jump(next) | Self::Call(next) => (Some(*next), None, None),
+            Self::Branch(taken, next) => (Some(*taken), Some(*next), None),
+            Self::IndirectJump(targets) => (None, None, Some(targets)),
+            _ => (None, None, None),
         };
-        first.into_iter().chain(second)
+        let more = more.map_or(&[][..], |targets| targets);
+        first.into_iter().chain(second).chain(more.iter().copied())
     }
 
     /// The successors that are blocks.
@@ -221,6 +226,14 @@ impl Reader<'_> {
     }
 }
 
+/// Frequent targets of the indirect jump at `rip` that can belong to the same function.
+fn near_targets(reader: &mut Reader<'_>, rip: u64) -> Vec<u64> {
+    let mut targets = reader.source.indirect_targets(rip, reader.mode);
+    targets.retain(|target| target.abs_diff(rip) <= NEAR_JUMP);
+    targets.truncate(JUMP_TARGETS);
+    targets
+}
+
 /// Decodes everything that belongs to the region; returns instructions by address and the leaders.
 fn explore(
     entry: u64,
@@ -253,7 +266,14 @@ fn explore(
                 Flow::Call if limits.host_calls => {
                     leaders.insert(insn.next_ip());
                 }
-                Flow::Call | Flow::IndirectJump | Flow::Return | Flow::Helper(..) => break,
+                Flow::IndirectJump => {
+                    for target in near_targets(reader, rip) {
+                        leaders.insert(target);
+                        work.push_back(target);
+                    }
+                    break;
+                }
+                Flow::Call | Flow::Return | Flow::Helper(..) => break,
             }
             rip = insn.next_ip();
         }
@@ -273,7 +293,7 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
     for &start in leaders.iter().filter(|&&leader| leader == entry || decoded.contains_key(&leader)) {
         index_of.insert(start, blocks.len());
         // Successors hold addresses until all indices are known.
-        blocks.push(build_block(start, mode, &decoded, &in_region, limits, &mut factory));
+        blocks.push(build_block(start, &mut reader, &decoded, &in_region, limits, &mut factory));
     }
     let resolve = |successor: &mut Successor| {
         if let Successor::Outside(rip) = *successor
@@ -289,6 +309,7 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
                 resolve(taken);
                 resolve(next);
             }
+            Terminator::IndirectJump(targets) => change_all(targets, resolve),
             _ => {}
         }
     }
@@ -299,12 +320,13 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
 
 fn build_block(
     start: u64,
-    mode: Mode,
+    reader: &mut Reader<'_>,
     decoded: &BTreeMap<u64, Instruction>,
     in_region: &dyn Fn(u64) -> bool,
     limits: &Limits<'_>,
     factory: &mut InstructionInfoFactory,
 ) -> BasicBlock {
+    let mode = reader.mode;
     let mut insns = Vec::new();
     let mut rip = start;
     let end = loop {
@@ -324,7 +346,10 @@ fn build_block(
             Flow::Next => None,
             Flow::Jump(target) => Some(Terminator::Jump(Successor::Outside(target))),
             Flow::Branch(target) => Some(Terminator::Branch(Successor::Outside(target), next)),
-            Flow::IndirectJump => Some(Terminator::IndirectJump),
+            Flow::IndirectJump => {
+                let known = near_targets(reader, rip).into_iter().filter(|&target| in_region(target));
+                Some(Terminator::IndirectJump(known.map(Successor::Outside).collect()))
+            }
             Flow::Call if limits.host_calls => Some(Terminator::Call(next)),
             Flow::Call => Some(Terminator::CallOut),
             Flow::Return => Some(Terminator::Return),
@@ -386,10 +411,23 @@ fn in_reverse_postorder(blocks: Vec<BasicBlock>, entry: usize) -> Vec<BasicBlock
                 renumber(taken);
                 renumber(next);
             }
+            Terminator::IndirectJump(targets) => change_all(targets, renumber),
             _ => {}
         }
     }
     sorted
+}
+
+/// Applies `change` to each of shared successors.
+fn change_all(targets: &mut Rc<[Successor]>, change: impl Fn(&mut Successor)) {
+    *targets = targets
+        .iter()
+        .map(|&target| {
+            let mut target = target;
+            change(&mut target);
+            target
+        })
+        .collect();
 }
 
 fn covered(blocks: &[BasicBlock]) -> Vec<Range<u64>> {

@@ -37,6 +37,13 @@ pub use translate::Translator;
 pub trait CodeSource {
     /// Fills as much of `buf` as is executable from `address` on in `mode`, and returns that count (0 if nothing is).
     fn fetch(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> usize;
+
+    /// Where the indirect jump at `jump` is known to have gone, most frequent target first. A hint: those near by become
+    /// part of the region, any other target leaves it.
+    fn indirect_targets(&mut self, jump: u64, mode: Mode) -> Vec<u64> {
+        let _ = (jump, mode);
+        Vec::new()
+    }
 }
 
 /// Hands out link slots.

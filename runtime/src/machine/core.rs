@@ -403,7 +403,8 @@ impl Core {
         let (rip, mode) = (self.cpu().rip, self.mode());
         let translator = self.translator.as_mut()?;
         let start = Instant::now();
-        let result = translator.translate(rip, mode, &mut Fetcher(&mut self.memory), &mut self.cache);
+        let mut source = Fetcher { memory: &mut self.memory, interpreter: &self.interpreter };
+        let result = translator.translate(rip, mode, &mut source, &mut self.cache);
         self.statistics.translation_time += start.elapsed();
         let Ok(region) = result else {
             self.untranslatable.insert((rip, mode));
@@ -450,7 +451,11 @@ impl Core {
 }
 
 /// Reads code for the translator.
-struct Fetcher<'a>(&'a mut AddressSpace);
+struct Fetcher<'a> {
+    memory: &'a mut AddressSpace,
+    /// Has seen where indirect jumps go.
+    interpreter: &'a Interpreter,
+}
 
 impl CodeSource for Fetcher<'_> {
     fn fetch(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> usize {
@@ -458,7 +463,11 @@ impl CodeSource for Fetcher<'_> {
             Mode::User => Privilege::User,
             Mode::Kernel => Privilege::Supervisor,
         };
-        self.0.fetch(address, buf, privilege).unwrap_or(0)
+        self.memory.fetch(address, buf, privilege).unwrap_or(0)
+    }
+
+    fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
+        self.interpreter.indirect_targets(jump)
     }
 }
 

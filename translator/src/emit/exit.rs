@@ -9,6 +9,7 @@ use std::mem::offset_of;
 
 use super::{Emitter, FlagState};
 use crate::abi::{ExitReason, Helper, Slot, Stub, TARGET_TABLE_BITS, Target, UNWIND, VCPU_OFFSET, VcpuBlock};
+use crate::discover::Successor;
 
 const RSP: usize = lstar_arch::Gpr::Rsp as usize;
 const RIP: usize = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rip);
@@ -127,10 +128,11 @@ impl Emitter<'_> {
         self.b.ins().return_call_indirect(self.region_signature, code, &[rip]);
     }
 
-    pub(super) fn indirect_jump(&mut self, insn: &Instruction) {
+    pub(super) fn indirect_jump(&mut self, insn: &Instruction, known: &[Successor]) {
         match self.read(insn, 0, types::I64) {
             Ok(target) => {
                 self.check_code_address(target);
+                self.goto_known(target, known);
                 self.leave_dynamically(target);
             }
             Err(_) => self.interpret_terminator(),

@@ -13,6 +13,7 @@ mod vector;
 
 use std::collections::HashMap;
 
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
     self, AbiParam, AliasRegion, AliasRegionData, InstBuilder, MemFlagsData, Signature, SourceLoc, Type, Value, types,
 };
@@ -335,23 +336,23 @@ impl<'a> Emitter<'a> {
     }
 
     fn terminate(&mut self, insn: Option<&Instruction>, end: &Terminator) {
-        match (*end, insn) {
-            (Terminator::Fall(next) | Terminator::Jump(next), _) => self.goto(next),
+        match (end, insn) {
+            (Terminator::Fall(next) | Terminator::Jump(next), _) => self.goto(*next),
             (Terminator::Branch(taken, next), Some(insn)) => {
                 let condition = crate::lift::control_flow::condition(self, insn);
-                self.branch(condition, taken, next);
+                self.branch(condition, *taken, *next);
             }
-            (Terminator::IndirectJump, Some(insn)) => self.indirect_jump(insn),
+            (Terminator::IndirectJump(targets), Some(insn)) => self.indirect_jump(insn, targets),
             (Terminator::Call(next), Some(insn)) => {
                 self.host_call(insn);
-                self.goto(next);
+                self.goto(*next);
             }
             (Terminator::CallOut, Some(insn)) => self.call_out(insn),
             (Terminator::Return, Some(insn)) => self.guest_return(insn),
-            (Terminator::Helper(helper, arguments), _) => self.jump_helper(helper, &arguments),
+            (Terminator::Helper(helper, arguments), _) => self.jump_helper(*helper, arguments),
             (
                 Terminator::Branch(..)
-                | Terminator::IndirectJump
+                | Terminator::IndirectJump(_)
                 | Terminator::Call(_)
                 | Terminator::CallOut
                 | Terminator::Return,
@@ -368,6 +369,25 @@ impl<'a> Emitter<'a> {
                 self.finish_edge(index);
             }
             Successor::Outside(rip) => self.leave_to(rip),
+        }
+    }
+
+    /// Continues at the block among `targets` whose address `rip` is; behind it control is where it is none of them.
+    fn goto_known(&mut self, rip: Value, targets: &[Successor]) {
+        self.prepare_edges(targets);
+        let local = self.local.clone();
+        for target in targets {
+            let Successor::Block(index) = *target else { continue };
+            let address = self.iconst(types::I64, self.region.blocks[index].start as i64);
+            let equal = self.b.ins().icmp(IntCC::Equal, rip, address);
+            let (hit, next) = (self.b.create_block(), self.b.create_block());
+            self.b.ins().brif(equal, hit, &[], next, &[]);
+            self.b.switch_to_block(hit);
+            self.b.seal_block(hit);
+            self.finish_edge(index);
+            self.b.switch_to_block(next);
+            self.b.seal_block(next);
+            self.local = local.clone();
         }
     }
 
