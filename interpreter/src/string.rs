@@ -10,7 +10,9 @@ use crate::exec::{Exec, Op};
 use crate::flags::{ZF, mask, sub};
 
 /// Elements processed before the instruction is left for a moment.
-const ELEMENTS_PER_STEP: u64 = 65536;
+const ELEMENTS_PER_STEP: u64 = 4096;
+/// Elements moved in bulk that take as long as one moved alone.
+const BULK_FACTOR: u64 = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -76,15 +78,16 @@ fn repeat<M: GuestMemory>(ex: &mut Exec<'_, M>, kind: Kind) -> Op {
             ex.cpu.rip = ex.insn.ip();
             return Ok(());
         }
-        let done = match bulk(ex, &plan, left.min(budget)) {
+        let bulk_limit = if watched { 1 } else { left.min(budget * BULK_FACTOR) };
+        let (done, cost) = match bulk(ex, &plan, bulk_limit) {
             0 => {
                 element(ex, &plan)?;
-                1
+                (1, 1)
             }
-            count => count,
+            count => (count, count.div_ceil(BULK_FACTOR)),
         };
         ex.set_register(Gpr::Rcx, left - done, plan.width);
-        budget -= done;
+        budget -= cost;
         let zero = ex.cpu.rflags & ZF != 0;
         if matches!(kind, Kind::Cmps | Kind::Scas) && zero == ex.insn.has_repne_prefix() {
             return Ok(());
