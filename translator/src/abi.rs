@@ -25,8 +25,8 @@ pub const VCPU_OFFSET: i32 = -(1 << 30);
 pub const USER_END: u64 = 1 << 43;
 /// First address of the kernel half.
 pub const KERNEL_START: u64 = (-(1i64 << 43)) as u64;
-/// Exclusive end of the kernel half: the last 2 GiB are never guest memory.
-pub const KERNEL_END: u64 = (-(1i64 << 31)) as u64;
+/// Exclusive end of the kernel half: 2 TiB, which keeps a machine's reservations small enough for several in a process.
+pub const KERNEL_END: u64 = KERNEL_START + (1 << 41);
 /// Bytes above `USER_END` (and below `KERNEL_START`) that are reserved and never accessible in any view, so that a checked base
 /// plus a 32-bit displacement faults in the host's MMU.
 pub const GUARD_SIZE: u64 = 1 << 31;

@@ -19,7 +19,7 @@ use bitflags::bitflags;
 use lstar_arch::{GuestMemory, PAGE_SIZE, PageFault, PageFaultCode, Privilege};
 use lstar_translator::abi::{KERNEL_END, KERNEL_START, USER_END};
 
-use window::{HostProtection, MemoryFile, PageTable, Window};
+use window::{HostProtection, MemoryFile, PageTable, Room, Window};
 
 bitflags! {
     /// Rights of a guest page. Execute and write imply read, as on x86.
@@ -177,9 +177,9 @@ impl AddressSpace {
         // Sparse: the file's size costs nothing, only what is touched does. Twice the limit leaves room for fragmentation.
         let file = MemoryFile::new(limit.saturating_mul(2).saturating_add(1 << 30).min(1 << 44))?;
         Ok(Self {
-            user: Window::new()?,
-            kernel: Window::new()?,
-            alias: Window::new()?,
+            user: Window::new(Room::User)?,
+            kernel: Window::new(Room::Both)?,
+            alias: Window::new(Room::Both)?,
             table: PageTable::new()?,
             extents: BTreeMap::new(),
             modified: Vec::new(),

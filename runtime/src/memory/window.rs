@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use lstar_arch::PAGE_SIZE;
-use lstar_translator::abi::{GUARD_SIZE, USER_END};
+use lstar_translator::abi::{GUARD_SIZE, KERNEL_END, USER_END};
 
 /// Bytes of guest address space below and above the base of a window.
 const HALF: u64 = USER_END;
@@ -63,10 +63,21 @@ impl MemoryFile {
     }
 }
 
-/// One reserved range of host addresses: guest address 0 at `base`, the kernel half below, guard zones around.
+/// What a window must have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// The user half, and the reserved range below it.
+    User,
+    /// Both halves.
+    Both,
+}
+
+/// Reserved host addresses: guest address 0 at `base`, the kernel half below, guard zones around each half. The range
+/// between the halves is not reserved: no access is ever made there.
 #[derive(Debug)]
 pub(super) struct Window {
     base: *mut u8,
+    room: Room,
 }
 
 // SAFETY: a window is an address range owned by this value; which thread uses it is the owner's business.
@@ -75,8 +86,14 @@ unsafe impl Send for Window {}
 impl Window {
     const LENGTH: usize = (2 * (HALF + GUARD_SIZE)) as usize;
 
+    /// Bytes from the start of the kernel half's guard zone to the end of the one behind it.
+    const KERNEL_LENGTH: usize = (KERNEL_END.wrapping_add(HALF) + 2 * GUARD_SIZE) as usize;
+
+    /// Bytes from the lowest address to what is reserved below `base`.
+    const GAP_END: usize = HALF as usize;
+
     /// Reserves the range without access.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(room: Room) -> io::Result<Self> {
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
         let start = unsafe {
             libc::mmap(
@@ -91,7 +108,14 @@ impl Window {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { base: start.cast::<u8>().wrapping_add((HALF + GUARD_SIZE) as usize) })
+        let start = start.cast::<u8>();
+        let kept = match room {
+            Room::User => 0,
+            Room::Both => Self::KERNEL_LENGTH,
+        };
+        // SAFETY: the range is part of the reservation just made, and nothing has been mapped in it.
+        unsafe { libc::munmap(start.wrapping_add(kept).cast(), Self::GAP_END - kept) };
+        Ok(Self { base: start.wrapping_add((HALF + GUARD_SIZE) as usize), room })
     }
 
     /// Host address of guest address 0.
@@ -102,7 +126,10 @@ impl Window {
     /// Host pointer for a guest address; asserts that `[guest, guest + size)` lies in the window.
     fn pointer(&self, guest: u64, size: u64) -> *mut u8 {
         let offset = guest.wrapping_add(HALF);
-        assert!(offset < 2 * HALF && size <= 2 * HALF - offset, "guest range {guest:#x}+{size:#x} outside the window");
+        let kernel_part = KERNEL_END.wrapping_add(HALF);
+        let in_kernel_half = self.room == Room::Both && offset < kernel_part && size <= kernel_part - offset;
+        let in_user_half = (HALF..2 * HALF).contains(&offset) && size <= 2 * HALF - offset;
+        assert!(in_kernel_half || in_user_half, "guest range {guest:#x}+{size:#x} outside the window");
         self.base.wrapping_add(guest as usize)
     }
 
@@ -230,8 +257,13 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         let start = self.base.wrapping_sub((HALF + GUARD_SIZE) as usize);
-        // SAFETY: the range was reserved by `new` and is owned by this value.
-        unsafe { libc::munmap(start.cast(), Self::LENGTH) };
+        // SAFETY: the ranges were reserved by `new`, and kept, and are owned by this value.
+        unsafe {
+            libc::munmap(start.wrapping_add(Self::GAP_END).cast(), Self::LENGTH - Self::GAP_END);
+            if self.room == Room::Both {
+                libc::munmap(start.cast(), Self::KERNEL_LENGTH);
+            }
+        }
     }
 }
 

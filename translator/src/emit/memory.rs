@@ -237,8 +237,8 @@ impl Emitter<'_> {
         match self.region.mode {
             Mode::User => self.trap_unless_below(base, USER_END),
             Mode::Kernel => {
-                // Valid: [0, 2^43) and [-2^43, -2^32). The upper end keeps a base with its displacement away from
-                // the last 2 GiB; accesses between there and KERNEL_END trap and are interpreted.
+                // Valid: [0, USER_END) and [KERNEL_START, KERNEL_END - 2 GiB). The upper end keeps a base with its
+                // displacement below KERNEL_END; accesses in between trap and are interpreted.
                 let shifted = self.b.ins().iadd_imm_s(base, USER_END as i64);
                 self.trap_unless_below(shifted, 2 * USER_END);
                 self.trap_unless_below(base, KERNEL_END - GUARD_SIZE);
