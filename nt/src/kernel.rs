@@ -79,7 +79,7 @@ impl DispatchTable {
 }
 
 /// All executive state. The processor and guest memory belong to the machine and come with each
-/// [`Call`](crate::service::Call).
+/// [`Call`].
 #[derive(Debug)]
 pub struct Kernel {
     /// Virtual memory.

@@ -19,7 +19,7 @@ crate::services! {
     wine_unix_to_nt_file_name(name: UserPtr<u8>, buffer: UserPtr<u16>, size: UserPtr<u32>) = unix_to_nt_file_name;
 }
 
-/// Name under which [`unix_call`] is in the service table.
+/// Name under which `unix_call` is in the service table.
 pub const UNIX_CALL: &str = "LstarUnixCall";
 /// Export that holds the address of the dispatcher.
 pub const DISPATCHER_EXPORT: &str = "__wine_unix_call_dispatcher";

@@ -1,6 +1,6 @@
 //! The machine: guest memory, the engines' loop, helpers for translated code, the code cache, host faults.
 //!
-//! Everything above this crate sees [`Machine`], [`Vcpu`] and [`AddressSpace`](memory::AddressSpace); no host
+//! Everything above this crate sees [`Machine`], [`Vcpu`] and [`AddressSpace`]; no host
 //! address leaves it.
 
 mod code_cache;
