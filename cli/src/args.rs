@@ -41,6 +41,8 @@ pub enum Command {
     Run(Run),
     /// Run a program and show its system calls
     Trace(Trace),
+    /// Run a program on both engines and compare them
+    Diff(Diff),
     /// Debug with a WinDbg-like shell
     Kd(Kd),
     /// List the system services and what is implemented
@@ -125,6 +127,30 @@ pub struct Trace {
     pub guest: GuestArgs,
     /// The program and its arguments; everything behind the program is the guest's
     #[arg(value_name = "PROGRAM.exe [ARGS]...", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub program: Vec<OsString>,
+}
+
+/// `lstar diff`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The program runs on the interpreter, then on the translator, with the same virtual clock, input \
+and entropy; all registers are compared at every arrival at the service gate, and the output in the end. Exit status: \
+0 if nothing differs, 1 if something does.
+
+Examples:
+  lstar diff
+  lstar diff hello.exe
+  lstar diff --json ninja.exe --version"
+)]
+pub struct Diff {
+    /// One line of JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The guest; the engine is given
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// The program and its arguments [default: the embedded demonstration]
+    #[arg(value_name = "PROGRAM.exe [ARGS]...", trailing_var_arg = true, allow_hyphen_values = true)]
     pub program: Vec<OsString>,
 }
 

@@ -4,6 +4,7 @@
 //! that commands can be tested.
 
 pub mod args;
+pub mod diff;
 pub mod inspect;
 pub mod interrupt;
 pub mod kd;
@@ -27,6 +28,7 @@ pub fn execute(cli: Cli) -> u8 {
         Some(Command::Services(args)) => services::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Run(args)) => run::run(&args),
+        Some(Command::Diff(args)) => diff::run(&args),
         None => run::demonstration(),
     };
     match result {

@@ -35,6 +35,11 @@ pub fn run(args: &Run) -> Result<u8> {
 
 /// Boots a system for a command line; nothing of the program has run yet.
 pub fn boot(args: &GuestArgs, program: &[OsString]) -> Result<System> {
+    boot_on(args, program, args.machine.config(), Box::new(SystemHost))
+}
+
+/// As [`boot`], with another machine or host than the command line asks for.
+pub fn boot_on(args: &GuestArgs, program: &[OsString], machine: MachineConfig, host: Box<dyn Host>) -> Result<System> {
     let interrupt = interrupt::watch();
     let plan = Surroundings::arrange(args, program)?;
     let mut environment = default_environment();
@@ -59,9 +64,9 @@ pub fn boot(args: &GuestArgs, program: &[OsString]) -> Result<System> {
         environment,
         mounts: mounts.collect(),
         preloaded: Vec::new(),
-        machine: args.machine.config(),
+        machine,
         clock: ClockSource::Virtual,
-        host: Box::new(SystemHost),
+        host,
         timeout: args.timeout,
         instruction_limit: None,
         interrupt,
@@ -149,7 +154,7 @@ pub fn conclude(system: &System, end: &RunEnd) -> Result<u8> {
             }
             bail!("the guest kernel stopped ({exit:?}); this is a fault of lstar or of code that changed the kernel")
         }
-        RunEnd::InstructionLimit | RunEnd::Breakpoint(_) => bail!("stopped: {end:?}"),
+        RunEnd::InstructionLimit | RunEnd::Breakpoint(_) | RunEnd::Diverged => bail!("stopped: {end:?}"),
     }
 }
 

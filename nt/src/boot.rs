@@ -191,6 +191,7 @@ pub(crate) fn prepare(
         last_exception: None,
         notes: Vec::new(),
         tracer: None,
+        lockstep: None,
         noted: std::collections::BTreeSet::new(),
         next_client_id: PROCESS_ID,
         services_called: 0,

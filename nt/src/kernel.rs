@@ -10,6 +10,7 @@ use lstar_runtime::{GateAction, Registers, ServiceGate, Vcpu};
 use crate::crash::LastException;
 use crate::direct::DirectDispatch;
 use crate::io::{FileSystem, Host, StdStream};
+use crate::lockstep::Lockstep;
 use crate::memory::MemoryManager;
 use crate::object::{HandleTable, ObjectManager};
 use crate::process::Process;
@@ -116,6 +117,8 @@ pub struct Kernel {
     pub notes: Vec<String>,
     /// Who wants to know of every service.
     pub tracer: Option<Tracer>,
+    /// Records this run, or compares it with another.
+    pub lockstep: Option<Lockstep>,
     pub(crate) noted: BTreeSet<String>,
     pub(crate) next_client_id: u32,
     pub(crate) services_called: u64,
@@ -124,6 +127,12 @@ pub struct Kernel {
 impl ServiceGate for Kernel {
     fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
         self.clock.advance(vcpu.retired);
+        if let Some(lockstep) = &mut self.lockstep
+            && !lockstep.arrive(vcpu)
+        {
+            self.stop = Some(StopReason::Diverged);
+            return GateAction::Stop;
+        }
         let id = vcpu.reg(Gpr::Rax) as u32;
         match GateId::from_id(id) {
             Some(gate) => self.event(vcpu, gate),

@@ -12,6 +12,7 @@ pub mod exception;
 pub mod io;
 pub mod kernel;
 pub mod loader;
+pub mod lockstep;
 pub mod memory;
 pub mod nls;
 pub mod object;

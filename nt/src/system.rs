@@ -169,6 +169,8 @@ pub enum StopReason {
     Deadlock,
     /// The guest kernel faulted, or its structures were destroyed.
     KernelFault,
+    /// The run differs from the one it is compared with.
+    Diverged,
 }
 
 /// How a run ended.
@@ -191,6 +193,8 @@ pub enum RunEnd {
     Breakpoint(u64),
     /// Every thread waits for something that cannot happen.
     Deadlock,
+    /// The run differs from the one it is compared with: see [`crate::lockstep`].
+    Diverged,
     /// The guest kernel stopped: HLT, shutdown or a fault of its own.
     KernelStopped {
         /// What the machine said.
@@ -304,6 +308,7 @@ impl System {
                 RunEnd::Exited { status, crash }
             }
             Some(StopReason::Deadlock) => RunEnd::Deadlock,
+            Some(StopReason::Diverged) => RunEnd::Diverged,
             Some(StopReason::Started | StopReason::KernelFault) | None => {
                 RunEnd::KernelStopped { exit, crash: self.crash() }
             }

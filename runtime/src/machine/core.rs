@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ptr;
 use std::time::Instant;
 
+use lstar_arch::Vector;
 use lstar_arch::control::{cr0, dr};
 use lstar_arch::delivery::{self, Event};
 use lstar_arch::{CpuState, Exception, GuestMemory, Privilege, Rflags, system};
@@ -216,6 +217,9 @@ impl Core {
         self.cpu_mut().rip = rip;
         loop {
             let outcome = self.step_once();
+            if raised(outcome) {
+                self.block_mut().budget += 1;
+            }
             let after = self.finish(outcome);
             let repeat = after == After::Continue && self.cpu().rip == rip && outcome == Outcome::Retired;
             if !repeat {
@@ -226,6 +230,11 @@ impl Core {
             }
             self.block_mut().budget -= 1;
         }
+    }
+
+    /// Takes an instruction executed by [`Core::step_once`] off the budget, if it retired.
+    fn charge(&mut self, outcome: Outcome) {
+        self.block_mut().budget -= i64::from(!raised(outcome));
     }
 
     fn step_once(&mut self) -> Outcome {
@@ -266,6 +275,7 @@ impl Core {
             }
             Err(exception) => {
                 self.cpu_mut().rip = rip;
+                self.block_mut().budget += 1;
                 self.deliver(Event::Exception(exception))
             }
         }
@@ -287,6 +297,7 @@ impl Core {
             }
             Err(exception) => {
                 self.cpu_mut().rip = rip;
+                self.block_mut().budget += 1;
                 self.deliver(Event::Exception(exception))
             }
         }
@@ -471,6 +482,11 @@ impl CodeSource for Fetcher<'_> {
     }
 }
 
+/// Whether an instruction raised a fault, and so did not retire; debug exceptions come behind an instruction.
+fn raised(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Exception(exception) if exception.vector != Vector::Debug)
+}
+
 /// What the loop does next.
 enum Next {
     Again,
@@ -548,8 +564,8 @@ unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             UNWIND => Next::Again,
             FAULT => {
                 this.statistics.faults += 1;
-                this.block_mut().budget -= 1;
                 let outcome = this.step_once();
+                this.charge(outcome);
                 let after = this.finish(outcome);
                 next(this, after, nested)
             }
@@ -576,10 +592,8 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
             this.exit = Some(VmExit::Breakpoint(this.cpu().rip));
             return Next::Again;
         }
-        this.block_mut().budget -= 1;
-        let cs_is_64bit = this.cpu().is_64bit();
         let outcome = this.step_once();
-        debug_assert!(cs_is_64bit || this.cpu().cpl <= 3);
+        this.charge(outcome);
         let after = this.finish(outcome);
         return next(this, after, nested);
     }

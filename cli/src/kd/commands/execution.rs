@@ -51,7 +51,7 @@ fn describe_end(end: &RunEnd) -> String {
         RunEnd::Deadlock => "Every thread waits for something that cannot happen".into(),
         RunEnd::TimedOut => "The time limit is reached".into(),
         RunEnd::InstructionLimit => "The instruction limit is reached".into(),
-        RunEnd::Interrupted | RunEnd::Breakpoint(_) => "Stopped".into(),
+        RunEnd::Interrupted | RunEnd::Breakpoint(_) | RunEnd::Diverged => "Stopped".into(),
     }
 }
 
