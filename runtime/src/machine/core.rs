@@ -216,7 +216,7 @@ impl Core {
     pub fn interpret_one(&mut self, rip: u64) -> After {
         self.cpu_mut().rip = rip;
         loop {
-            let outcome = self.step_once();
+            let outcome = self.step_cached();
             if raised(outcome) {
                 self.block_mut().budget += 1;
             }
@@ -235,6 +235,19 @@ impl Core {
     /// Takes an instruction executed by [`Core::step_once`] off the budget, if it retired.
     fn charge(&mut self, outcome: Outcome) {
         self.block_mut().budget -= i64::from(!raised(outcome));
+    }
+
+    /// Executes one instruction from the interpreter's cache of decoded blocks: for those that translated code leaves to
+    /// it time and again.
+    fn step_cached(&mut self) -> Outcome {
+        let tsc = self.read_tsc();
+        let (block, memory, interpreter) = self.parts();
+        block.cpu.tsc = tsc;
+        let options = RunOptions { hot_threshold: u32::MAX, stop_at_calls: false };
+        let outcome = interpreter.run(&mut block.cpu, memory, &mut 1, options);
+        self.statistics.interpreted += 1;
+        self.count_interpreted();
+        outcome
     }
 
     fn step_once(&mut self) -> Outcome {
