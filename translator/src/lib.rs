@@ -77,6 +77,13 @@ pub enum SiteFlags {
     Operands(u64),
     /// In general-purpose registers.
     Recoverable(FlagSource),
+    /// In general-purpose registers if the block's `lazy.op` is [`SiteFlags::REPEATED`], else as for `Current`.
+    RecoverableIfRepeated(FlagSource),
+}
+
+impl SiteFlags {
+    /// The value of `lazy.op` that says that a loop has been repeated. Never there when the block's flags are looked at otherwise.
+    pub const REPEATED: u64 = u64::MAX;
 }
 
 impl Site {
@@ -87,7 +94,8 @@ impl Site {
         match self.flags {
             SiteFlags::Current => {}
             SiteFlags::Operands(op) => block.lazy.op = op,
-            SiteFlags::Recoverable(source) => {
+            SiteFlags::RecoverableIfRepeated(_) if block.lazy.op != SiteFlags::REPEATED => {}
+            SiteFlags::Recoverable(source) | SiteFlags::RecoverableIfRepeated(source) => {
                 [block.lazy.a, block.lazy.b] = source.operands(&block.cpu);
                 block.lazy.c = block.lazy.kept;
                 block.lazy.op = source.op();

@@ -44,6 +44,8 @@ pub(crate) struct BlockFacts {
     pub flags_in: LiveFlags,
     /// What registers the flags at its start can be had from, if all ways in agree.
     pub flag_source: Option<FlagSource>,
+    /// As `flag_source`, for the ways round the loop only: see [`crate::recover::AtStart`].
+    pub repeated_flag_source: Option<FlagSource>,
     /// For each instruction, the registers live behind it.
     pub live_after: Vec<RegSet>,
     /// For each instruction, the flags wanted behind it.
@@ -120,7 +122,8 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     let mut facts = vec![BlockFacts::default(); region.blocks.len()];
     facts[0].predecessors = 1;
     for (facts, source) in facts.iter_mut().zip(crate::recover::analyse(region)) {
-        facts.flag_source = source;
+        facts.flag_source = source.always;
+        facts.repeated_flag_source = source.when_repeated;
     }
     for (index, block) in region.blocks.iter().enumerate() {
         for next in block.end.blocks() {

@@ -8,7 +8,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use lstar_arch::CpuState;
 
 use crate::discover::{Insn, Lowering, Region};
-use crate::effects::{FlagWrite, RegSet, register_bit};
+use crate::effects::{ALL_FLAGS, FlagWrite, RegSet, register_bit};
 use crate::flags::{FlagKind, LazyOp};
 
 /// Where an operand is found.
@@ -153,8 +153,34 @@ fn after(insn: &Insn, before: Option<FlagSource>) -> Option<FlagSource> {
     }
 }
 
-/// For each block, the flags at its start where every way in agrees on a description.
-pub(crate) fn analyse(region: &Region) -> Vec<Option<FlagSource>> {
+/// What is known of the flags at a block's start.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct AtStart {
+    /// Every way in agrees on this description.
+    pub always: Option<FlagSource>,
+    /// Every way round the loop that starts here agrees on this description, other ways in do not; and the block
+    /// overwrites all flags before anything but its fault sites could look at them. So the block's `lazy.op` can say
+    /// which of the two it is.
+    pub when_repeated: Option<FlagSource>,
+}
+
+/// Whether nothing but fault sites looks at the flags, and their registers do not change, before the block overwrites them all.
+fn only_sites_look(insns: &[Insn], source: FlagSource) -> bool {
+    for insn in insns {
+        if insn.is_barrier() || insn.effects.flag_reads != 0 || !matches!(insn.lowering, Lowering::Lift(_)) {
+            return false;
+        }
+        match insn.effects.flag_write {
+            FlagWrite::Sure(ALL_FLAGS) => return true,
+            FlagWrite::Sure(0) if insn.effects.writes & source.registers() == 0 => {}
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// For each block, what is known of the flags at its start.
+pub(crate) fn analyse(region: &Region) -> Vec<AtStart> {
     // `None`: not reached yet.
     let mut starts: Vec<Option<Option<FlagSource>>> = vec![None; region.blocks.len()];
     starts[0] = Some(None);
@@ -172,5 +198,22 @@ pub(crate) fn analyse(region: &Region) -> Vec<Option<FlagSource>> {
             }
         }
     }
-    starts.into_iter().map(Option::flatten).collect()
+    let mut known: Vec<AtStart> =
+        starts.iter().map(|start| AtStart { always: start.flatten(), when_repeated: None }).collect();
+    let mut repeated: Vec<Option<Option<FlagSource>>> = vec![None; region.blocks.len()];
+    for (index, block) in region.blocks.iter().enumerate() {
+        let end = block.insns.iter().fold(known[index].always, |before, insn| after(insn, before));
+        for next in block.end.blocks().filter(|&next| next <= index) {
+            let joined = match repeated[next] {
+                None => end,
+                Some(other) => other.filter(|other| Some(*other) == end),
+            };
+            repeated[next] = Some(joined);
+        }
+    }
+    for ((known, repeated), block) in known.iter_mut().zip(repeated).zip(&region.blocks) {
+        let usable = |source: &FlagSource| !source.keeps_carry() && only_sites_look(&block.insns, *source);
+        known.when_repeated = repeated.flatten().filter(|source| known.always.is_none() && usable(source));
+    }
+    known
 }

@@ -76,7 +76,8 @@ fn check_sites(region: &CompiledRegion) {
             match site.flags {
                 SiteFlags::Current => true,
                 SiteFlags::Operands(op) => LazyOp::decode(op).is_some(),
-                SiteFlags::Recoverable(source) => LazyOp::decode(source.op()).is_some(),
+                SiteFlags::Recoverable(source) | SiteFlags::RecoverableIfRepeated(source) =>
+                    LazyOp::decode(source.op()).is_some(),
             },
             "{site:x?} names no flag operation"
         );

@@ -65,6 +65,8 @@ enum Stored {
     Recoverable(FlagSource),
     Operands(LazyOp),
     Everything,
+    /// Everything, or what tells that registers give the operands back.
+    EverythingUnlessRepeated(FlagSource),
 }
 
 /// Where the flags are.
@@ -92,10 +94,21 @@ impl FlagState {
         Self { source: Source::Registers(source), stored: Stored::Recoverable(source), bits: [None; FLAG_COUNT] }
     }
 
+    /// All flags are in the block, or in registers if the loop has been repeated.
+    pub fn in_memory_or(source: FlagSource) -> Self {
+        Self { stored: Stored::EverythingUnlessRepeated(source), ..Self::in_memory() }
+    }
+
+    /// Whether registers give the flags back.
+    pub fn are_recoverable(&self) -> bool {
+        matches!(self.stored, Stored::Recoverable(_))
+    }
+
     /// Where a fault finds the flags.
     pub fn at_site(&self) -> SiteFlags {
         match self.stored {
             Stored::Recoverable(source) => SiteFlags::Recoverable(source),
+            Stored::EverythingUnlessRepeated(source) => SiteFlags::RecoverableIfRepeated(source),
             Stored::Operands(op) => SiteFlags::Operands(op.number()),
             Stored::Everything | Stored::Nothing => SiteFlags::Current,
         }
@@ -518,7 +531,8 @@ impl Emitter<'_> {
 
     /// Brings the flags into the form that a block with several predecessors expects.
     /// `source` says that it finds them in registers.
-    pub(super) fn hand_over_flags(&mut self, wanted: LiveFlags, source: Option<FlagSource>) {
+    /// `repeated` says that it recognises flags in registers by a mark in the block.
+    pub(super) fn hand_over_flags(&mut self, wanted: LiveFlags, source: Option<FlagSource>, repeated: bool) {
         for flag in 0..FLAG_COUNT {
             if wanted.read >> flag & 1 != 0 {
                 let value = self.flag(flag);
@@ -529,6 +543,10 @@ impl Emitter<'_> {
             return;
         }
         match source {
+            None if repeated => {
+                let mark = self.iconst(types::I64, SiteFlags::REPEATED as i64);
+                self.store_lazy(mark, offset_of!(LazyFlags, op));
+            }
             None => self.store_flags(),
             Some(source) if source.keeps_carry() && self.local.flags.stored == Stored::Nothing => {
                 self.store_kept_carry();

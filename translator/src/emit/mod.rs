@@ -306,7 +306,9 @@ impl<'a> Emitter<'a> {
         let facts = &self.facts[index];
         let mut flags = match facts.flag_source {
             Some(source) if facts.flags_in.any() != 0 => FlagState::in_registers(source),
-            _ if facts.flags_in.memory != 0 => FlagState::in_memory(),
+            _ if facts.flags_in.memory != 0 => {
+                facts.repeated_flag_source.map_or_else(FlagState::in_memory, FlagState::in_memory_or)
+            }
             _ => FlagState::unknown(),
         };
         for bit in 0..FLAG_COUNT {
@@ -410,6 +412,7 @@ impl<'a> Emitter<'a> {
     /// Brings flags and budget into the form in which `successors` expect them.
     fn prepare_edges(&mut self, successors: &[Successor]) {
         self.settle_budget();
+        let may_mark = self.may_mark_repetition(successors);
         for successor in successors {
             if let Successor::Block(index) = *successor
                 && self.facts[index].predecessors > 1
@@ -418,9 +421,29 @@ impl<'a> Emitter<'a> {
                     self.store_registers();
                     self.local.checkpoint = None;
                 }
-                self.hand_over_flags(self.facts[index].flags_in, self.facts[index].flag_source);
+                let facts = &self.facts[index];
+                let repeated = may_mark && self.repeats(index);
+                self.hand_over_flags(facts.flags_in, facts.flag_source, repeated);
             }
         }
+    }
+
+    /// Whether the edge to block `index` closes a loop that recognises its repetition by a mark in the block's flags.
+    fn repeats(&self, index: usize) -> bool {
+        self.facts[index].repeated_flag_source.is_some() && index <= self.index
+    }
+
+    /// Whether a mark may replace the flags in the block: they are in registers, and no successor looks for them in the block.
+    fn may_mark_repetition(&self, successors: &[Successor]) -> bool {
+        let looks = |successor: &Successor| match *successor {
+            Successor::Block(index) => {
+                let facts = &self.facts[index];
+                let in_block = facts.flags_in.memory != 0 && facts.flag_source.is_none();
+                facts.predecessors > 1 && in_block && !self.repeats(index)
+            }
+            Successor::Outside(_) => false,
+        };
+        self.local.flags.are_recoverable() && !successors.iter().any(looks)
     }
 
     fn branch(&mut self, condition: Value, taken: Successor, next: Successor) {
