@@ -16,6 +16,20 @@ const SIMD: u8 = 19;
 
 const CASES: &[Case] = &[
     Case {
+        name: "a register that the instruction of a final helper overwrites is stored before",
+        code: &[
+            0x0F, 0x8C, 0x05, 0x00, 0x00, 0x00, // jl near ptr 000000001000000Bh
+            0x66, 0xF3, 0xA7, // repe cmpsw
+            0xD3, 0xF0, // sal eax,cl
+            0xED, // in eax,dx
+        ],
+        undefined: 0x810,
+        gpr: &[(0, 0x3f)],
+        rflags: 0x282,
+        expected: &[Expect::Register(0, 0x3f)],
+        ..Case::EMPTY
+    },
+    Case {
         name: "an ignored ES override leaves RBP a stack reference",
         code: &[
             0x26, 0x66, 0x0F, 0xBA, 0x6D, 0xE7, 0xBF, // bts word ptr es:[rbp-19h],0BFh

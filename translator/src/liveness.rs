@@ -187,6 +187,9 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
                 flags = flags_before(insn, flags);
                 if insn.is_barrier() {
                     live = insn.effects.reads | dirty_before[at] | insn.effects.writes;
+                } else if at + 1 == count && matches!(block.end, Terminator::Helper(..)) {
+                    // The registers are stored before a helper executes the instruction, also those that it overwrites.
+                    live |= insn.effects.reads | dirty_before[at];
                 } else {
                     live = live & !insn.effects.kills | insn.effects.reads;
                     if insn.effects.faults {
