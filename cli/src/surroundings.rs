@@ -208,13 +208,13 @@ mod tests {
         let scratch = tempfile::tempdir().expect("scratch folder");
         let system32 = scratch.path().join("root/windows/system32");
         fs::create_dir_all(&system32).expect("folders");
-        fs::create_dir_all(scratch.path().join("work/inner")).expect("folders");
+        fs::create_dir_all(scratch.path().join("job/inner")).expect("folders");
         let ntdll = ntdll::ntdll().expect("ntdll").pe;
         for name in ["ntdll", "kernel32", "kernelbase", "msvcrt", "bcryptprimitives"] {
             fs::write(system32.join(format!("{name}.dll")), &ntdll).expect("dll");
         }
         fs::write(system32.join("win32u.dll"), ntdll::win32u().expect("win32u").pe).expect("dll");
-        fs::write(scratch.path().join("work/demo.exe"), demo::demo().expect("demo").pe).expect("program");
+        fs::write(scratch.path().join("job/demo.exe"), demo::demo().expect("demo").pe).expect("program");
         scratch
     }
 
@@ -243,7 +243,7 @@ mod tests {
     fn drives_follow_from_the_command_line() {
         let scratch = scratch();
         let at = |path: &str| scratch.path().canonicalize().expect("scratch").join(path);
-        let plan = arrange(scratch.path(), &["--cwd", "@/work/inner"], "@/work/demo.exe").expect("arranged");
+        let plan = arrange(scratch.path(), &["--cwd", "@/job/inner"], "@/job/demo.exe").expect("arranged");
         assert_eq!((plan.program.as_str(), plan.current_folder.as_str()), (r"E:\demo.exe", r"D:\"));
         assert_eq!(plan.arguments, ["--version", "-x"]);
         let drives: Vec<_> = plan.mounts.iter().map(|m| (m.drive, m.folder.clone(), m.mode)).collect();
@@ -251,50 +251,50 @@ mod tests {
             drives,
             [
                 ('C', at("root"), MountMode::CopyOnWrite),
-                ('D', at("work/inner"), MountMode::ReadOnly),
-                ('E', at("work"), MountMode::ReadOnly),
+                ('D', at("job/inner"), MountMode::ReadOnly),
+                ('E', at("job"), MountMode::ReadOnly),
             ]
         );
 
-        let plan = arrange(scratch.path(), &["--cwd", "@/work", "--rw"], "@/work/demo").expect("arranged");
+        let plan = arrange(scratch.path(), &["--cwd", "@/job", "--rw"], "@/job/demo").expect("arranged");
         assert_eq!(plan.program, r"D:\demo.exe");
         assert_eq!(plan.mounts[1].mode, MountMode::ReadWrite);
 
-        let options = ["--mount", "X:=@:rw", "--cwd", "@/work/inner"];
-        let plan = arrange(scratch.path(), &options, "@/work/demo.exe").expect("arranged");
-        assert_eq!((plan.program.as_str(), plan.current_folder.as_str()), (r"X:\work\demo.exe", r"X:\work\inner"));
+        let options = ["--mount", "X:=@:rw", "--cwd", "@/job/inner"];
+        let plan = arrange(scratch.path(), &options, "@/job/demo.exe").expect("arranged");
+        assert_eq!((plan.program.as_str(), plan.current_folder.as_str()), (r"X:\job\demo.exe", r"X:\job\inner"));
         assert_eq!(plan.mounts.len(), 2);
 
-        let options = ["--mount", "X:=@", "--cwd", "@/work"];
-        let plan = arrange(scratch.path(), &options, r"x:\WORK\Demo.exe").expect("a guest path");
-        assert_eq!(plan.program, r"X:\work\demo.exe");
+        let options = ["--mount", "X:=@", "--cwd", "@/job"];
+        let plan = arrange(scratch.path(), &options, r"x:\JOB\Demo.exe").expect("a guest path");
+        assert_eq!(plan.program, r"X:\job\demo.exe");
     }
 
     #[test]
     fn what_cannot_be_arranged_is_explained_in_one_line() {
         let scratch = scratch();
-        fs::write(scratch.path().join("work/text.exe"), "hello").expect("file");
-        fs::write(scratch.path().join("work/a:b.exe"), demo::demo().expect("demo").pe).expect("file");
+        fs::write(scratch.path().join("job/text.exe"), "hello").expect("file");
+        fs::write(scratch.path().join("job/a:b.exe"), demo::demo().expect("demo").pe).expect("file");
         for (options, program, expected) in [
-            (&["--cwd", "@/work"][..], "@/work/absent.exe", "there is no such file"),
-            (&["--cwd", "@/work"], "@/work", "it is a folder"),
-            (&["--cwd", "@/work"], "@/work/text.exe", "a text file"),
-            (&["--cwd", "@/work"], "@/work/a:b.exe", "cannot be spelled in Windows"),
-            (&["--cwd", "@/nowhere"], "@/work/demo.exe", "No such file"),
-            (&["--mount", "D:=@/nowhere"], "@/work/demo.exe", "cannot mount"),
-            (&["--mount", "D:=@", "--mount", "D:=@"], "@/work/demo.exe", "given twice"),
-            (&["--mount", "C:=@/work"], "@/work/demo.exe", "has no windows/system32"),
-            (&["--mount", "X:=@/work", "--cwd", "@/work"], r"X:\..\secret.exe", "there is no such file"),
+            (&["--cwd", "@/job"][..], "@/job/absent.exe", "there is no such file"),
+            (&["--cwd", "@/job"], "@/job", "it is a folder"),
+            (&["--cwd", "@/job"], "@/job/text.exe", "a text file"),
+            (&["--cwd", "@/job"], "@/job/a:b.exe", "cannot be spelled in Windows"),
+            (&["--cwd", "@/nowhere"], "@/job/demo.exe", "No such file"),
+            (&["--mount", "D:=@/nowhere"], "@/job/demo.exe", "cannot mount"),
+            (&["--mount", "D:=@", "--mount", "D:=@"], "@/job/demo.exe", "given twice"),
+            (&["--mount", "C:=@/job"], "@/job/demo.exe", "has no windows/system32"),
+            (&["--mount", "X:=@/job", "--cwd", "@/job"], r"X:\..\secret.exe", "there is no such file"),
         ] {
             let error = arrange(scratch.path(), options, program).expect_err(program);
             let text = format!("{error:#}");
             assert!(text.contains(expected) && !text.contains('\n'), "{program}: {text}");
         }
         fs::remove_file(scratch.path().join("root/windows/system32/win32u.dll")).expect("remove");
-        let error = arrange(scratch.path(), &["--cwd", "@/work"], "@/work/demo.exe").expect_err("missing DLL");
+        let error = arrange(scratch.path(), &["--cwd", "@/job"], "@/job/demo.exe").expect_err("missing DLL");
         assert!(format!("{error:#}").contains("imports win32u.dll"), "{error:#}");
         fs::remove_dir_all(scratch.path().join("root/windows")).expect("remove");
-        let error = arrange(scratch.path(), &["--cwd", "@/work"], "@/work/demo.exe").expect_err("missing root");
+        let error = arrange(scratch.path(), &["--cwd", "@/job"], "@/job/demo.exe").expect_err("missing root");
         assert!(format!("{error:#}").contains("no windows/system32"), "{error:#}");
     }
 }
