@@ -1,8 +1,7 @@
-//! CPUID models: which processor the guest sees.
-
-use bitflags::bitflags;
+//! CPUID: how a processor model shows itself to the guest, and how a model is read off a real processor.
 
 use crate::control::cr4;
+pub use crate::model::{CpuModel, Features, Vendor};
 use crate::state::CpuState;
 
 /// Width of a physical address (CPUID 8000_0008h): bounds CR3 and IA32_APIC_BASE.
@@ -12,117 +11,6 @@ pub const PHYSICAL_ADDRESS_BITS: u32 = 46;
 const XSAVE_LEGACY_BYTES: u32 = 576;
 /// Size of the AVX component of an XSAVE image, which directly follows the header.
 const XSAVE_AVX_BYTES: u32 = 256;
-
-/// Processor vendor. Decides what differs between Intel and AMD: SYSCALL in compatibility mode, SYSRET to a
-/// non-canonical address, and CPUID's vendor string.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Vendor {
-    /// `GenuineIntel`.
-    Intel,
-    /// `AuthenticAMD`.
-    Amd,
-}
-
-bitflags! {
-    /// Optional instruction sets a model advertises. What is not advertised raises #UD.
-    #[repr(transparent)]
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-    pub struct Features: u64 {
-        /// SSE3.
-        const SSE3 = 1 << 0;
-        /// SSSE3.
-        const SSSE3 = 1 << 1;
-        /// SSE4.1.
-        const SSE4_1 = 1 << 2;
-        /// SSE4.2.
-        const SSE4_2 = 1 << 3;
-        /// POPCNT.
-        const POPCNT = 1 << 4;
-        /// CMPXCHG16B.
-        const CX16 = 1 << 5;
-        /// LAHF and SAHF in 64-bit mode.
-        const LAHF = 1 << 6;
-        /// MOVBE.
-        const MOVBE = 1 << 7;
-        /// LZCNT.
-        const LZCNT = 1 << 8;
-        /// BMI1.
-        const BMI1 = 1 << 9;
-        /// BMI2.
-        const BMI2 = 1 << 10;
-        /// ADX.
-        const ADX = 1 << 11;
-        /// AVX.
-        const AVX = 1 << 12;
-        /// AVX2.
-        const AVX2 = 1 << 13;
-        /// FMA3.
-        const FMA = 1 << 14;
-        /// F16C.
-        const F16C = 1 << 15;
-        /// AES-NI.
-        const AES = 1 << 16;
-        /// PCLMULQDQ.
-        const PCLMUL = 1 << 17;
-        /// SHA extensions.
-        const SHA = 1 << 18;
-        /// RDTSCP.
-        const RDTSCP = 1 << 19;
-        /// RDRAND.
-        const RDRAND = 1 << 20;
-        /// RDSEED.
-        const RDSEED = 1 << 21;
-        /// FSGSBASE.
-        const FSGSBASE = 1 << 22;
-        /// XSAVE, XGETBV.
-        const XSAVE = 1 << 23;
-        /// PREFETCHW.
-        const PREFETCHW = 1 << 24;
-        /// SSE4A (AMD).
-        const SSE4A = 1 << 25;
-        /// RDPID.
-        const RDPID = 1 << 26;
-        /// User-mode instruction prevention (CR4.UMIP).
-        const UMIP = 1 << 27;
-    }
-}
-
-/// A processor model: vendor plus features.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuModel {
-    /// Vendor.
-    pub vendor: Vendor,
-    /// Advertised features.
-    pub features: Features,
-}
-
-impl Default for CpuModel {
-    fn default() -> Self {
-        Self::INTEL
-    }
-}
-
-impl CpuModel {
-    const BASE: Features = Features::SSE3
-        .union(Features::CX16)
-        .union(Features::LAHF)
-        .union(Features::POPCNT)
-        .union(Features::MOVBE)
-        .union(Features::LZCNT)
-        .union(Features::BMI1)
-        .union(Features::BMI2)
-        .union(Features::ADX)
-        .union(Features::RDTSCP)
-        .union(Features::XSAVE)
-        .union(Features::PREFETCHW);
-
-    /// An Intel processor.
-    pub const INTEL: Self = Self { vendor: Vendor::Intel, features: Self::BASE };
-    /// An AMD processor.
-    pub const AMD: Self = Self { vendor: Vendor::Amd, features: Self::BASE };
-}
 
 /// What CPUID reports besides the model: state that the operating system controls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +26,7 @@ pub struct CpuidContext {
 /// Where a feature is reported: register (0 to 3 for EAX to EDX) and bit.
 struct FeatureBit(Features, usize, u32);
 
+const EAX: usize = 0;
 const EBX: usize = 1;
 const ECX: usize = 2;
 const EDX: usize = 3;
@@ -164,19 +53,46 @@ const LEAF_7: &[FeatureBit] = &[
     FeatureBit(Features::BMI1, EBX, 3),
     FeatureBit(Features::AVX2, EBX, 5),
     FeatureBit(Features::BMI2, EBX, 8),
+    FeatureBit(Features::ERMS, EBX, 9),
     FeatureBit(Features::RDSEED, EBX, 18),
     FeatureBit(Features::ADX, EBX, 19),
+    FeatureBit(Features::CLFLUSHOPT, EBX, 23),
+    FeatureBit(Features::CLWB, EBX, 24),
     FeatureBit(Features::SHA, EBX, 29),
     FeatureBit(Features::UMIP, ECX, 2),
+    FeatureBit(Features::VAES, ECX, 9),
+    FeatureBit(Features::VPCLMUL, ECX, 10),
     FeatureBit(Features::RDPID, ECX, 22),
+    FeatureBit(Features::FSRM, EDX, 4),
+];
+
+/// Subleaf 1 of leaf 0DH.
+const LEAF_D_1: &[FeatureBit] = &[
+    FeatureBit(Features::XSAVEOPT, EAX, 0),
+    FeatureBit(Features::XSAVEC, EAX, 1),
+    FeatureBit(Features::XGETBV1, EAX, 2),
+    FeatureBit(Features::XSAVES, EAX, 3),
 ];
 
 const LEAF_8000_0001: &[FeatureBit] = &[
     FeatureBit(Features::LAHF, ECX, 0),
     FeatureBit(Features::LZCNT, ECX, 5),
     FeatureBit(Features::SSE4A, ECX, 6),
+    FeatureBit(Features::MISALIGNSSE, ECX, 7),
     FeatureBit(Features::PREFETCHW, ECX, 8),
     FeatureBit(Features::RDTSCP, EDX, 27),
+];
+
+/// AMD only.
+const LEAF_8000_0008: &[FeatureBit] = &[FeatureBit(Features::CLZERO, EBX, 0)];
+
+/// Every table with its leaf and subleaf.
+const REPORTS: [(u32, u32, &[FeatureBit]); 5] = [
+    (1, 0, LEAF_1),
+    (7, 0, LEAF_7),
+    (0xD, 1, LEAF_D_1),
+    (0x8000_0001, 0, LEAF_8000_0001),
+    (0x8000_0008, 0, LEAF_8000_0008),
 ];
 
 /// CPUID.1:EDX of every x86-64 processor here: FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, PGE, MCA, CMOV, PAT,
@@ -212,12 +128,34 @@ impl CpuModel {
         }
     }
 
-    /// Family, model and stepping as CPUID.1:EAX: 6/5Eh/3 for Intel, 17h/31h/0 for AMD.
+    /// Family, model and stepping as CPUID.1:EAX, of a processor that has about these features: Skylake, Goldmont Plus,
+    /// Merom; Zen 3, Bobcat.
     const fn signature(&self) -> u32 {
         match self.vendor {
-            Vendor::Intel => 0x0005_06E3,
-            Vendor::Amd => 0x0083_0F10,
+            Vendor::Intel if self.features.contains(Features::AVX2) => 0x0005_06E3,
+            Vendor::Intel if self.features.contains(Features::SSE4_2) => 0x0007_06A8,
+            Vendor::Intel => 0x0000_06FB,
+            Vendor::Amd if self.features.contains(Features::AVX2) => 0x00A2_0F12,
+            Vendor::Amd => 0x0050_0F20,
         }
+    }
+
+    /// The model of a real processor, from what its CPUID says (EAX to EDX for a leaf and subleaf), as far as there are
+    /// [`Features`] for it.
+    #[must_use]
+    pub fn from_cpuid(mut cpuid: impl FnMut(u32, u32) -> [u32; 4]) -> Self {
+        let [max_basic, ebx, ..] = cpuid(0, 0);
+        let vendor = if ebx == u32::from_le_bytes(*b"Auth") { Vendor::Amd } else { Vendor::Intel };
+        let [max_extended, ..] = cpuid(0x8000_0000, 0);
+        let mut features = Features::empty();
+        for (leaf, subleaf, table) in REPORTS {
+            let highest = if leaf < 0x8000_0000 { max_basic } else { max_extended };
+            let registers = if leaf <= highest { cpuid(leaf, subleaf) } else { [0; 4] };
+            for FeatureBit(feature, register, bit) in table {
+                features.set(*feature, registers[*register] >> bit & 1 != 0);
+            }
+        }
+        Self { vendor, features: features.consistent() }
     }
 
     /// The XCR0 bits that may be set (0 without XSAVE).
@@ -303,6 +241,12 @@ impl CpuModel {
         };
         match subleaf {
             0 if supported != 0 => [supported as u32, size(xcr0 | 1), size(supported), 0],
+            // No supervisor state component exists, so IA32_XSS adds nothing to the size of the compacted image.
+            1 if supported != 0 => {
+                let [eax, ..] = self.report(LEAF_D_1);
+                let compacted = self.features.contains(Features::XSAVEC);
+                [eax, if compacted { size(xcr0 | 1) } else { 0 }, 0, 0]
+            }
             2 if supported & 4 != 0 => [XSAVE_AVX_BYTES, XSAVE_LEGACY_BYTES, 0, 0],
             _ => [0; 4],
         }
@@ -349,7 +293,10 @@ impl CpuModel {
             6 => [0, 0, 0x0200_6040 | u32::from(amd) << 8, if amd { 0x0040_8140 } else { 0 }],
             // The TSC is invariant.
             7 => [0, 0, 0, 1 << 8],
-            8 => [48 << 8 | PHYSICAL_ADDRESS_BITS, 0, 0, 0],
+            8 => {
+                let ebx = if amd { self.report(LEAF_8000_0008)[EBX] } else { 0 };
+                [48 << 8 | PHYSICAL_ADDRESS_BITS, ebx, 0, 0]
+            }
             0x1D => cache_leaf(subleaf),
             0x21 => [NULL_SELECTOR_CLEARS_BASE, 0, 0, 0],
             _ => [0; 4],

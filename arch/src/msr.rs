@@ -23,6 +23,7 @@ mod index {
     pub const IA32_MISC_ENABLE: u32 = 0x1A0;
     pub const IA32_DEBUGCTL: u32 = 0x1D9;
     pub const IA32_PAT: u32 = 0x277;
+    pub const IA32_XSS: u32 = 0xDA0;
     pub const IA32_EFER: u32 = 0xC000_0080;
     pub const IA32_STAR: u32 = 0xC000_0081;
     pub const IA32_LSTAR: u32 = 0xC000_0082;
@@ -87,6 +88,8 @@ pub fn rdmsr(cpu: &CpuState, index: u32) -> Result<u64, Exception> {
         IA32_GS_BASE => cpu.segment(SegmentIndex::Gs).base,
         IA32_KERNEL_GS_BASE => cpu.kernel_gs_base,
         IA32_TSC_AUX if has_tsc_aux(cpu) => u64::from(cpu.tsc_aux),
+        // There is no supervisor state component to enable.
+        IA32_XSS if cpu.model.features.contains(Features::XSAVES) => 0,
         _ if zero_register(cpu, index).is_some() => 0,
         _ => return Err(Exception::GP0),
     })
@@ -119,6 +122,7 @@ pub fn wrmsr(cpu: &mut CpuState, index: u32, value: u64) -> Result<(), Exception
         IA32_GS_BASE => cpu.segment_mut(SegmentIndex::Gs).base = canonical?,
         IA32_KERNEL_GS_BASE => cpu.kernel_gs_base = canonical?,
         IA32_TSC_AUX if has_tsc_aux(cpu) => cpu.tsc_aux = low_half? as u32,
+        IA32_XSS if value == 0 && cpu.model.features.contains(Features::XSAVES) => {}
         _ if value == 0 && zero_register(cpu, index) == Some(true) => {}
         _ => return Err(Exception::GP0),
     }

@@ -1,8 +1,9 @@
 //! The complete register state of one logical processor.
 
 use crate::control::{cr0, cr4, dr, efer};
-use crate::cpuid::CpuModel;
+use crate::entropy::Entropy;
 use crate::memory::Privilege;
+use crate::model::CpuModel;
 use crate::rflags::Rflags;
 use crate::segment::{DescriptorTable, Segment, SegmentIndex};
 
@@ -161,6 +162,8 @@ pub struct CpuState {
     pub x87: X87State,
     /// The processor the guest sees through CPUID.
     pub model: CpuModel,
+    /// The source of RDRAND and RDSEED.
+    pub entropy: Entropy,
 }
 
 impl CpuState {
@@ -190,7 +193,8 @@ impl CpuState {
             cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG,
             cr2: 0,
             cr3: 0,
-            cr4: (cr4::DE | cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE) & model.supported_cr4(),
+            cr4: (cr4::DE | cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE)
+                & model.supported_cr4(),
             cr8: 0,
             // Bit 0 (x87) is 1 even at reset.
             xcr0: model.supported_xcr0() | 1,
@@ -208,6 +212,7 @@ impl CpuState {
             sysenter: [0; 3],
             x87: X87State::default(),
             model,
+            entropy: Entropy::default(),
         }
     }
 
@@ -249,6 +254,15 @@ impl CpuState {
     #[must_use]
     pub const fn is_64bit(&self) -> bool {
         self.segment(SegmentIndex::Cs).is_long()
+    }
+
+    /// The state components that are not in their initial configuration, numbered as in XCR0 (SDM vol. 1, 13.6): what
+    /// XSAVE marks in XSTATE_BV. MXCSR belongs to none of them.
+    #[must_use]
+    pub fn xinuse(&self) -> u64 {
+        u64::from(self.x87 != X87State::default())
+            | u64::from(self.xmm != [[0; 2]; 16]) << 1
+            | u64::from(self.ymm_high != [[0; 2]; 16]) << 2
     }
 
     /// The privilege of explicit memory accesses at the current CPL.

@@ -1,7 +1,7 @@
 //! CPUID leaves of both models.
 
 use lstar_arch::cpuid::Features;
-use lstar_arch::{CpuModel, CpuState, Segment, SegmentIndex, system};
+use lstar_arch::{CpuModel, CpuState, Segment, SegmentIndex, Vendor, system};
 
 const MODELS: [CpuModel; 2] = [CpuModel::INTEL, CpuModel::AMD];
 
@@ -17,7 +17,7 @@ fn text(registers: &[u32]) -> String {
 fn identification() {
     for (model, vendor, signature, brand) in [
         (CpuModel::INTEL, "GenuineIntel", 0x506E3, "lstar x86-64 processor (Intel model)"),
-        (CpuModel::AMD, "AuthenticAMD", 0x83_0F10, "lstar x86-64 processor (AMD model)"),
+        (CpuModel::AMD, "AuthenticAMD", 0xA2_0F12, "lstar x86-64 processor (AMD model)"),
     ] {
         let cpu = CpuState::new(model);
         let [max, b, c, d] = cpu.cpuid(0, 0);
@@ -60,9 +60,21 @@ fn feature_bits_follow_the_model() {
         (Features::SSE4A, 0x8000_0001, 2, 6),
         (Features::PREFETCHW, 0x8000_0001, 2, 8),
         (Features::RDTSCP, 0x8000_0001, 3, 27),
+        (Features::ERMS, 7, 1, 9),
+        (Features::CLFLUSHOPT, 7, 1, 23),
+        (Features::CLWB, 7, 1, 24),
+        (Features::VAES, 7, 2, 9),
+        (Features::VPCLMUL, 7, 2, 10),
+        (Features::FSRM, 7, 3, 4),
+        (Features::MISALIGNSSE, 0x8000_0001, 2, 7),
     ];
-    assert_eq!(bits.len(), Features::all().iter().count(), "every feature is reported somewhere");
+    // The forms of XSAVE are in subleaf 1 of leaf 0DH and CLZERO is AMD's alone: below.
+    let elsewhere = 5;
+    assert_eq!(bits.len() + elsewhere, Features::all().iter().count(), "every feature is reported somewhere");
+    assert_eq!(Features::LIST.len(), Features::all().iter().count(), "every feature has a name");
     for (feature, leaf, register, bit) in bits {
+        let named = Features::LIST.iter().filter(|(listed, ..)| *listed == feature).count();
+        assert_eq!(named, 1, "{feature:?}");
         for model in MODELS {
             for features in [Features::empty(), feature] {
                 let cpu = CpuState::new(CpuModel { features, ..model });
@@ -92,11 +104,15 @@ fn baseline_and_operating_system_bits() {
 
 #[test]
 fn xsave_sizes_agree_with_xcr0() {
-    let mut cpu = CpuState::new(CpuModel::INTEL);
+    let mut cpu = CpuState::new(CpuModel::V2);
     assert_eq!(cpu.cpuid(0xD, 0), [3, 576, 576, 0]);
+    assert_eq!(cpu.cpuid(0xD, 1), [0xF, 576, 0, 0]);
     assert_eq!(cpu.cpuid(0xD, 2), [0; 4]);
-    cpu = with(CpuModel::INTEL, Features::AVX);
+    cpu = with(CpuModel::V2, Features::AVX);
     assert_eq!(cpu.cpuid(0xD, 0), [7, 832, 832, 0]);
+    assert_eq!(cpu.cpuid(0xD, 1), [0xF, 832, 0, 0]);
+    let plain = CpuState::new(CpuModel { features: Features::XSAVE, ..CpuModel::AMD });
+    assert_eq!(plain.cpuid(0xD, 1), [0; 4]);
     assert_eq!(cpu.cpuid(0xD, 2), [256, 576, 0, 0]);
     cpu.xcr0 = 1;
     assert_eq!(cpu.cpuid(0xD, 0), [7, 576, 832, 0]);
@@ -142,4 +158,39 @@ fn the_instruction_zero_extends() {
     cpu.gpr[..4].copy_from_slice(&[0xFFFF_FFFF_0000_0000, u64::MAX, u64::MAX, u64::MAX]);
     system::cpuid(&mut cpu);
     assert_eq!((cpu.gpr[0], cpu.gpr[3], cpu.gpr[2], cpu.gpr[1]), (0xD, 0x756E_6547, 0x4965_6E69, 0x6C65_746E));
+}
+
+#[test]
+fn cleared_lines_are_amds() {
+    for (model, expected) in [(CpuModel::AMD, 1), (CpuModel { vendor: Vendor::Intel, ..CpuModel::AMD }, 0)] {
+        assert_eq!(CpuState::new(model).cpuid(0x8000_0008, 0)[1], expected);
+    }
+}
+
+/// What a model reports is what a model read off it has.
+#[test]
+fn models_survive_cpuid() {
+    for (name, model) in CpuModel::NAMED {
+        let cpu = CpuState::new(model);
+        assert_eq!(CpuModel::from_cpuid(|leaf, subleaf| cpu.cpuid(leaf, subleaf)), model, "{name}");
+        assert_eq!(model.features.consistent(), model.features, "{name}");
+        assert_eq!(name.parse(), Ok(model));
+    }
+}
+
+#[test]
+fn descriptions() {
+    let parse = |text: &str| text.parse::<CpuModel>().unwrap().features;
+    let v2 = CpuModel::V2.features;
+    assert_eq!(parse("v2,+avx2,-sse4.2"), v2 - Features::SSE4_2, "AVX builds on SSE4.2");
+    assert_eq!(parse("+fma"), v2 | Features::FMA | Features::AVX);
+    assert_eq!(
+        parse("v3,-avx"),
+        CpuModel::V3.features - Features::AVX - Features::AVX2 - Features::FMA - Features::F16C
+    );
+    assert_eq!("baseline,amd".parse(), Ok(CpuModel { vendor: Vendor::Amd, ..CpuModel::BASELINE }));
+    assert_eq!(CpuModel::parse("host,-avx", Some(CpuModel::AMD)).map(|model| model.vendor), Ok(Vendor::Amd));
+    for bad in ["host", "v4", "", "v2,v3", "+", "v2,,+avx"] {
+        assert!(bad.parse::<CpuModel>().is_err(), "{bad}");
+    }
 }

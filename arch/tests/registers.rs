@@ -80,7 +80,7 @@ fn control_registers() {
         (4, good4 | cr4::TSD, Some(good4 | cr4::TSD)),
         (4, good4 & !cr4::PAE, None),
         (4, good4 | cr4::SMEP, None),
-        (4, good4 | cr4::FSGSBASE, None),
+        (4, good4 & !cr4::FSGSBASE, Some(good4 & !cr4::FSGSBASE)),
         (4, good4 | 1 << 40, None),
         (8, 15, Some(15)),
         (8, 16, None),
@@ -90,6 +90,9 @@ fn control_registers() {
         let result = mov_to_cr(&mut cpu, index, value).map(|()| mov_from_cr(&cpu, index).unwrap());
         assert_eq!(result, expected.ok_or(Exception::GP0), "CR{index} <- {value:#x}");
     }
+    let mut plain = CpuState::new(CpuModel::BASELINE);
+    assert_eq!(plain.cr4 & (cr4::FSGSBASE | cr4::OSXSAVE), 0);
+    assert_eq!(mov_to_cr(&mut plain, 4, good4 & !cr4::OSXSAVE), GP, "FSGSBASE");
     for index in [1, 5, 6, 7, 9, 15] {
         assert_eq!(mov_to_cr(&mut user(), index, 0), Err(Exception::UD));
         assert_eq!(mov_from_cr(&kernel(), index), Err(Exception::UD));
@@ -135,17 +138,18 @@ fn debug_registers() {
 
 #[test]
 fn extended_control_register() {
-    let with_avx = CpuModel { features: CpuModel::INTEL.features | Features::AVX, ..CpuModel::INTEL };
+    let with_avx = CpuModel::V3;
+    let plain = CpuModel::V2;
     let without = CpuModel { features: CpuModel::INTEL.features - Features::XSAVE, ..CpuModel::INTEL };
-    assert_eq!((CpuState::new(CpuModel::INTEL).xcr0, CpuState::new(with_avx).xcr0), (3, 7));
+    assert_eq!((CpuState::new(plain).xcr0, CpuState::new(with_avx).xcr0), (3, 7));
     assert_eq!(CpuState::new(without).cr4 & cr4::OSXSAVE, 0);
     // Model, ECX, value, accepted.
     let cases = [
-        (CpuModel::INTEL, 0, 1, true),
-        (CpuModel::INTEL, 0, 3, true),
-        (CpuModel::INTEL, 0, 7, false),
-        (CpuModel::INTEL, 0, 2, false),
-        (CpuModel::INTEL, 1, 3, false),
+        (plain, 0, 1, true),
+        (plain, 0, 3, true),
+        (plain, 0, 7, false),
+        (plain, 0, 2, false),
+        (plain, 1, 3, false),
         (with_avx, 0, 7, true),
         (with_avx, 0, 5, false),
     ];
@@ -175,6 +179,8 @@ fn time_stamp_counter() {
     assert_eq!((system::rdtsc(&mut cpu), system::rdtscp(&mut cpu), system::rdpmc(&mut cpu)), (GP, GP, GP));
     cpu.model.features -= Features::RDTSCP;
     assert_eq!(system::rdtscp(&mut cpu), Err(Exception::UD));
+    assert_eq!(system::rdpid(&cpu), Ok(9));
+    cpu.model.features -= Features::RDPID;
     assert_eq!(system::rdpid(&cpu), Err(Exception::UD));
     cpu.cpl = 0;
     system::rdtsc(&mut cpu).unwrap();
@@ -182,8 +188,8 @@ fn time_stamp_counter() {
 
 #[test]
 fn segment_bases() {
-    let model = CpuModel { features: CpuModel::INTEL.features | Features::FSGSBASE, ..CpuModel::INTEL };
-    let mut cpu = user_machine(model).0;
+    let mut cpu = user();
+    cpu.cr4 &= !cr4::FSGSBASE;
     let (fs, qword, dword) = (SegmentIndex::Fs, OperandSize::Qword, OperandSize::Dword);
     assert_eq!(system::rdbase(&cpu, fs, qword), Err(Exception::UD));
     cpu.cr4 |= cr4::FSGSBASE;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lstar_arch::CpuModel;
+use lstar_arch::cpuid::Features;
 use lstar_runtime::{Engine, MachineConfig, SyscallDispatch};
 
 /// Runs Windows x64 programs by translating their code; a real SYSCALL reaches a guest kernel and its service tables.
@@ -206,9 +207,10 @@ pub struct MachineArgs {
     /// What executes guest code
     #[arg(long, value_enum, default_value_t = EngineName::Translator)]
     pub engine: EngineName,
-    /// Whose processor the guest sees
-    #[arg(long, value_enum, default_value_t = CpuName::Intel)]
-    pub cpu: CpuName,
+    /// The processor the guest sees: baseline, v2, v3, intel, amd or host; then +FEATURE, -FEATURE, or a vendor
+    #[arg(long, value_name = "MODEL[,+FEATURE|,-FEATURE]..", default_value = "v2", value_parser = parse_cpu)]
+    #[arg(allow_hyphen_values = true)]
+    pub cpu: CpuModel,
     /// How SYSCALL reaches a service
     #[arg(long, value_enum, default_value_t = DispatchName::Direct)]
     pub dispatch: DispatchName,
@@ -230,10 +232,7 @@ impl MachineArgs {
                 DispatchName::Direct => SyscallDispatch::Direct,
                 DispatchName::Architectural => SyscallDispatch::Architectural,
             },
-            model: match self.cpu {
-                CpuName::Intel => CpuModel::INTEL,
-                CpuName::Amd => CpuModel::AMD,
-            },
+            model: self.cpu,
             memory_limit: self.max_memory,
             ..MachineConfig::default()
         }
@@ -250,11 +249,26 @@ pub enum EngineName {
 }
 
 /// `--cpu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[expect(missing_docs, reason = "the names say it all")]
-pub enum CpuName {
-    Intel,
-    Amd,
+pub fn parse_cpu(text: &str) -> Result<CpuModel, String> {
+    CpuModel::parse(text, host_model()).map_err(|unknown| {
+        let names: Vec<&str> = Features::LIST.iter().map(|(_, name, _)| *name).collect();
+        format!("{unknown}; the features are {}", names.join(", "))
+    })
+}
+
+/// The processor that lstar runs on, if it is an x86-64.
+fn host_model() -> Option<CpuModel> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        Some(CpuModel::from_cpuid(|leaf, subleaf| {
+            let result = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+            [result.eax, result.ebx, result.ecx, result.edx]
+        }))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        None
+    }
 }
 
 /// `--dispatch`.
@@ -383,6 +397,19 @@ mod tests {
         for bad in ["", "0", "G", "-1M", "5X", "99999999T", "1.5G"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn processors() {
+        assert_eq!(parse_cpu("v2"), Ok(CpuModel::V2));
+        assert_eq!(parse_cpu("AMD"), Ok(CpuModel::AMD));
+        let changed = parse_cpu("v2,amd,+avx2,-sha").expect("a model");
+        assert!(changed.features.contains(Features::AVX | Features::AVX2) && !changed.features.contains(Features::SHA));
+        assert_eq!(changed.vendor, lstar_arch::Vendor::Amd);
+        for bad in ["", "v9", "v2,v3", "v2,avx", "v2,+", "+nothing", "v2,"] {
+            assert!(parse_cpu(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_cpu("host").is_ok(), cfg!(target_arch = "x86_64"));
     }
 
     #[test]

@@ -2,13 +2,11 @@
 //! themselves live in [`lstar_arch::system`].
 
 use iced_x86::{Code, Mnemonic, OpKind, Register};
-use lstar_arch::cpuid::Features;
 use lstar_arch::system::{self, OperandSize};
-use lstar_arch::{Exception, Gpr, GuestMemory, SegmentIndex};
+use lstar_arch::{Exception, Gpr, GuestMemory, SegmentIndex, entropy};
 
 use crate::decode::Place;
 use crate::exec::{Exec, Op};
-use crate::flags::STATUS;
 
 fn operand_size(bytes: u8) -> OperandSize {
     match bytes {
@@ -253,17 +251,14 @@ pub(crate) fn segment_base<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     }
 }
 
-/// RDRAND and RDSEED. The machine has no entropy source of its own, so even a model that advertises them answers "not
-/// available now": CF clear and a destination of zero.
+/// RDRAND and RDSEED.
 pub(crate) fn random<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
-    ex.require(match ex.decoded.mnemonic {
-        Mnemonic::Rdrand => Features::RDRAND,
-        _ => Features::RDSEED,
-    })?;
     debug_assert_eq!(ex.decoded.operands[0].place, Place::Gpr);
-    ex.write(0, 0)?;
-    ex.set_flags(STATUS, 0);
-    Ok(())
+    let number = match ex.decoded.mnemonic {
+        Mnemonic::Rdrand => entropy::rdrand(ex.cpu)?,
+        _ => entropy::rdseed(ex.cpu)?,
+    };
+    ex.write(0, number)
 }
 
 /// VMCALL: the service gate at CPL 0; without virtualization it does not exist otherwise.

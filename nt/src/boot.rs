@@ -224,6 +224,9 @@ pub(crate) fn create_process(kernel: &mut Kernel, machine: &mut Machine, start: 
     let failed = |what| move |status| BootError::Process { what, status };
     let model = machine.config().model;
     let mut vcpu = machine.vcpu();
+    let mut seed = [0; 32];
+    kernel.host.entropy(&mut seed);
+    vcpu.seed_entropy(seed);
     let space = &mut *vcpu.memory;
     loader::map_shared_data(kernel, space, &model).map_err(failed("KUSER_SHARED_DATA"))?;
 

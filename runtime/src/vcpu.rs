@@ -61,6 +61,17 @@ pub trait Registers {
     fn set_xmm(&mut self, index: usize, value: u128) {
         self.state_mut().xmm[index] = [value as u64, (value >> 64) as u64];
     }
+    /// The high half of YMM register `index` (0 to 15); the low half is [`Registers::xmm`].
+    #[inline]
+    fn ymm_high(&self, index: usize) -> u128 {
+        let [low, high] = self.state().ymm_high[index];
+        u128::from(high) << 64 | u128::from(low)
+    }
+    /// Sets the high half of YMM register `index` (0 to 15).
+    #[inline]
+    fn set_ymm_high(&mut self, index: usize, value: u128) {
+        self.state_mut().ymm_high[index] = [value as u64, (value >> 64) as u64];
+    }
     /// MXCSR.
     #[inline]
     fn mxcsr(&self) -> u32 {
@@ -204,6 +215,11 @@ impl Vcpu<'_> {
     /// Writes a model-specific register as WRMSR at CPL 0 would; `false` where that raises #GP.
     pub fn write_msr(&mut self, index: u32, value: u64) -> bool {
         lstar_arch::msr::wrmsr(self.cpu, index, value).is_ok()
+    }
+
+    /// Seeds what RDRAND and RDSEED yield; before the first call that is the same in every run.
+    pub fn seed_entropy(&mut self, seed: [u8; 32]) {
+        self.cpu.entropy = lstar_arch::entropy::Entropy::from_seed(seed);
     }
 
     /// Executes SWAPGS and SYSRETQ; `false`, with nothing changed, where either would raise an exception.

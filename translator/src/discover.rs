@@ -13,7 +13,7 @@ use lstar_arch::PAGE_SIZE;
 
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
-use crate::effects::{Effects, available, effects};
+use crate::effects::{Effects, available, effects, without_counts};
 use crate::lift::{self, Lifter};
 use lstar_arch::cpuid::Features;
 
@@ -248,7 +248,7 @@ fn explore(
     while let Some(start) = work.pop_front() {
         let mut rip = start;
         while decoded.len() < limits.max_instructions && !decoded.contains_key(&rip) {
-            let Some(insn) = reader.decode(rip) else { break };
+            let Some(insn) = reader.decode(rip).map(|insn| without_counts(insn, limits.features)) else { break };
             decoded.insert(rip, insn);
             match flow(&insn, mode) {
                 Flow::Next => {}

@@ -1,6 +1,8 @@
 //! What one instruction reads, writes and can do, as the data-flow analysis and the code generator see it.
 
-use iced_x86::{CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits};
+use iced_x86::{
+    Code, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+};
 use lstar_arch::cpuid::Features;
 
 /// A set of registers: GPRs in bits 0 to 15 by encoding, XMM0 to XMM15 in bits 16 to 31.
@@ -138,6 +140,24 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
     }
 }
 
+/// The instruction as a processor with `features` executes it: without BMI1 TZCNT is BSF with an ignored prefix, without
+/// LZCNT that is BSR (SDM vol. 2, TZCNT and LZCNT). Compilers emit them for any processor where both mean the same.
+pub(crate) fn without_counts(mut insn: Instruction, features: Features) -> Instruction {
+    let (needed, code) = match insn.code() {
+        Code::Tzcnt_r16_rm16 => (Features::BMI1, Code::Bsf_r16_rm16),
+        Code::Tzcnt_r32_rm32 => (Features::BMI1, Code::Bsf_r32_rm32),
+        Code::Tzcnt_r64_rm64 => (Features::BMI1, Code::Bsf_r64_rm64),
+        Code::Lzcnt_r16_rm16 => (Features::LZCNT, Code::Bsr_r16_rm16),
+        Code::Lzcnt_r32_rm32 => (Features::LZCNT, Code::Bsr_r32_rm32),
+        Code::Lzcnt_r64_rm64 => (Features::LZCNT, Code::Bsr_r64_rm64),
+        _ => return insn,
+    };
+    if !features.contains(needed) {
+        insn.set_code(code);
+    }
+    insn
+}
+
 /// Whether all instruction sets that `insn` belongs to are among `features` (or are part of every x86-64 processor).
 pub(crate) fn available(insn: &Instruction, features: Features) -> bool {
     insn.cpuid_features().iter().all(|feature| {
@@ -161,6 +181,17 @@ pub(crate) fn available(insn: &Instruction, features: Features) -> bool {
             CpuidFeature::PREFETCHW => Features::PREFETCHW,
             CpuidFeature::AVX => Features::AVX,
             CpuidFeature::AVX2 => Features::AVX2,
+            CpuidFeature::FMA => Features::FMA,
+            CpuidFeature::F16C => Features::F16C,
+            CpuidFeature::VAES => Features::VAES,
+            CpuidFeature::VPCLMULQDQ => Features::VPCLMUL,
+            CpuidFeature::SSE4A => Features::SSE4A,
+            CpuidFeature::RDRAND => Features::RDRAND,
+            CpuidFeature::RDSEED => Features::RDSEED,
+            CpuidFeature::RDPID => Features::RDPID,
+            CpuidFeature::CLFLUSHOPT => Features::CLFLUSHOPT,
+            CpuidFeature::CLWB => Features::CLWB,
+            CpuidFeature::CLZERO => Features::CLZERO,
             _ => Features::empty(),
         };
         features.contains(needed)

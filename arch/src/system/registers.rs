@@ -138,11 +138,15 @@ pub fn hlt(cpu: &CpuState) -> Result<(), Exception> {
     require_cpl0(cpu)
 }
 
-/// XGETBV into EDX:EAX.
+/// XGETBV into EDX:EAX: XCR0, or with ECX = 1 which of its components are in use.
 pub fn xgetbv(cpu: &mut CpuState) -> Result<(), Exception> {
     require(cpu.cr4 & cr4::OSXSAVE != 0, Exception::UD)?;
-    require(ecx(cpu) == 0, Exception::GP0)?;
-    set_edx_eax(cpu, cpu.xcr0);
+    let value = match ecx(cpu) {
+        0 => cpu.xcr0,
+        1 if cpu.model.features.contains(Features::XGETBV1) => cpu.xcr0 & cpu.xinuse(),
+        _ => return Err(Exception::GP0),
+    };
+    set_edx_eax(cpu, value);
     Ok(())
 }
 
