@@ -8,10 +8,14 @@
 //! Unlike general libraries it detects tininess after rounding, flushes to zero, and delivers what an unmasked
 //! overflow or underflow needs.
 
+pub(crate) mod elementary;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wide;
 
 use std::cmp::Ordering;
+
+use wide::Wide;
 
 /// Exception flags, laid out as in MXCSR bits 5:0 and in the x87 status word.
 pub(crate) mod flags {
@@ -211,6 +215,14 @@ impl Float {
         match magnitude.leading_zeros() {
             64 => Self::zero(false),
             shift => Self::finite(value < 0, 63 - shift as i32, magnitude << shift),
+        }
+    }
+
+    /// The value of a finite number.
+    pub fn to_wide(self) -> Wide {
+        match self.class {
+            Class::Finite => Wide::new(self.negative, self.exponent, u128::from(self.significand) << 64),
+            _ => Wide::ZERO,
         }
     }
 
@@ -414,6 +426,15 @@ impl Environment {
             return self.denormalise(format, negative, exponent, significand);
         }
         self.raise(inexact_flag);
+        result
+    }
+
+    /// Rounds a value that is not zero and known to be inexact, whatever its bits say, to extended precision.
+    pub fn round_approximation(&mut self, value: Wide) -> Float {
+        let result = self.round(&Format::EXTENDED, value.negative, value.exponent, value.significand);
+        let tiny =
+            value.exponent < Format::EXTENDED.min_exponent() && result.exponent < Format::EXTENDED.min_exponent();
+        self.raise(if tiny { flags::PE | flags::UE } else { flags::PE });
         result
     }
 

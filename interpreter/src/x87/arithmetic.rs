@@ -67,12 +67,12 @@ fn binary<M: GuestMemory>(ex: &mut Exec<'_, M>, f: Binary, pop: bool) -> Op {
 }
 
 /// Whether no unmasked pre-computation exception left operands and stack as they were.
-fn took_effect<M: GuestMemory>(ex: &Exec<'_, M>) -> bool {
+pub(super) fn took_effect<M: GuestMemory>(ex: &Exec<'_, M>) -> bool {
     ex.cpu.x87.status & !ex.cpu.x87.control & flags::PRE_COMPUTATION as u16 == 0
 }
 
 /// Computes ST(`destination`); operands that are missing are a stack underflow.
-fn operate<M: GuestMemory>(
+pub(super) fn operate<M: GuestMemory>(
     ex: &mut Exec<'_, M>,
     destination: usize,
     operands: Option<(Float, Float)>,
@@ -95,7 +95,7 @@ fn operate<M: GuestMemory>(
 }
 
 /// `ST(0) = f(ST(0))`.
-fn unary<M: GuestMemory>(ex: &mut Exec<'_, M>, f: impl FnOnce(&mut Environment, Float) -> Float) -> Op {
+pub(super) fn unary<M: GuestMemory>(ex: &mut Exec<'_, M>, f: impl FnOnce(&mut Environment, Float) -> Float) -> Op {
     let a = ex.st(0).map(|image| Format::EXTENDED.unpack(image));
     operate(ex, 0, a.zip(a), |environment, a, _| f(environment, a));
     Ok(())

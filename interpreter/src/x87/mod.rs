@@ -1,4 +1,4 @@
-//! x87 instructions (SDM vol. 1, chapter 8), without the transcendental ones.
+//! x87 instructions (SDM vol. 1, chapter 8).
 //!
 //! Registers are 80-bit images held as `u128`. An unmasked exception does not fault: it sets ES, and the next waiting
 //! instruction raises #MF. Pre-computation exceptions that are unmasked leave operands and stack alone.
@@ -8,6 +8,7 @@ mod compare;
 mod control;
 mod data;
 mod image;
+mod transcendental;
 
 pub(crate) use control::set_control;
 
@@ -45,6 +46,7 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
     data::execute(ex, mnemonic)
         .or_else(|| arithmetic::execute(ex, mnemonic))
         .or_else(|| compare::execute(ex, mnemonic))
+        .or_else(|| transcendental::execute(ex, mnemonic))
         .or_else(|| control::execute(ex, mnemonic))
         .or_else(|| image::execute(ex, mnemonic))
 }

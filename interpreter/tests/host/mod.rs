@@ -35,6 +35,7 @@ impl Default for State {
 
 impl State {
     /// Address that RSI and RDI have while the instruction runs.
+    #[allow(dead_code, reason = "not all test binaries use memory operands")]
     pub fn memory_address(&self) -> u64 {
         self.memory.as_ptr() as u64
     }
