@@ -15,7 +15,7 @@ use lstar_guest_images::kernel::{FastPathLayout, MAX_STACK_ARGUMENTS};
 use lstar_guest_images::layout::{
     Build, TEB_GDI_BATCH_COUNT, THREAD_FLAG_GUI, TRAP_FRAME_BIAS, kpcr, ktrap_frame as frame,
 };
-use lstar_runtime::{AddressSpace, Registers, Vcpu};
+use lstar_runtime::{AddressSpace, Pin, Registers, Vcpu};
 
 const KERNEL: Privilege = Privilege::Supervisor;
 /// Room below the trap frame for home slots and copied arguments.
@@ -35,6 +35,52 @@ const THREAD_PART: usize = 0x240;
 const USER_CS: u64 = 0x33;
 const USER_SS: u64 = 0x2B;
 
+/// Bytes below a trap frame that the path writes: copied arguments, home slots, the service's return address.
+const BELOW: usize = ARGUMENT_AREA as usize + 8;
+/// The part of a kernel stack that the path writes.
+const STACK_PART: usize = BELOW + FRAME;
+/// Both descriptors of a table pair.
+const TABLES_PART: usize = 0x40;
+
+/// The structures of the thread that called last, checked: KPCR, KTHREAD and top of the kernel stack.
+#[derive(Clone, Copy, Debug)]
+struct Pins {
+    pcr: Pin<KPCR_PART>,
+    thread: Pin<THREAD_PART>,
+    stack: Pin<STACK_PART>,
+    tables: Pin<TABLES_PART>,
+    shadow_tables: Pin<TABLES_PART>,
+}
+
+impl Pins {
+    fn new(layout: &FastPathLayout, memory: &mut AddressSpace, kpcr_base: u64) -> Option<Self> {
+        let pcr = memory.pin(kpcr_base)?;
+        let bytes = memory.pinned(&pcr)?;
+        let (thread, rsp_base) = (quad(bytes, kpcr::CURRENT_THREAD), quad(bytes, kpcr::RSP_BASE));
+        Some(Self {
+            pcr,
+            thread: memory.pin(thread)?,
+            stack: memory.pin(rsp_base.wrapping_sub(STACK_PART as u64))?,
+            tables: memory.pin(layout.descriptor_table)?,
+            shadow_tables: memory.pin(layout.descriptor_table_shadow)?,
+        })
+    }
+
+    /// Whether these are the structures of the thread that now runs on `kpcr_base`.
+    #[inline(always)]
+    fn current(&self, memory: &mut AddressSpace, kpcr_base: u64) -> bool {
+        let Some(pcr) = memory.pinned(&self.pcr) else { return false };
+        self.pcr.address() == kpcr_base
+            && quad(pcr, kpcr::CURRENT_THREAD) == self.thread.address()
+            && quad(pcr, kpcr::RSP_BASE).wrapping_sub(STACK_PART as u64) == self.stack.address()
+    }
+
+    #[inline(always)]
+    fn trap_frame(&self) -> u64 {
+        self.stack.address().wrapping_add(BELOW as u64)
+    }
+}
+
 /// The short cut through the guest kernel.
 #[derive(Clone, Debug)]
 pub struct DirectDispatch {
@@ -42,6 +88,7 @@ pub struct DirectDispatch {
     /// KiSystemServiceCopyEnd.
     copy_end: u64,
     pristine: bool,
+    pins: Option<Pins>,
 }
 
 impl DirectDispatch {
@@ -53,7 +100,7 @@ impl DirectDispatch {
         for page in (first..layout.code.end).step_by(PAGE_SIZE as usize) {
             pristine &= memory.fetch(page, &mut [0], KERNEL).is_ok();
         }
-        Self { layout, copy_end, pristine }
+        Self { layout, copy_end, pristine, pins: None }
     }
 
     /// Takes note that guest code was overwritten: a change of the path's own code ends direct dispatch.
@@ -65,68 +112,95 @@ impl DirectDispatch {
 
     /// From behind SYSCALL (RIP = LSTAR, CPL 0, GS not yet swapped) to the service gate. `false`, with the registers
     /// unchanged, when the guest's code must run instead.
-    pub fn enter(&self, vcpu: &mut Vcpu<'_>) -> bool {
+    #[inline]
+    pub fn enter(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
         self.pristine && vcpu.rip() == self.layout.lstar && self.try_enter(vcpu).is_some()
     }
 
     /// From behind a plain stub's gate to behind SYSRETQ. `false`, with nothing changed, when the guest's code must run.
-    pub fn leave(&self, vcpu: &mut Vcpu<'_>) -> bool {
+    #[inline]
+    pub fn leave(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
         self.pristine && self.try_leave(vcpu).is_some()
     }
 
-    fn try_enter(&self, vcpu: &mut Vcpu<'_>) -> Option<()> {
+    /// Makes `pins` those of the thread that runs on `kpcr_base`; where that cannot be, there are none.
+    #[inline(always)]
+    fn pin_current(&mut self, memory: &mut AddressSpace, kpcr_base: u64) {
+        if !self.pins.as_ref().is_some_and(|pins| pins.current(memory, kpcr_base)) {
+            self.pin_again(memory, kpcr_base);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pin_again(&mut self, memory: &mut AddressSpace, kpcr_base: u64) {
+        self.pins = Pins::new(&self.layout, memory, kpcr_base);
+    }
+
+    fn try_enter(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
+        let kpcr_base = vcpu.kernel_gs_base();
+        self.pin_current(vcpu.memory, kpcr_base);
+        let pins = self.pins.as_ref()?;
         let layout = &self.layout;
         let thread_at = layout.thread;
-        let kpcr_base = vcpu.kernel_gs_base();
-        let user_gs = vcpu.gs_base();
-        let user_rsp = vcpu.reg(Gpr::Rsp);
-        let rax = vcpu.reg(Gpr::Rax);
+        let thread = pins.thread.address();
+        let trap_frame = pins.trap_frame();
+        let (cpu, memory) = vcpu.parts();
+        let user_rsp = cpu.reg(Gpr::Rsp);
+        let rax = cpu.reg(Gpr::Rax);
+        let r10 = cpu.reg(Gpr::R10);
+
         // The entry code has written the frame and its other notes by the time it looks at the tables; doing so first
         // is right even if it has to do it again.
-        let machine_frame = [vcpu.reg(Gpr::Rcx), USER_CS, vcpu.reg(Gpr::R11), user_rsp, USER_SS];
-        let saved = [Gpr::Rbx, Gpr::Rdi, Gpr::Rsi, Gpr::Rbp].map(|register| vcpu.reg(register));
-        let r10 = vcpu.reg(Gpr::R10);
-        let volatile = [rax, r10, vcpu.reg(Gpr::Rdx), vcpu.reg(Gpr::R8), vcpu.reg(Gpr::R9), r10, vcpu.reg(Gpr::R11)];
-        let mxcsr = vcpu.mxcsr();
-        let vectors: [u128; 6] = std::array::from_fn(|index| vcpu.xmm(index));
-        let memory = &mut *vcpu.memory;
-
-        let pcr = memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?;
+        let pcr = memory.pinned(&pins.pcr)?;
         put(pcr, kpcr::USER_RSP, user_rsp.to_le_bytes());
-        let rsp_base = quad(pcr, kpcr::RSP_BASE);
-        let thread = quad(pcr, kpcr::CURRENT_THREAD);
         let kernel_mxcsr = double(pcr, kpcr::MXCSR);
-        let trap_frame = rsp_base.wrapping_sub(frame::LAYOUT.size.into());
 
-        let thread_part = memory.data_mut::<THREAD_PART>(thread, KERNEL)?;
+        let thread_part = memory.pinned(&pins.thread)?;
         put(thread_part, thread_at.first_argument, r10.to_le_bytes());
         put(thread_part, thread_at.system_call_number, (rax as u32).to_le_bytes());
         put(thread_part, thread_at.trap_frame, trap_frame.to_le_bytes());
         let thread_flags = double(thread_part, thread_at.thread_flags);
         let teb = quad(thread_part, thread_at.teb);
 
-        let bytes = memory.data_mut::<FRAME>(trap_frame, KERNEL)?;
-        put_quads(bytes, frame::RIP, &machine_frame);
-        put_quads(bytes, frame::RBX, &saved);
-        put_quads(bytes, frame::RAX, &volatile);
+        let bytes = memory.pinned(&pins.stack)?.last_chunk_mut::<FRAME>()?;
+        for (offset, value) in [
+            (frame::RIP, cpu.reg(Gpr::Rcx)),
+            (frame::SEG_CS, USER_CS),
+            (frame::EFLAGS, cpu.reg(Gpr::R11)),
+            (frame::RSP, user_rsp),
+            (frame::SEG_SS, USER_SS),
+            (frame::RBX, cpu.reg(Gpr::Rbx)),
+            (frame::RDI, cpu.reg(Gpr::Rdi)),
+            (frame::RSI, cpu.reg(Gpr::Rsi)),
+            (frame::RBP, cpu.reg(Gpr::Rbp)),
+            (frame::RAX, rax),
+            (frame::RCX, r10),
+            (frame::RDX, cpu.reg(Gpr::Rdx)),
+            (frame::R8, cpu.reg(Gpr::R8)),
+            (frame::R9, cpu.reg(Gpr::R9)),
+            (frame::R10, r10),
+            (frame::R11, cpu.reg(Gpr::R11)),
+        ] {
+            put(bytes, offset, value.to_le_bytes());
+        }
         put(bytes, frame::EXCEPTION_ACTIVE, [2]);
         put(bytes, frame::PREVIOUS_MODE, [1]);
-        put(bytes, frame::MXCSR, mxcsr.to_le_bytes());
+        put(bytes, frame::MXCSR, cpu.mxcsr().to_le_bytes());
         put(bytes, frame::DR7, [0, 0]);
-        for (offset, value) in (frame::XMM0..).step_by(16).zip(vectors) {
-            put(bytes, offset, value.to_le_bytes());
+        for index in 0..6 {
+            put(bytes, frame::XMM0 + 16 * index, cpu.xmm(index as usize).to_le_bytes());
         }
 
         // KiSystemServiceStart and KiSystemServiceRepeat.
-        let table = u64::from(rax as u32 >> 7 & 0x20);
+        let table = rax as u32 >> 7 & 0x20;
         let index = rax & 0xFFF;
         let gui = thread_flags & THREAD_FLAG_GUI != 0;
-        let tables = if gui { layout.descriptor_table_shadow } else { layout.descriptor_table };
-        let descriptor = memory.data_mut::<0x18>(tables + table, KERNEL)?;
-        if index >= u64::from(double(descriptor, 0x10)) {
+        let tables = memory.pinned(if gui { &pins.shadow_tables } else { &pins.tables })?;
+        if index >= u64::from(double(tables, table + 0x10)) {
             return None;
         }
-        let base = quad(descriptor, 0);
+        let base = quad(tables, table);
         let entry = i64::from(read_u32(memory, base.wrapping_add(index * 4))? as i32);
         let target = base.wrapping_add((entry >> 4) as u64);
         let count = entry as u64 & 0xF;
@@ -140,19 +214,18 @@ impl DirectDispatch {
         if !layout.gate_stubs.contains(&target) || count > u64::from(MAX_STACK_ARGUMENTS) {
             return None;
         }
-        let stub = memory.read_u64(target, KERNEL).ok()?;
-        if stub & 0xFFFF_FF00_0000_00FF != MOV_EAX_VMCALL
-            || memory.load::<1>(target + GATE_OFFSET, KERNEL).ok()? != [RET]
-        {
+        let stub: [u8; 9] = memory.load(target, KERNEL).ok()?;
+        let instructions = u64::from_le_bytes(*stub.first_chunk()?);
+        if instructions & 0xFFFF_FF00_0000_00FF != MOV_EAX_VMCALL || stub[8] != RET {
             return None;
         }
-        let id = (stub >> 8) as u32;
+        let id = (instructions >> 8) as u32;
 
         // The arguments on the caller's stack.
         let (stack, new_rsi, new_rdi, status) = if count == 0 {
-            (trap_frame, vcpu.reg(Gpr::Rsi), table, Rflags::ZF | Rflags::PF)
+            (trap_frame, cpu.reg(Gpr::Rsi), u64::from(table), Rflags::ZF | Rflags::PF)
         } else {
-            let probe = vcpu.memory.read_u64(layout.user_probe_address, KERNEL).ok()?;
+            let probe = memory.read_u64(layout.user_probe_address, KERNEL).ok()?;
             let source = match user_rsp.wrapping_add(0x20) {
                 beyond if beyond >= probe => probe,
                 source => source,
@@ -160,57 +233,56 @@ impl DirectDispatch {
             let below = trap_frame.wrapping_sub(ARGUMENT_AREA);
             let destination = below.wrapping_add(0x18);
             for argument in 1..=count {
-                let value = vcpu.memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
-                vcpu.memory.store(destination.wrapping_add(argument * 8), value, KERNEL).ok()?;
+                let value = memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
+                // From 8 bytes below `below` on.
+                put(memory.pinned(&pins.stack)?, 0x20 + argument as u32 * 8, value);
             }
             scratch = self.copy_end.wrapping_sub(count * 8);
             (below, source, destination, status_of_sub(self.copy_end, count * 8))
         };
         let stack = stack.wrapping_sub(8);
-        vcpu.memory.write_u64(stack, layout.service_return, KERNEL).ok()?;
+        let part = memory.pinned(&pins.stack)?;
+        put(part, stack.wrapping_sub(pins.stack.address()) as u32, layout.service_return.to_le_bytes());
 
-        vcpu.set_gs_base(kpcr_base);
-        vcpu.set_kernel_gs_base(user_gs);
-        vcpu.set_mxcsr(kernel_mxcsr);
-        for (register, value) in [
-            (Gpr::Rax, id.into()),
-            (Gpr::Rcx, r10),
-            (Gpr::Rbx, thread),
-            (Gpr::Rsp, stack),
-            (Gpr::Rbp, trap_frame.wrapping_add(TRAP_FRAME_BIAS.into())),
-            (Gpr::Rsi, new_rsi),
-            (Gpr::Rdi, new_rdi),
-            (Gpr::R10, target),
-            (Gpr::R11, scratch),
-        ] {
-            vcpu.set_reg(register, value);
-        }
-        let flags = Rflags::from_bits_truncate(vcpu.rflags()).difference(Rflags::STATUS);
-        vcpu.set_rflags((flags | status | Rflags::IF).bits());
-        vcpu.set_rip(target.wrapping_add(GATE_OFFSET));
+        let user_gs = cpu.gs_base();
+        cpu.set_gs_base(kpcr_base);
+        cpu.set_kernel_gs_base(user_gs);
+        cpu.set_mxcsr(kernel_mxcsr);
+        cpu.set_reg(Gpr::Rax, id.into());
+        cpu.set_reg(Gpr::Rcx, r10);
+        cpu.set_reg(Gpr::Rbx, thread);
+        cpu.set_reg(Gpr::Rsp, stack);
+        cpu.set_reg(Gpr::Rbp, trap_frame.wrapping_add(TRAP_FRAME_BIAS.into()));
+        cpu.set_reg(Gpr::Rsi, new_rsi);
+        cpu.set_reg(Gpr::Rdi, new_rdi);
+        cpu.set_reg(Gpr::R10, target);
+        cpu.set_reg(Gpr::R11, scratch);
+        cpu.set_rflags(cpu.rflags() & !Rflags::STATUS.bits() | (status | Rflags::IF).bits());
+        cpu.set_rip(target.wrapping_add(GATE_OFFSET));
         Some(())
     }
 
-    fn try_leave(&self, vcpu: &mut Vcpu<'_>) -> Option<()> {
-        let layout = &self.layout;
+    fn try_leave(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         let rip = vcpu.rip();
-        let behind_plain_gate = vcpu.cpl() == 0 && layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET));
         let stack = vcpu.reg(Gpr::Rsp);
         let trap_frame = vcpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into());
         let kpcr_base = vcpu.gs_base();
+        let privileged = vcpu.cpl() == 0;
+        self.pin_current(vcpu.memory, kpcr_base);
+        let pins = self.pins.as_ref()?;
+        let layout = &self.layout;
         let memory = &mut *vcpu.memory;
-        if !behind_plain_gate || memory.load::<1>(rip, KERNEL).ok()? != [RET] {
+        let behind_plain_gate = privileged && layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET));
+        if !behind_plain_gate || trap_frame != pins.trap_frame() || memory.load::<1>(rip, KERNEL).ok()? != [RET] {
             return None;
         }
         if memory.read_u64(stack, KERNEL).ok()? != layout.service_return {
             return None;
         }
-        let thread = quad(memory.data_mut::<KPCR_PART>(kpcr_base, KERNEL)?, kpcr::CURRENT_THREAD);
-        let apc_at = thread.wrapping_add(layout.thread.user_apc_pending.into());
-        if memory.load::<1>(apc_at, KERNEL).ok()? != [0] {
+        if memory.pinned(&pins.thread)?.get(layout.thread.user_apc_pending as usize) != Some(&0) {
             return None;
         }
-        let bytes = memory.data_mut::<FRAME>(trap_frame, KERNEL)?;
+        let bytes = memory.pinned(&pins.stack)?.last_chunk::<FRAME>()?;
         let [return_rip, cs, flags, user_rsp] =
             [frame::RIP, frame::SEG_CS, frame::EFLAGS, frame::RSP].map(|offset| quad(bytes, offset));
         let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(|offset| quad(bytes, offset));
@@ -219,32 +291,27 @@ impl DirectDispatch {
         if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) || traps {
             return None;
         }
-        let saved = [Gpr::Rcx, Gpr::R11].map(|register| (register, vcpu.reg(register)));
+        let (rcx, r11) = (vcpu.reg(Gpr::Rcx), vcpu.reg(Gpr::R11));
         vcpu.set_reg(Gpr::Rcx, return_rip);
         vcpu.set_reg(Gpr::R11, flags);
         if !vcpu.swapgs_sysretq() {
-            for (register, value) in saved {
-                vcpu.set_reg(register, value);
-            }
+            vcpu.set_reg(Gpr::Rcx, rcx);
+            vcpu.set_reg(Gpr::R11, r11);
             return None;
         }
         let r9 = match layout.build {
             Build::Windows7 => rbp,
             Build::Windows11 => 0,
         };
-        for (register, value) in [
-            (Gpr::Rbx, rbx),
-            (Gpr::Rdi, rdi),
-            (Gpr::Rsi, rsi),
-            (Gpr::Rbp, rbp),
-            (Gpr::Rsp, user_rsp),
-            (Gpr::Rdx, 0),
-            (Gpr::R8, user_rsp),
-            (Gpr::R9, r9),
-            (Gpr::R10, 0),
-        ] {
-            vcpu.set_reg(register, value);
-        }
+        vcpu.set_reg(Gpr::Rbx, rbx);
+        vcpu.set_reg(Gpr::Rdi, rdi);
+        vcpu.set_reg(Gpr::Rsi, rsi);
+        vcpu.set_reg(Gpr::Rbp, rbp);
+        vcpu.set_reg(Gpr::Rsp, user_rsp);
+        vcpu.set_reg(Gpr::Rdx, 0);
+        vcpu.set_reg(Gpr::R8, user_rsp);
+        vcpu.set_reg(Gpr::R9, r9);
+        vcpu.set_reg(Gpr::R10, 0);
         for index in 0..6 {
             vcpu.set_xmm(index, 0);
         }
@@ -253,31 +320,28 @@ impl DirectDispatch {
     }
 }
 
+#[inline(always)]
 fn read_u32(memory: &mut AddressSpace, address: u64) -> Option<u32> {
     memory.load(address, KERNEL).ok().map(u32::from_le_bytes)
 }
 
 /// A quadword of a structure; 0 beyond its end.
+#[inline(always)]
 fn quad(bytes: &[u8], offset: u32) -> u64 {
     bytes.get(offset as usize..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// A doubleword of a structure; 0 beyond its end.
+#[inline(always)]
 fn double(bytes: &[u8], offset: u32) -> u32 {
     bytes.get(offset as usize..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
 /// Writes a field of a structure, if it is inside.
+#[inline(always)]
 fn put<const N: usize>(bytes: &mut [u8], offset: u32, value: [u8; N]) {
     if let Some(field) = bytes.get_mut(offset as usize..).and_then(<[u8]>::first_chunk_mut) {
         *field = value;
-    }
-}
-
-/// Writes neighbouring quadwords.
-fn put_quads(bytes: &mut [u8], offset: u32, values: &[u64]) {
-    for (offset, value) in (offset..).step_by(8).zip(values) {
-        put(bytes, offset, value.to_le_bytes());
     }
 }
 

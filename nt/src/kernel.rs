@@ -141,12 +141,12 @@ impl ServiceGate for Kernel {
     }
 
     fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
-        if !self.direct.as_ref()?.enter(vcpu) {
+        if !self.direct.as_mut()?.enter(vcpu) {
             return None;
         }
         let action = self.service(vcpu);
         if action == GateAction::Resume
-            && let Some(direct) = &self.direct
+            && let Some(direct) = &mut self.direct
         {
             // Where it declines, the guest's own exit code runs from behind the gate.
             direct.leave(vcpu);

@@ -14,5 +14,5 @@ pub mod vcpu;
 pub use machine::{
     Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit,
 };
-pub use memory::{AddressSpace, Frames, MapError, Protection};
+pub use memory::{AddressSpace, Frames, MapError, Pin, Protection};
 pub use vcpu::{Registers, ThreadContext, Vcpu};

@@ -153,9 +153,11 @@ pub trait Registers {
 }
 
 impl Registers for ThreadContext {
+    #[inline]
     fn state(&self) -> &CpuState {
         &self.0
     }
+    #[inline]
     fn state_mut(&mut self) -> &mut CpuState {
         &mut self.0
     }
@@ -171,10 +173,23 @@ pub struct Vcpu<'a> {
     pub retired: u64,
 }
 
+impl Registers for CpuState {
+    #[inline]
+    fn state(&self) -> &CpuState {
+        self
+    }
+    #[inline]
+    fn state_mut(&mut self) -> &mut CpuState {
+        self
+    }
+}
+
 impl Registers for Vcpu<'_> {
+    #[inline]
     fn state(&self) -> &CpuState {
         self.cpu
     }
+    #[inline]
     fn state_mut(&mut self) -> &mut CpuState {
         self.cpu
     }
@@ -222,7 +237,14 @@ impl Vcpu<'_> {
         self.cpu.entropy = lstar_arch::entropy::Entropy::from_seed(seed);
     }
 
+    /// Registers and memory, to use side by side.
+    #[inline]
+    pub fn parts(&mut self) -> (&mut impl Registers, &mut AddressSpace) {
+        (&mut *self.cpu, &mut *self.memory)
+    }
+
     /// Executes SWAPGS and SYSRETQ; `false`, with nothing changed, where either would raise an exception.
+    #[inline]
     pub fn swapgs_sysretq(&mut self) -> bool {
         let rip = self.cpu.rip;
         if lstar_arch::system::swapgs(self.cpu).is_err() {

@@ -39,7 +39,7 @@ impl ServiceGate for Gate<'_> {
     }
 
     fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
-        let direct = self.direct.as_ref()?;
+        let direct = self.direct.as_mut()?;
         if !direct.enter(vcpu) {
             return None;
         }

@@ -12,6 +12,7 @@ use crate::state::{CpuState, Gpr};
 /// RFLAGS bits that SYSRET takes from R11 (SDM vol. 2, SYSRET).
 const SYSRET_RFLAGS: u64 = 0x3C_7FD7;
 
+#[inline]
 fn load_flat(cpu: &mut CpuState, code: Segment, stack: Segment, cpl: u8) {
     *cpu.segment_mut(SegmentIndex::Cs) = code;
     *cpu.segment_mut(SegmentIndex::Ss) = stack;
@@ -19,6 +20,7 @@ fn load_flat(cpu: &mut CpuState, code: Segment, stack: Segment, cpl: u8) {
 }
 
 /// SYSCALL. In compatibility mode an Intel processor raises #UD and an AMD one enters at CSTAR.
+#[inline]
 pub fn syscall(cpu: &mut CpuState) -> Result<(), Exception> {
     let long = cpu.is_64bit();
     require(cpu.efer & efer::SCE != 0, Exception::UD)?;
@@ -37,6 +39,7 @@ pub fn syscall(cpu: &mut CpuState) -> Result<(), Exception> {
 ///
 /// An Intel processor refuses a non-canonical RCX with #GP(0) at CPL 0; an AMD one returns, and the fetch of the next
 /// instruction raises #GP(0) at CPL 3, as any fetch from a non-canonical RIP must.
+#[inline]
 pub fn sysret(cpu: &mut CpuState, size: OperandSize) -> Result<(), Exception> {
     require(cpu.efer & efer::SCE != 0, Exception::UD)?;
     require(cpu.is_64bit() || cpu.model.vendor == Vendor::Amd, Exception::UD)?;
@@ -91,6 +94,7 @@ pub fn sysexit(cpu: &mut CpuState, size: OperandSize) -> Result<(), Exception> {
 }
 
 /// SWAPGS: exchanges the GS base with IA32_KERNEL_GS_BASE.
+#[inline]
 pub fn swapgs(cpu: &mut CpuState) -> Result<(), Exception> {
     require(cpu.is_64bit(), Exception::UD)?;
     require_cpl0(cpu)?;

@@ -13,6 +13,7 @@ mod window;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitflags::bitflags;
@@ -146,6 +147,25 @@ impl Drop for Frames {
     }
 }
 
+/// Source of epochs: unique among all address spaces of the process.
+static EPOCHS: AtomicU64 = AtomicU64::new(1);
+
+/// `N` bytes of plain kernel data whose pages have been checked; valid until any page changes its state.
+#[derive(Clone, Copy, Debug)]
+pub struct Pin<const N: usize> {
+    address: u64,
+    epoch: u64,
+}
+
+impl<const N: usize> Pin<N> {
+    /// Guest address of the first byte.
+    #[inline]
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
 /// A contiguous guest range that shows a contiguous part of some frames.
 #[derive(Clone, Debug)]
 struct Extent {
@@ -166,6 +186,8 @@ pub struct AddressSpace {
     extents: BTreeMap<u64, Extent>,
     modified: Vec<u64>,
     code_modified: bool,
+    /// Names the present contents of `table`; 0 while nobody has asked since the last change. See [`Pin`].
+    epoch: u64,
     store: Arc<FrameStore>,
     /// Keeps the vCPU block's frames alive.
     vcpu_frames: Vec<Arc<Frames>>,
@@ -184,6 +206,7 @@ impl AddressSpace {
             extents: BTreeMap::new(),
             modified: Vec::new(),
             code_modified: false,
+            epoch: 0,
             store: Arc::new(FrameStore { file, state: Mutex::default(), limit }),
             vcpu_frames: Vec::new(),
         })
@@ -199,6 +222,12 @@ impl AddressSpace {
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.store.state.lock().unwrap_or_else(PoisonError::into_inner).used
+    }
+
+    /// Changes a page-table byte; every pin ends.
+    fn set_state(&mut self, address: u64, state: u8) {
+        self.epoch = 0;
+        self.table.set(address, state);
     }
 
     fn check_range(start: u64, size: u64) -> Result<(), MapError> {
@@ -247,7 +276,7 @@ impl AddressSpace {
         }
         self.extents.insert(start, extent);
         for page in pages(start, size) {
-            self.table.set(page, PRESENT | protection.bits());
+            self.set_state(page, PRESENT | protection.bits());
         }
         Ok(())
     }
@@ -285,7 +314,7 @@ impl AddressSpace {
                 if self.table.get(page) & CODE != 0 {
                     self.record_modified(page);
                 }
-                self.table.set(page, 0);
+                self.set_state(page, 0);
             }
             if extent.private && Arc::strong_count(&extent.frames) > 1 {
                 self.store.file.punch_hole(extent.frames.offset + extent.frame_offset, extent.size);
@@ -308,7 +337,7 @@ impl AddressSpace {
             if old & CODE != 0 && keep == 0 {
                 self.record_modified(page);
             }
-            self.table.set(page, PRESENT | protection.bits() | keep);
+            self.set_state(page, PRESENT | protection.bits() | keep);
         }
         self.apply_views(start, size)
     }
@@ -382,6 +411,29 @@ impl AddressSpace {
         bytes.try_into().ok()
     }
 
+    /// Checks a structure of plain data as [`AddressSpace::data_mut`] does at kernel privilege, for repeated use by
+    /// [`AddressSpace::pinned`].
+    pub fn pin<const N: usize>(&mut self, address: u64) -> Option<Pin<N>> {
+        self.data_mut::<N>(address, Privilege::Supervisor)?;
+        if self.epoch == 0 {
+            self.epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(Pin { address, epoch: self.epoch })
+    }
+
+    /// The bytes of a pinned structure; `None` when any page of the address space has changed its state since.
+    #[inline(always)]
+    pub fn pinned<const N: usize>(&mut self, pin: &Pin<N>) -> Option<&mut [u8; N]> {
+        if pin.epoch != self.epoch {
+            return None;
+        }
+        // SAFETY: the pin was made by this address space, as epochs are unique and never 0 in a pin, and no page has changed
+        // since: what `data_mut` checked still holds. The slice borrows `self` as there.
+        #[expect(unsafe_code, reason = "guest memory is raw host memory")]
+        let bytes = unsafe { self.alias.bytes_mut(pin.address, N) };
+        bytes.try_into().ok()
+    }
+
     /// Pages that held code and were written, unmapped or made non-executable since the last call. What was decoded or
     /// translated from them is stale.
     pub fn take_modified(&mut self) -> Vec<Range<u64>> {
@@ -403,7 +455,7 @@ impl AddressSpace {
         for page in (first..=last).step_by(PAGE_SIZE as usize) {
             let state = self.table.get(page);
             if state & CODE != 0 {
-                self.table.set(page, state & !CODE);
+                self.set_state(page, state & !CODE);
                 self.record_modified(page);
                 // Failing leaves the page write-protected in the views: the next store faults and comes here again.
                 let _ = self.apply_views(page, PAGE_SIZE);
@@ -534,12 +586,12 @@ impl GuestMemory for AddressSpace {
             }
             let state = self.table.get(at);
             if state & CODE == 0 {
-                self.table.set(at, state | CODE);
+                self.set_state(at, state | CODE);
                 if state & Protection::WRITE.bits() != 0 {
                     let page = at & !(PAGE_SIZE - 1);
                     if self.apply_views(page, PAGE_SIZE).is_err() {
                         // Without write protection a change would go unnoticed: treat the page as not executable.
-                        self.table.set(at, state);
+                        self.set_state(at, state);
                         break;
                     }
                 }
