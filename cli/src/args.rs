@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lstar_arch::CpuModel;
 use lstar_arch::cpuid::Features;
+use lstar_nt::status::Status;
 use lstar_runtime::{Engine, MachineConfig, SyscallDispatch};
 
 /// Runs Windows x64 programs by translating their code; a real SYSCALL reaches a guest kernel and its service tables.
@@ -82,6 +83,10 @@ Examples:
   lstar run --rw --stats lightningcss.exe --minify in.css -o out.css
   lstar run --mount D:=/data:ro --cwd /data --timeout 60 rg.exe -c TODO notes.txt
   lstar run --engine interpreter --cpu amd hello.exe
+  lstar run --deny 'NtCreateFile=DISK_FULL' --seed 7 hello.exe
+
+Two runs are the same: time is virtual, starts on 2026-01-01 and follows the instructions executed; random numbers follow \
+from --seed. --realtime gives the guest the real ones.
 
 Exit status: the guest's low 8 bits; 2 for an error of lstar; 124 after --timeout; 130 after Ctrl-C; 132 to 139 when \
 the guest ends by an exception (see lstar --help).")]
@@ -353,6 +358,19 @@ pub fn parse_variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `SERVICE`, optionally with `=STATUS` behind it: a name or a number.
+pub fn parse_denial(text: &str) -> Result<(String, Status), String> {
+    let (service, status) = text.split_once('=').unwrap_or((text, "ACCESS_DENIED"));
+    let number = match status.strip_prefix("0x").or_else(|| status.strip_prefix("0X")) {
+        Some(digits) => u32::from_str_radix(digits, 16).ok().map(Status),
+        None => Status::by_name(status),
+    };
+    match number {
+        Some(status) if !service.is_empty() => Ok((service.into(), status)),
+        _ => Err(format!("'{text}' is not a denial; write SERVICE or SERVICE=STATUS, such as NtReadFile=DISK_FULL")),
+    }
+}
+
 /// Options about the guest's surroundings.
 #[derive(Debug, Args)]
 pub struct GuestArgs {
@@ -374,6 +392,18 @@ pub struct GuestArgs {
     /// Environment variable of the guest
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub env: Vec<(String, String)>,
+    /// Let services fail: a name (* and ? match), optionally the status they answer with
+    #[arg(long, value_name = "SERVICE[=STATUS]", value_parser = parse_denial)]
+    pub deny: Vec<(String, Status)>,
+    /// Most bytes that the guest's files may grow by
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = parse_size)]
+    pub max_disk: u64,
+    /// What the guest's random numbers follow from
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "realtime")]
+    pub seed: u64,
+    /// Real time and real random numbers, instead of those that make every run the same
+    #[arg(long)]
+    pub realtime: bool,
     /// Stop the guest after that time, with exit status 124
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
@@ -417,6 +447,16 @@ mod tests {
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         for bad in ["", "0", "-1", "x", "inf", "NaN", "1e300"] {
             assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn denials() {
+        assert_eq!(parse_denial("NtReadFile"), Ok(("NtReadFile".into(), Status::ACCESS_DENIED)));
+        assert_eq!(parse_denial("Nt*=STATUS_DISK_FULL"), Ok(("Nt*".into(), Status::DISK_FULL)));
+        assert_eq!(parse_denial("NtClose=0xC0000008"), Ok(("NtClose".into(), Status::INVALID_HANDLE)));
+        for bad in ["", "=DISK_FULL", "NtClose=NO_SUCH", "NtClose=0xZ"] {
+            assert!(parse_denial(bad).is_err(), "{bad}");
         }
     }
 

@@ -105,6 +105,9 @@ fn execute(args: &Diff, engine: Engine, lockstep: Lockstep) -> Result<Ended> {
 }
 
 fn boot(args: &Diff, machine: MachineConfig, host: Box<dyn Host>) -> Result<(System, Option<TempDir>)> {
+    if args.guest.realtime {
+        bail!("runs that are compared need the virtual clock; leave out --realtime");
+    }
     if args.program.is_empty() {
         let (system, folder) = run::boot_demonstration(machine, host)?;
         return Ok((system, Some(folder)));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use lstar_nt::io::{Host, MountAccess, SystemHost};
+use lstar_nt::io::{DeterministicHost, Host, MountAccess, SystemHost};
 use lstar_nt::system::{self, RunEnd, System, SystemConfig, default_environment};
 use lstar_nt::time::ClockSource;
 use lstar_runtime::{MachineConfig, Statistics};
@@ -26,7 +26,7 @@ pub fn run(args: &Run) -> Result<u8> {
     let mut system = boot(&args.guest, &args.program)?;
     let started = Instant::now();
     let end = run_guarded(&mut system, args.guest.timeout);
-    let status = conclude(&system, &end);
+    let status = conclude(&system, &end, args.stats);
     if args.stats {
         let _ = write!(std::io::stderr(), "{}", summary(&system.machine.statistics(), started.elapsed(), args.json));
     }
@@ -35,7 +35,9 @@ pub fn run(args: &Run) -> Result<u8> {
 
 /// Boots a system for a command line; nothing of the program has run yet.
 pub fn boot(args: &GuestArgs, program: &[OsString]) -> Result<System> {
-    boot_on(args, program, args.machine.config(), Box::new(SystemHost))
+    let host: Box<dyn Host> =
+        if args.realtime { Box::new(SystemHost) } else { Box::new(DeterministicHost::new(args.seed)) };
+    boot_on(args, program, args.machine.config(), host)
 }
 
 /// As [`boot`], with another machine or host than the command line asks for.
@@ -65,8 +67,10 @@ pub fn boot_on(args: &GuestArgs, program: &[OsString], machine: MachineConfig, h
         mounts: mounts.collect(),
         preloaded: Vec::new(),
         machine,
-        clock: ClockSource::Virtual,
+        clock: if args.realtime { ClockSource::Host } else { ClockSource::Virtual },
         host,
+        denied: args.deny.clone(),
+        disk_limit: args.max_disk,
         timeout: args.timeout,
         instruction_limit: None,
         interrupt,
@@ -80,7 +84,7 @@ pub fn demonstration() -> Result<u8> {
     let (mut system, _folder) = boot_demonstration(MachineConfig::default(), Box::new(SystemHost))?;
     let end = run_guarded(&mut system, None);
     let elapsed = started.elapsed();
-    let status = conclude(&system, &end)?;
+    let status = conclude(&system, &end, false)?;
     print!("\n{}", summary(&system.machine.statistics(), elapsed, false));
     Ok(status)
 }
@@ -127,10 +131,15 @@ const TIME_LIMIT: &str = "lstar: stopped: the time limit is reached (--timeout)"
 /// Statuses with which ntdll's loader gives up before the program's first instruction.
 const LOADER_FAILURES: [u32; 5] = [0xC000_007B, 0xC000_0135, 0xC000_0138, 0xC000_0139, 0xC000_0142];
 
-/// Tells how a run ended, where that is not the guest's own affair, and returns the exit status.
-pub fn conclude(system: &System, end: &RunEnd) -> Result<u8> {
-    for note in &system.kernel.notes {
-        eprintln!("lstar: {note}");
+/// Tells how a run ended, where that is not the guest's own affair, and returns the exit status. What the guest asked for
+/// and lstar does not have is told when the run did not end well, or `verbose` says so.
+pub fn conclude(system: &System, end: &RunEnd, verbose: bool) -> Result<u8> {
+    // What a program could do without does not belong between its messages.
+    let well = matches!(end, RunEnd::Exited { crash: None, status } if !LOADER_FAILURES.contains(&status.0));
+    if verbose || !well {
+        for note in &system.kernel.notes {
+            eprintln!("lstar: {note}");
+        }
     }
     match end {
         RunEnd::Exited { status: code, crash } => {

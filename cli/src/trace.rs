@@ -42,7 +42,7 @@ pub fn run(args: &Trace) -> Result<u8> {
         let text = if args.json { json_summary(&summary) } else { summary.to_string() };
         writeln!(output, "{text}").and_then(|()| output.flush()).context("cannot write the summary")?;
     }
-    conclude(&system, &end)
+    conclude(&system, &end, false)
 }
 
 /// The counts as one line.

@@ -91,6 +91,8 @@ fn program(
         machine,
         clock: ClockSource::Virtual,
         host: Box::new(SystemHost),
+        denied: Vec::new(),
+        disk_limit: u64::MAX,
         timeout: None,
         instruction_limit: None,
         interrupt: std::sync::Arc::default(),

@@ -101,7 +101,7 @@ fn put(services: &mut Vec<Option<DispatchEntry>>, index: usize, name: String) {
         services.resize(index + 1, None);
     }
     let service = service_by_name(&name);
-    services[index] = Some(DispatchEntry { name, service });
+    services[index] = Some(DispatchEntry { name, service, denied: None });
 }
 
 /// Mounts the drives, binds the services, builds and maps the guest kernel.
@@ -109,8 +109,19 @@ pub(crate) fn prepare(
     config: SystemConfig,
     machine: &mut Machine,
 ) -> Result<(Kernel, lstar_guest_images::KernelImage, Start), BootError> {
-    let SystemConfig { program, arguments, current_directory, environment, mounts, preloaded, clock, mut host, .. } =
-        config;
+    let SystemConfig {
+        program,
+        arguments,
+        current_directory,
+        environment,
+        mounts,
+        preloaded,
+        clock,
+        mut host,
+        denied,
+        disk_limit,
+        ..
+    } = config;
     let mut volumes = Vec::new();
     let system_drive = mounts.iter().find(|mount| mount.letter.eq_ignore_ascii_case(&'C'));
     let system32 = system_drive.map(|mount| mount.folder.join("windows").join("system32")).unwrap_or_default();
@@ -130,7 +141,12 @@ pub(crate) fn prepare(
         Err(error) => return Err(error),
     };
     let preloaded = preloaded.iter().map(|name| open_image(&volumes, name)).collect::<Result<_, _>>()?;
-    let (dispatch, unix_call) = bind_services(&ntdll, win32u.as_deref());
+    let (mut dispatch, unix_call) = bind_services(&ntdll, win32u.as_deref());
+    for (name, status) in denied {
+        if dispatch.deny(&name, status) == 0 {
+            return Err(BootError::Service(name));
+        }
+    }
     let kernel_image = crate::system::map_kernel(machine, &dispatch)?;
     let layout = KernelLayout {
         thread: kernel_image.fast_path.thread,
@@ -173,6 +189,9 @@ pub(crate) fn prepare(
         cookie: cookie(&mut *host),
         ended_threads: std::collections::BTreeMap::new(),
     };
+    let mut files = FileSystem::new(volumes);
+    make_standard_folders(&mut files);
+    files.limit(disk_limit);
     let kernel = Kernel {
         memory: MemoryManager::default(),
         scheduler: Scheduler::default(),
@@ -180,7 +199,7 @@ pub(crate) fn prepare(
         layout,
         objects,
         handles,
-        files: FileSystem::new(volumes),
+        files,
         registry,
         system,
         clock,
@@ -198,9 +217,56 @@ pub(crate) fn prepare(
     };
     let current_directory =
         if current_directory.ends_with('\\') { current_directory } else { current_directory + "\\" };
+    let mut environment = environment;
+    if unix_call.is_some() {
+        crate::wine::complete_environment(&mut environment);
+    }
     let parameters =
         StartParameters { image_path: program, command_line, current_directory, environment, standard_handles };
     Ok((kernel, kernel_image, Start { parameters, ntdll, preloaded, unix_call }))
+}
+
+/// Folders that every installation has and programs write to: the system root that people bring is not one.
+const STANDARD_FOLDERS: [&str; 12] = [
+    r"windows\temp",
+    r"ProgramData",
+    r"Program Files\Common Files",
+    r"users\Public",
+    r"users\user\AppData\Local\Temp",
+    r"users\user\AppData\LocalLow",
+    r"users\user\AppData\Roaming",
+    r"users\user\Desktop",
+    r"users\user\Documents",
+    r"users\user\Downloads",
+    r"users\user\Music",
+    r"users\user\Pictures",
+];
+
+/// Makes the standard folders on C: where it can be written to.
+fn make_standard_folders(files: &mut FileSystem) {
+    use crate::io::{CreateRequest, NtPath, file, filesystem::options};
+    const OPEN_IF: u32 = 3;
+    let Some(volume) = files.volumes().iter().position(|volume| volume.letter == 'C' && volume.is_writable()) else {
+        return;
+    };
+    for folder in STANDARD_FOLDERS {
+        let mut parts = Vec::new();
+        for part in folder.split('\\') {
+            parts.push(part.to_owned());
+            let made = files.create(&CreateRequest {
+                volume,
+                path: NtPath { parts: parts.clone(), directory: false },
+                access: file::READ_ATTRIBUTES,
+                attributes: 0,
+                share: 7,
+                disposition: OPEN_IF,
+                options: options::DIRECTORY_FILE,
+            });
+            // A program that needs one of them says so better than lstar could.
+            let Ok((object, _)) = made else { break };
+            files.close(object);
+        }
+    }
 }
 
 fn cookie(host: &mut dyn Host) -> u32 {

@@ -61,6 +61,8 @@ pub struct DispatchEntry {
     pub name: String,
     /// Declaration.
     pub service: Option<&'static Service>,
+    /// Answer without doing anything: a failure that the user injects.
+    pub denied: Option<Status>,
 }
 
 /// The services by number: native and shadow table.
@@ -71,6 +73,14 @@ pub struct DispatchTable {
 }
 
 impl DispatchTable {
+    /// Lets the services whose names match `pattern` (`*` and `?`) answer with a status instead of serving; returns
+    /// how many there are.
+    pub fn deny(&mut self, pattern: &str, status: Status) -> usize {
+        let filter = crate::trace::TraceFilter::parse(pattern);
+        let entries = self.tables.iter_mut().flatten().flatten().filter(|entry| filter.wants(&entry.name));
+        entries.map(|entry| entry.denied = Some(status)).count()
+    }
+
     /// The entry that a gate identifier (table in bit 12, index below) names.
     #[must_use]
     pub fn entry(&self, id: u32) -> Option<&DispatchEntry> {
@@ -192,17 +202,21 @@ impl Kernel {
             self.trace_enter(vcpu, id, &name, &arguments);
             let thread = self.scheduler.current;
             // Shadow services return handles and BOOLs rather than statuses: 0 is their failure.
-            let status = if id >> 12 == 0 { Status::NOT_IMPLEMENTED } else { Status(0) };
+            let unknown = if id >> 12 == 0 { Status::NOT_IMPLEMENTED } else { Status(0) };
+            let status = self.dispatch.entry(id).and_then(|entry| entry.denied).unwrap_or(unknown);
             let action = self.complete(vcpu, Outcome::Return(status));
             self.trace_leave(vcpu, thread, action);
             return action;
         };
+        let denied = entry.and_then(|entry| entry.denied);
         let slots = self.slots(vcpu, service.parameters.len());
         let mode = self.previous_mode(vcpu);
         let thread = self.scheduler.current;
         self.trace_enter(vcpu, id, service.name, &slots);
-        let mut call = Call { kernel: self, vcpu, thread, mode, slots };
-        let outcome = (service.invoke)(&mut call);
+        let outcome = match denied {
+            Some(status) => Outcome::Return(status),
+            None => (service.invoke)(&mut Call { kernel: self, vcpu, thread, mode, slots }),
+        };
         let action = self.complete(vcpu, outcome);
         self.trace_leave(vcpu, thread, action);
         self.reap();

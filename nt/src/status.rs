@@ -37,6 +37,16 @@ macro_rules! statuses {
                     _ => None,
                 }
             }
+
+            /// The status of a name, with or without its `STATUS_` prefix, in any case.
+            #[must_use]
+            pub fn by_name(name: &str) -> Option<Self> {
+                let name = name.to_ascii_uppercase();
+                match name.strip_prefix("STATUS_").unwrap_or(&name) {
+                    $(stringify!($name) => Some(Self($value)),)*
+                    _ => None,
+                }
+            }
         }
     };
 }
@@ -247,5 +257,7 @@ mod tests {
         assert!(Status::ACCESS_VIOLATION.is_error());
         assert_eq!(Status::ACCESS_VIOLATION.to_string(), "STATUS_ACCESS_VIOLATION");
         assert_eq!(Status(0xC123_4567).to_string(), "0xc1234567");
+        assert_eq!(Status::by_name("status_access_denied"), Some(Status::ACCESS_DENIED));
+        assert_eq!(Status::by_name("NO_SUCH_NAME"), None);
     }
 }

@@ -49,6 +49,10 @@ pub struct SystemConfig {
     pub clock: ClockSource,
     /// Standard streams, wall clock, entropy.
     pub host: Box<dyn Host>,
+    /// Services (names with `*` and `?`) that answer with a status instead of serving.
+    pub denied: Vec<(String, Status)>,
+    /// Bytes that the guest's files may grow by.
+    pub disk_limit: u64,
     /// Ends the run after that long.
     pub timeout: Option<Duration>,
     /// Ends the run after that many guest instructions.
@@ -71,8 +75,20 @@ pub fn default_environment() -> Vec<(String, String)> {
         ("ProgramFiles", r"C:\Program Files"),
         ("SystemDrive", "C:"),
         ("SystemRoot", r"C:\windows"),
-        ("TEMP", r"C:\windows\temp"),
-        ("TMP", r"C:\windows\temp"),
+        ("PUBLIC", r"C:\users\Public"),
+        ("TEMP", r"C:\users\user\AppData\Local\Temp"),
+        ("TMP", r"C:\users\user\AppData\Local\Temp"),
+        ("ALLUSERSPROFILE", r"C:\ProgramData"),
+        ("COMPUTERNAME", "LSTAR"),
+        ("CommonProgramFiles", r"C:\Program Files\Common Files"),
+        ("CommonProgramW6432", r"C:\Program Files\Common Files"),
+        ("HOMEDRIVE", "C:"),
+        ("HOMEPATH", r"\users\user"),
+        ("PROCESSOR_IDENTIFIER", "Intel64 Family 6 Model 94 Stepping 3, GenuineIntel"),
+        ("PROCESSOR_LEVEL", "6"),
+        ("PROCESSOR_REVISION", "5e03"),
+        ("ProgramW6432", r"C:\Program Files"),
+        ("USERDOMAIN", "LSTAR"),
         ("USERNAME", "user"),
         ("USERPROFILE", r"C:\users\user"),
         ("APPDATA", r"C:\users\user\AppData\Roaming"),
@@ -140,6 +156,9 @@ pub enum BootError {
     /// The guest kernel did not reach its end of start-up.
     #[error("the guest kernel stopped during start-up: {0:?}")]
     Start(VmExit),
+    /// No service has a name that was given.
+    #[error("there is no service {0}; `lstar services` lists them")]
+    Service(String),
     /// A step of the process's creation failed.
     #[error("cannot create the process: {what}: {status}")]
     Process {
@@ -379,6 +398,8 @@ pub fn demonstration(folder: &Path, machine: MachineConfig, host: Box<dyn Host>)
         machine,
         clock: ClockSource::Virtual,
         host,
+        denied: Vec::new(),
+        disk_limit: u64::MAX,
         timeout: None,
         instruction_limit: None,
         interrupt: Arc::default(),

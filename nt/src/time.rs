@@ -17,8 +17,9 @@ pub enum ClockSource {
 
 /// Instructions per 100 ns of virtual time: a processor of 1,000 MIPS.
 pub const INSTRUCTIONS_PER_UNIT: u64 = 100;
-/// Interrupt time at boot: half a second, as if the boot had taken it. Zero would read as "never" in some programs.
-const BOOT: u64 = 5_000_000;
+/// Interrupt time when the guest starts: a system that runs a program has been up for minutes. Code that remembers the
+/// tick count of what it has never done (zero) would take a count near zero for "just now".
+const BOOT: u64 = 600 * 10_000_000;
 /// QueryPerformanceFrequency: 100 ns units.
 pub const PERFORMANCE_FREQUENCY: u64 = 10_000_000;
 
@@ -26,7 +27,7 @@ pub const PERFORMANCE_FREQUENCY: u64 = 10_000_000;
 #[derive(Clone, Debug)]
 pub struct Clock {
     source: ClockSource,
-    /// System time at boot.
+    /// System time when the guest starts.
     boot_time: i64,
     /// Units skipped while every thread waited (virtual time only).
     idle: u64,
@@ -68,10 +69,16 @@ impl Clock {
         self.boot_time.saturating_add_unsigned(interrupt_time.saturating_sub(BOOT))
     }
 
-    /// System time at boot.
+    /// System time at boot, when the interrupt time was 0.
     #[must_use]
     pub fn boot_time(&self) -> i64 {
-        self.boot_time
+        self.boot_time.saturating_sub_unsigned(BOOT)
+    }
+
+    /// 100 ns units since the guest started.
+    #[must_use]
+    pub fn elapsed(&self) -> u64 {
+        self.interrupt_time() - BOOT
     }
 
     /// NtSetSystemTime: moves the wall clock, not the interrupt time.
@@ -113,6 +120,7 @@ mod tests {
     fn virtual_time_follows_instructions_and_idling() {
         let mut clock = Clock::new(ClockSource::Virtual, 1000);
         assert_eq!((clock.interrupt_time(), clock.system_time()), (BOOT, 1000));
+        assert_eq!((clock.elapsed(), clock.boot_time()), (0, 1000 - BOOT as i64));
         clock.advance(2_500);
         assert_eq!((clock.interrupt_time(), clock.system_time()), (BOOT + 25, 1025));
         clock.advance(100);

@@ -314,7 +314,7 @@ impl Kernel {
         let Some(mut tracer) = self.tracer.take() else { return };
         if tracer.filter.wants(service) {
             let mut memory = Observed(vcpu.memory);
-            let (thread, time) = (self.scheduler.current, self.clock.interrupt_time());
+            let (thread, time) = (self.scheduler.current, self.clock.elapsed());
             let describe = |handle| self.describe_handle(handle);
             let mut record = TraceRecord::enter(thread, time, number, service, slots, &mut memory, &describe);
             // The stub's own return address: who called the exported service.
@@ -338,7 +338,7 @@ impl Kernel {
         if let Some(mut record) = tracer.pending.remove(&self.scheduler.current) {
             let status = Status(vcpu.reg(Gpr::Rax) as u32);
             let describe = |handle| self.describe_handle(handle);
-            record.leave(status, self.clock.interrupt_time(), &mut Observed(vcpu.memory), &describe);
+            record.leave(status, self.clock.elapsed(), &mut Observed(vcpu.memory), &describe);
             tracer.sink.record(&record);
         }
         self.tracer = Some(tracer);

@@ -43,6 +43,16 @@ const ATTACH: u32 = 0;
 /// Longest text of one debug write that is passed on.
 const MAX_DEBUG_WRITE: u64 = 0x1_0000;
 
+/// Adds the variables that Wine's user-mode DLLs take facts from: advapi32 knows the user's name by one.
+pub fn complete_environment(environment: &mut Vec<(String, String)>) {
+    const USER_NAME: &str = "WINEUSERNAME";
+    let value = |name: &str| environment.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+    if value(USER_NAME).is_none() {
+        let user = value("USERNAME").map_or_else(|| "user".to_owned(), |(_, value)| value.clone());
+        environment.push((USER_NAME.to_owned(), user));
+    }
+}
+
 /// `mov r10,rcx; mov eax,number; syscall; ret`: the page that the dispatcher pointer leads to.
 #[must_use]
 pub fn gate_code(number: u32) -> Vec<u8> {

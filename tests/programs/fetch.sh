@@ -1,6 +1,7 @@
 #!/bin/sh
 # Downloads the real programs that the tests run, from the registries their makers publish them in, and builds hello.exe.
-# Usage: fetch.sh DIR [NAME...]. Each program ends as DIR/NAME.exe; versions and hashes: programs.tsv beside this file.
+# Usage: fetch.sh DIR [NAME...]. A program ends as DIR/NAME.exe, one that needs its folder as DIR/NAME/ with all of it;
+# versions and hashes: programs.tsv beside this file.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 dir=${1:?usage: fetch.sh DIR [NAME...]}
@@ -10,13 +11,15 @@ dir=$(cd "$dir" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package version sha executable; do
+grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package version sha executable folder built_with; do
     if [ $# -gt 0 ]; then
         case " $* " in *" $name "*) ;; *) continue ;; esac
     fi
-    [ -f "$dir/$name.exe" ] && continue
+    case $folder in
+    -) [ -f "$dir/$name.exe" ] && continue ;;
+    *) [ -f "$dir/$name/$executable" ] && continue ;;
+    esac
     echo "fetching $name $version" >&2
-    rm -rf "$work/$name"
     mkdir -p "$work/$name/out"
     case $registry in
     pypi)
@@ -37,7 +40,16 @@ grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package 
     *.whl) python3 -m zipfile -e "$file" "$work/$name/out" ;;
     *.tgz) tar -xzf "$file" -C "$work/$name/out" ;;
     esac
-    mv "$work/$name/out/$executable" "$dir/$name.exe"
+    case $folder in
+    -) mv "$work/$name/out/$executable" "$dir/$name.exe" ;;
+    *)
+        # Complete or not at all: the folder appears by its last rename.
+        rm -rf "$dir/$name.part" "$dir/$name"
+        mv "$work/$name/out/$folder" "$dir/$name.part"
+        mv "$dir/$name.part" "$dir/$name"
+        ;;
+    esac
+    rm -rf "$work/$name"
 done
 
 if [ ! -f "$dir/hello.exe" ]; then

@@ -1,13 +1,14 @@
 //! The file system: opening, sharing, locking, renaming and deleting files of the mounted volumes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use super::directory::{Enumeration, matches};
 use super::file::{self, FileKind, FileObject};
 use super::info::{ATTRIBUTE_READONLY, ATTRIBUTES_KEPT, FileStat, OpenFacts, VolumeFacts};
 use super::path::{NtPath, fold};
 use super::status_of_io;
-use super::volume::{Found, Volume};
+use super::volume::{Found, Quota, Volume};
 use crate::status::Status;
 
 /// CreateOptions.
@@ -85,6 +86,7 @@ pub struct FileSystem {
     open: BTreeMap<u64, Openings>,
     by_path: HashMap<(usize, String), u64>,
     next: u64,
+    quota: Rc<Quota>,
 }
 
 /// Times to set; zero keeps, -1 keeps too (it would stop the system's own updates).
@@ -96,11 +98,41 @@ pub struct NewTimes {
     pub last_write: i64,
 }
 
+impl NewTimes {
+    fn is_change(self) -> bool {
+        self.last_access > 0 || self.last_write > 0
+    }
+
+    fn for_host(self) -> Result<std::fs::FileTimes, Status> {
+        let mut set = std::fs::FileTimes::new();
+        if self.last_access > 0 {
+            set = set.set_accessed(host_time(self.last_access)?);
+        }
+        if self.last_write > 0 {
+            set = set.set_modified(host_time(self.last_write)?);
+        }
+        Ok(set)
+    }
+}
+
 impl FileSystem {
     /// A file system of these volumes.
     #[must_use]
     pub fn new(volumes: Vec<Volume>) -> Self {
         Self { volumes, ..Self::default() }
+    }
+
+    /// Lets all volumes together grow by at most `bytes`.
+    pub fn limit(&mut self, bytes: u64) {
+        self.quota = Rc::new(Quota::new(bytes));
+        for volume in &mut self.volumes {
+            volume.set_quota(Rc::clone(&self.quota));
+        }
+    }
+
+    /// A file is about to change its size. STATUS_DISK_FULL where the guest may not have that much.
+    pub fn resize(&self, from: u64, to: u64) -> Result<(), Status> {
+        self.quota.resize(from, to)
     }
 
     /// Mounted volumes.
@@ -214,6 +246,7 @@ impl FileSystem {
                 self.check_sharing(request, &node.path())?;
                 let file = self.volume(request.volume)?.open_file(&mut node, wants_write)?;
                 if overwrite {
+                    self.resize(stat.size, 0)?;
                     file.set_len(0).map_err(|error| status_of_io(&error))?;
                 }
                 let kind = FileKind::Disk { volume: request.volume, path: node.path(), file };
@@ -399,22 +432,26 @@ impl FileSystem {
         if !volume.is_writable() {
             return Err(Status::MEDIA_WRITE_PROTECTED);
         }
+        let found = volume.lookup(&path)?;
         if attributes != 0 {
-            volume.set_extra_attributes(&path, attributes & ATTRIBUTES_KEPT);
+            // The host's permissions of a folder are something else than its read-only attribute.
+            let kept = if matches!(found, Found::Directory(_)) { ATTRIBUTE_READONLY } else { 0 } | ATTRIBUTES_KEPT;
+            volume.set_extra_attributes(&path, attributes & kept);
         }
-        let Found::File(mut node) = volume.lookup(&path)? else { return Ok(()) };
+        let mut node = match found {
+            Found::File(node) => node,
+            Found::Directory(directory) if times.is_change() => {
+                let folder = volume.open_directory_to_change(&directory)?;
+                return folder.set_times(times.for_host()?).map_err(|error| status_of_io(&error));
+            }
+            Found::Directory(_) => return Ok(()),
+            Found::Missing(..) => return Err(Status::OBJECT_NAME_NOT_FOUND),
+        };
         // Read-only files open for reading only, and that is enough to change mode and times of one's own file.
         let was = FileStat::new(&volume.stat(&Found::File(node.clone()))?, 0);
         let file = volume.open_file(&mut node, was.attributes & ATTRIBUTE_READONLY == 0)?;
-        if times.last_access > 0 || times.last_write > 0 {
-            let mut set = std::fs::FileTimes::new();
-            if times.last_access > 0 {
-                set = set.set_accessed(host_time(times.last_access)?);
-            }
-            if times.last_write > 0 {
-                set = set.set_modified(host_time(times.last_write)?);
-            }
-            file.set_times(set).map_err(|error| status_of_io(&error))?;
+        if times.is_change() {
+            file.set_times(times.for_host()?).map_err(|error| status_of_io(&error))?;
         }
         if attributes != 0 {
             set_read_only(&file, attributes & ATTRIBUTE_READONLY != 0)?;

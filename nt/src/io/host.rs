@@ -68,6 +68,57 @@ impl Host for SystemHost {
     }
 }
 
+/// When the guest's clock starts unless it follows the host: 2026-01-01, 00:00 UTC, as system time.
+pub const START_TIME: i64 = UNIX_EPOCH + 1_767_225_600 * 10_000_000;
+
+/// SplitMix64: bytes that follow from a seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeededEntropy(pub u64);
+
+impl SeededEntropy {
+    /// The next bytes.
+    pub fn fill(&mut self, buf: &mut [u8]) {
+        for chunk in buf.chunks_mut(8) {
+            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = self.0;
+            z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            let bytes = (z ^ z >> 31).to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+    }
+}
+
+/// The real machine's streams with a clock and an entropy that are the same in every run.
+#[derive(Debug)]
+pub struct DeterministicHost {
+    streams: SystemHost,
+    entropy: SeededEntropy,
+}
+
+impl DeterministicHost {
+    /// Entropy follows from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { streams: SystemHost, entropy: SeededEntropy(seed) }
+    }
+}
+
+impl Host for DeterministicHost {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.streams.read(buf)
+    }
+    fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
+        self.streams.write(stream, data)
+    }
+    fn system_time(&mut self) -> i64 {
+        START_TIME
+    }
+    fn entropy(&mut self, buf: &mut [u8]) {
+        self.entropy.fill(buf);
+    }
+}
+
 /// A host without a world: given input, captured output, a fixed clock, counted entropy.
 #[derive(Debug, Default)]
 pub struct CapturedHost {
@@ -79,7 +130,7 @@ pub struct CapturedHost {
     pub error: Vec<u8>,
     /// System time.
     pub time: i64,
-    seed: u64,
+    entropy: SeededEntropy,
 }
 
 impl Host for CapturedHost {
@@ -97,14 +148,6 @@ impl Host for CapturedHost {
         self.time
     }
     fn entropy(&mut self, buf: &mut [u8]) {
-        // SplitMix64: the same bytes in every run.
-        for chunk in buf.chunks_mut(8) {
-            self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = self.seed;
-            z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-            let bytes = (z ^ z >> 31).to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
+        self.entropy.fill(buf);
     }
 }

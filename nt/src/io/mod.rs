@@ -17,7 +17,7 @@ pub mod volume;
 pub use directory::Enumeration;
 pub use file::{FileKind, FileObject};
 pub use filesystem::{CreateRequest, FileSystem};
-pub use host::{Host, StdStream, SystemHost};
+pub use host::{DeterministicHost, Host, StdStream, SystemHost};
 pub use path::{NtPath, fold};
 pub use volume::{MountAccess, Volume};
 

@@ -372,6 +372,7 @@ fn set_information(
             let host = file.host_file().ok_or(Status::INVALID_PARAMETER)?;
             let current = host.metadata().map_err(|error| super::status_of_io(&error))?.len();
             if class == 0x14 || class == 0x13 && size < current {
+                call.kernel.files.resize(current, size)?;
                 host.set_len(size).map_err(|error| super::status_of_io(&error))?;
             }
         }

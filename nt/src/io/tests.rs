@@ -407,3 +407,34 @@ fn captured_hosts_are_deterministic() {
     a.write(StdStream::Output, b"o").unwrap();
     assert_eq!((a.output.as_slice(), a.error.as_slice()), (&b"o"[..], &b"e"[..]));
 }
+
+#[test]
+fn times_of_directories_are_set() {
+    let sandbox = Sandbox::new("directory-times");
+    let times = NewTimes { last_access: 0, last_write: host::UNIX_EPOCH + 1_700_000_000 * 10_000_000 };
+    for access in [MountAccess::ReadWrite, MountAccess::CopyOnWrite] {
+        let mut files = sandbox.files(access);
+        let options = filesystem::options::DIRECTORY_FILE;
+        let (object, _) = files.create(&CreateRequest { options, ..request("Dir\\Sub", READ | 0x100, 1) }).unwrap();
+        files.set_basic(&object, times, 0x11).unwrap();
+        let stat = files.facts(&object).unwrap().stat.unwrap();
+        assert_eq!((stat.last_write, stat.attributes), (times.last_write, 0x11), "{access:?}");
+        files.close(object);
+    }
+}
+
+#[test]
+fn files_grow_no_further_than_allowed() {
+    let sandbox = Sandbox::new("quota");
+    let mut files = sandbox.files(MountAccess::CopyOnWrite);
+    files.limit(10);
+    assert_eq!(files.resize(0, 11), Err(Status::DISK_FULL));
+    // Writing to a file of the lower layer copies it first: 7 bytes.
+    let (object, _) = files.create(&request("Dir\\File.txt", READ | 2, 1)).unwrap();
+    assert_eq!(files.resize(7, 11), Err(Status::DISK_FULL));
+    files.resize(7, 10).unwrap();
+    files.resize(10, 4).unwrap();
+    files.resize(4, 8).unwrap();
+    assert_eq!(files.volume_facts(&object).unwrap().unwrap().space.1, 2);
+    files.close(object);
+}

@@ -64,9 +64,22 @@ impl Completion {
         status: Status,
         information: u64,
     ) -> Result<(), Status> {
+        call.write_io_status(self.io_status, status, information)?;
+        self.announce(call, id, status, information)
+    }
+
+    /// The same for NtLockFile, whose callers in Wine's kernelbase give no IO_STATUS_BLOCK.
+    fn finish_lock(self, call: &mut Call<'_, '_>, id: ObjectId, status: Status) -> Result<(), Status> {
+        if !self.io_status.is_null() {
+            call.write_io_status(self.io_status, status, 0)?;
+        }
+        self.announce(call, id, status, 0)
+    }
+
+    /// Event, APC or completion port.
+    fn announce(self, call: &mut Call<'_, '_>, id: ObjectId, status: Status, information: u64) -> Result<(), Status> {
         /// FILE_SKIP_COMPLETION_PORT_ON_SUCCESS.
         const SKIP_PORT: u32 = 1;
-        call.write_io_status(self.io_status, status, information)?;
         if self.event != Handle::NULL
             && let Body::Event(event) = call.body(self.event, ObjectType::Event, 2)?
         {
@@ -215,7 +228,13 @@ fn write_file(
                     host.metadata().map_err(|error| status_of_io(&error))?.len()
                 }
             };
-            call.kernel.files.check_locks(call.kernel.file(id)?, start, u64::from(length), true)?;
+            let kernel = &*call.kernel;
+            let file = kernel.file(id)?;
+            kernel.files.check_locks(file, start, u64::from(length), true)?;
+            let host = file.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+            let size = host.metadata().map_err(|error| status_of_io(&error))?.len();
+            let end = start.checked_add(u64::from(length)).ok_or(Status::INVALID_PARAMETER)?;
+            kernel.files.resize(size, size.max(end))?;
             for_each_chunk(call, buffer, length, |call, done, data| {
                 let at =
                     start.checked_add(done).filter(|&at| at <= i64::MAX as u64).ok_or(Status::INVALID_PARAMETER)?;
@@ -306,7 +325,7 @@ fn lock_file(
     };
     match try_lock(call.kernel) {
         Ok(()) => {
-            Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, 0)?;
+            Completion { event, apc, apc_context, io_status }.finish_lock(call, id, Status::SUCCESS)?;
             Ok(Outcome::Return(Status::SUCCESS))
         }
         Err(Status::LOCK_NOT_GRANTED) if !fail_immediately => {
@@ -316,7 +335,7 @@ fn lock_file(
                 result => Some(result.err().unwrap_or(Status::SUCCESS)),
             });
             Ok(Outcome::Wait(wait.then(move |call, status| {
-                let written = Completion { event, apc, apc_context, io_status }.finish(call, id, status, 0);
+                let written = Completion { event, apc, apc_context, io_status }.finish_lock(call, id, status);
                 call.kernel.objects.dereference(id);
                 call.kernel.reap();
                 Outcome::Return(written.err().unwrap_or(status))
@@ -339,6 +358,9 @@ fn unlock_file(
     let crate::kernel::Kernel { objects, files, .. } = &mut *call.kernel;
     let Body::File(file) = objects.body(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
     files.unlock(file, start, length)?;
+    if io_status.is_null() {
+        return Ok(());
+    }
     call.write_io_status(io_status, Status::SUCCESS, 0)
 }
 

@@ -4,7 +4,7 @@
 //! read and resolved here, one component at a time, and may not climb over the mount's root. A copy-on-write volume
 //! has two layers: changes go to an upper folder that is removed at the end, the mounted folder below is only read.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -99,6 +99,7 @@ pub struct Volume {
     pub access: MountAccess,
     /// VolumeSerialNumber.
     pub serial: u32,
+    quota: Rc<Quota>,
     upper: Option<Rc<OwnedFd>>,
     lower: Option<Rc<OwnedFd>>,
     host_root: PathBuf,
@@ -109,6 +110,48 @@ pub struct Volume {
     /// Listings of lower folders, which lstar itself never changes.
     listings: RefCell<HashMap<(u64, u64), Listing>>,
     _scratch: Option<Scratch>,
+}
+
+/// How much all volumes together may grow on the host.
+#[derive(Debug)]
+pub struct Quota {
+    limit: u64,
+    used: Cell<u64>,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self::new(u64::MAX)
+    }
+}
+
+impl Quota {
+    /// Allows `limit` bytes.
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self { limit, used: Cell::new(0) }
+    }
+
+    /// A file is about to change its size; refuses what exceeds the limit.
+    pub fn resize(&self, from: u64, to: u64) -> Result<(), Status> {
+        let used = if to < from {
+            self.used.get().saturating_sub(from - to)
+        } else {
+            let used = self.used.get().saturating_add(to - from);
+            if used > self.limit && to > from {
+                return Err(Status::DISK_FULL);
+            }
+            used
+        };
+        self.used.set(used);
+        Ok(())
+    }
+
+    /// Bytes that are left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.used.get())
+    }
 }
 
 /// Links followed before a path counts as a loop: the host's own limit.
@@ -160,11 +203,17 @@ impl Volume {
             upper,
             lower,
             host_root,
+            quota: Rc::default(),
             hidden: BTreeSet::new(),
             attributes: BTreeMap::new(),
             listings: RefCell::default(),
             _scratch: scratch,
         })
+    }
+
+    /// Counts what is written against a quota.
+    pub fn set_quota(&mut self, quota: Rc<Quota>) {
+        self.quota = quota;
     }
 
     /// Whether anything can change.
@@ -177,7 +226,8 @@ impl Volume {
     pub fn space(&self) -> Result<(u64, u64), Status> {
         let root = self.upper.as_ref().or(self.lower.as_ref()).ok_or(Status::NO_SUCH_DEVICE)?;
         let stat = rustix::fs::fstatvfs(root).map_err(status_of)?;
-        Ok((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize).min(self.quota.left());
+        Ok((stat.f_blocks.saturating_mul(stat.f_frsize), free))
     }
 
     /// The root directory.
@@ -358,6 +408,13 @@ impl Volume {
         Ok(File::from(file))
     }
 
+    /// Opens a directory to change its times; one of the lower layer appears in the upper one.
+    pub fn open_directory_to_change(&self, directory: &Directory) -> Result<File, Status> {
+        let upper = self.upper_of(directory)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | SAFE;
+        rustix::fs::openat(upper, ".", flags, Mode::empty()).map(File::from).map_err(status_of)
+    }
+
     fn copy_up(&self, node: &mut FileNode) -> Result<(), Status> {
         let folder = node.parent.layer(node.layer).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
         let source = rustix::fs::openat(folder, node.name.as_str(), OFlags::RDONLY | SAFE, Mode::empty());
@@ -367,6 +424,7 @@ impl Volume {
             return Err(Status::ACCESS_DENIED);
         }
         let upper = self.upper_of(&node.parent)?;
+        self.quota.resize(0, u64::try_from(stat.st_size).unwrap_or(0))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | SAFE;
         // The copy belongs to lstar: it must be writable whatever the original says.
         let mode = Mode::from_raw_mode(stat.st_mode & 0o777 | 0o600);

@@ -1,0 +1,284 @@
+//! The jobs: programs, what they are asked to do, and what native Windows makes of it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::inputs;
+
+/// What of a job is compared.
+#[derive(Clone, Copy)]
+pub enum Check {
+    /// Standard output with `expected/NAME.out`.
+    Output,
+    /// Standard error, where that is where the program speaks.
+    Error,
+    /// A file that the program writes.
+    File(&'static str),
+    /// Something else, given the job's folder and its output.
+    By(fn(&Path, &[u8]) -> Result<(), String>),
+}
+
+/// On which engines a job is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Engines {
+    /// On both.
+    Both,
+    /// On the translator only: it has several threads, or would take the interpreter minutes.
+    Translator,
+}
+
+/// One job.
+pub struct Job {
+    /// Name, and that of its expected output.
+    pub name: &'static str,
+    /// The executable below the folder of programs.
+    pub program: &'static str,
+    /// Arguments.
+    pub arguments: &'static [&'static str],
+    /// File in the job's folder that is its standard input.
+    pub input: Option<&'static str>,
+    /// Makes its input files.
+    pub prepare: fn(&Path),
+    /// Native's exit status.
+    pub status: i32,
+    /// What is compared.
+    pub check: Check,
+    /// Engines.
+    pub engines: Engines,
+}
+
+/// A job that prints, has no input files, ends with 0 and runs on both engines.
+const PLAIN: Job = Job {
+    name: "",
+    program: "",
+    arguments: &[],
+    input: None,
+    prepare: inputs::nothing,
+    status: 0,
+    check: Check::Output,
+    engines: Engines::Both,
+};
+
+/// All jobs, easy ones first.
+pub const JOBS: &[Job] = &[
+    Job { name: "hello", program: "hello.exe", ..PLAIN },
+    Job { name: "ninja-version", program: "ninja.exe", arguments: &["--version"], ..PLAIN },
+    Job {
+        name: "lightningcss-minify",
+        program: "lightningcss.exe",
+        arguments: &["--minify", "in.css"],
+        prepare: inputs::styles,
+        ..PLAIN
+    },
+    Job {
+        name: "ripgrep-count",
+        program: "ripgrep.exe",
+        arguments: &["-c", "STATUS", "words.txt"],
+        prepare: inputs::words,
+        ..PLAIN
+    },
+    Job {
+        name: "ripgrep-absent",
+        program: "ripgrep.exe",
+        arguments: &["-c", "ABSENT", "words.txt"],
+        prepare: inputs::words,
+        status: 1,
+        ..PLAIN
+    },
+    Job {
+        name: "ripgrep-lines",
+        program: "ripgrep.exe",
+        arguments: &["-j1", "-n", "STATUS_[A-Z]+", "words.txt"],
+        prepare: inputs::words,
+        check: Check::By(check_lines),
+        ..PLAIN
+    },
+    Job {
+        name: "7za-add",
+        program: "7za.exe",
+        arguments: &["a", "-mmt1", "archive.7z", "tree"],
+        prepare: inputs::tree,
+        check: Check::By(check_archive),
+        ..PLAIN
+    },
+    Job {
+        name: "7za-extract",
+        program: "7za.exe",
+        arguments: &["x", "-mmt1", "archive.7z"],
+        prepare: inputs::archive,
+        check: Check::By(check_tree),
+        ..PLAIN
+    },
+    Job {
+        name: "7za-benchmark",
+        program: "7za.exe",
+        arguments: &["b", "-mmt1", "1", "-md18"],
+        check: Check::By(check_benchmark),
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "7za-benchmark-threads",
+        program: "7za.exe",
+        arguments: &["b", "-mmt2", "1", "-md18"],
+        check: Check::By(check_benchmark),
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "clang-format",
+        program: "clang-format.exe",
+        arguments: &["big.c"],
+        prepare: inputs::big_c_file,
+        check: Check::By(check_formatted),
+        ..PLAIN
+    },
+    Job {
+        name: "zig-fmt",
+        program: "zig/zig.exe",
+        arguments: &["fmt", "--stdin"],
+        input: Some("a.zig"),
+        prepare: inputs::zig,
+        ..PLAIN
+    },
+    Job {
+        name: "zig-ast-check",
+        program: "zig/zig.exe",
+        arguments: &["ast-check", "a.zig"],
+        prepare: inputs::zig,
+        status: 1,
+        check: Check::Error,
+        ..PLAIN
+    },
+    Job {
+        name: "cmake-sha256sum",
+        program: "cmake/bin/cmake.exe",
+        arguments: &["-E", "sha256sum", "words.txt"],
+        prepare: inputs::words,
+        ..PLAIN
+    },
+    Job {
+        name: "ruff-check",
+        program: "ruff.exe",
+        arguments: &["check", "--no-cache", "--isolated", "--select", "ALL", "a.py"],
+        prepare: inputs::python,
+        status: 1,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "esbuild-bundle",
+        program: "esbuild.exe",
+        arguments: &["in.js", "--bundle", "--minify", "--format=esm", "--outfile=out.js"],
+        prepare: inputs::modules,
+        check: Check::File("out.js"),
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "shellcheck",
+        program: "shellcheck.exe",
+        arguments: &["a.sh"],
+        prepare: inputs::shell,
+        status: 1,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "ffmpeg-md5",
+        program: "ffmpeg.exe",
+        arguments: &["-f", "lavfi", "-i", "testsrc=duration=1:size=160x120:rate=10", "-f", "md5", "-"],
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "node-script",
+        program: "node/node.exe",
+        arguments: &["script.js"],
+        prepare: inputs::script,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+];
+
+fn check_lines(_: &Path, output: &[u8]) -> Result<(), String> {
+    let expected: String = inputs::lines()
+        .enumerate()
+        .filter(|(_, line)| line.contains("STATUS_"))
+        .map(|(number, line)| format!("{}:{line}\n", number + 1))
+        .collect();
+    same(&expected, output)
+}
+
+fn check_formatted(_: &Path, output: &[u8]) -> Result<(), String> {
+    same(&inputs::formatted_c_file(), output)
+}
+
+fn same(expected: &str, actual: &[u8]) -> Result<(), String> {
+    let actual = String::from_utf8_lossy(actual);
+    if actual == expected {
+        return Ok(());
+    }
+    let line = actual.lines().zip(expected.lines()).position(|(a, e)| a != e);
+    Err(format!("the output differs in line {}", line.map_or(0, |line| line + 1)))
+}
+
+/// The archive's report, and what a native 7-Zip makes of it.
+fn check_archive(directory: &Path, output: &[u8]) -> Result<(), String> {
+    crate::compare("7za-add", output)?;
+    let Some(program) = native_7z() else {
+        eprintln!("7za-add: no native 7z (Debian: 7zip): the archive's exchange with it is not tested");
+        return Ok(());
+    };
+    std::fs::rename(directory.join("tree"), directory.join("original")).map_err(|error| error.to_string())?;
+    native(program, directory, &["x", "-y", "archive.7z"])?;
+    compare_trees(&directory.join("original"), &directory.join("tree"))
+}
+
+/// The extracted tree against the one that was packed.
+fn check_tree(directory: &Path, _: &[u8]) -> Result<(), String> {
+    compare_trees(&directory.join("original"), &directory.join("tree"))
+}
+
+/// The first 7-Zip that this machine has.
+pub fn native_7z() -> Option<&'static str> {
+    ["7zz", "7z", "7za", "7zr"].into_iter().find(|program| {
+        let found = Command::new(program).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        found.is_ok_and(|status| status.success())
+    })
+}
+
+/// Runs a native program in a folder.
+pub fn native(program: &str, directory: &Path, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).current_dir(directory).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{program} {arguments:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stdout)))
+}
+
+fn compare_trees(expected: &Path, actual: &Path) -> Result<(), String> {
+    let names = inputs::files_below(expected);
+    if names != inputs::files_below(actual) {
+        return Err(format!("the trees hold other files: {names:?}, {:?}", inputs::files_below(actual)));
+    }
+    for name in names {
+        let read = |root: &Path| std::fs::read(root.join(&name)).map_err(|error| format!("{name}: {error}"));
+        if read(expected)? != read(actual)? {
+            return Err(format!("{name} differs"));
+        }
+        let time = |root: &Path| root.join(&name).metadata().and_then(|data| data.modified()).ok();
+        if time(expected) != time(actual) {
+            return Err(format!("{name} has another time"));
+        }
+    }
+    Ok(())
+}
+
+/// A benchmark verifies what it has packed and unpacked; its figures are the machine's.
+fn check_benchmark(_: &Path, output: &[u8]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(output);
+    let rows = text.lines().filter(|line| line.starts_with("18:") || line.starts_with("Avr:")).count();
+    if rows == 2 && text.contains("Tot:") { Ok(()) } else { Err("no table of results".to_owned()) }
+}
