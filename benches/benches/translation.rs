@@ -5,7 +5,7 @@ use lstar_guest_images::programs::{Program, programs};
 use lstar_runtime::{Engine, MachineConfig};
 use lstar_tests::bare::BareSystem;
 use lstar_translator::abi::Mode;
-use lstar_translator::{CodeSource, LinkTable, OptLevel, Translator, TranslatorConfig};
+use lstar_translator::{CodeSource, OptLevel, Translator, TranslatorConfig};
 
 struct Code<'a>(&'a Program);
 
@@ -20,18 +20,6 @@ impl CodeSource for Code<'_> {
     }
 }
 
-/// One slot for all targets: nothing is executed.
-struct Links;
-
-impl LinkTable for Links {
-    fn jump_slot(&mut self, _: u64, _: Mode) -> u64 {
-        0x5107_0000
-    }
-    fn call_slot(&mut self, _: u64, _: Mode) -> u64 {
-        0x5107_0000
-    }
-}
-
 fn benchmark(criterion: &mut Criterion) {
     let all = programs().expect("programs");
     let mut group = criterion.benchmark_group("translation");
@@ -40,7 +28,7 @@ fn benchmark(criterion: &mut Criterion) {
         let mut translator = Translator::new(config).expect("translator");
         let mut translate_all = || -> u64 {
             let regions = all.iter().map(|program| {
-                let region = translator.translate(program.entry, Mode::User, &mut Code(program), &mut Links);
+                let region = translator.translate(program.entry, Mode::User, &mut Code(program));
                 u64::from(region.expect("region").instructions)
             });
             regions.sum()

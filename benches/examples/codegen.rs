@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions};
 use lstar_guest_images::programs::{Program, programs};
 use lstar_translator::abi::Mode;
-use lstar_translator::{CodeSource, LinkTable, Translator, TranslatorConfig};
+use lstar_translator::{CodeSource, Translator, TranslatorConfig};
 
 struct Code<'a>(&'a Program);
 
@@ -15,18 +15,6 @@ impl CodeSource for Code<'_> {
         let length = rest.len().min(buf.len());
         buf[..length].copy_from_slice(&rest[..length]);
         length
-    }
-}
-
-/// Slots at made-up addresses.
-struct Links;
-
-impl LinkTable for Links {
-    fn jump_slot(&mut self, rip: u64, _: Mode) -> u64 {
-        0x5107_0000_0000 + rip
-    }
-    fn call_slot(&mut self, rip: u64, _: Mode) -> u64 {
-        0x5107_0000_0000 + rip
     }
 }
 
@@ -42,7 +30,7 @@ fn main() {
         println!("  {:x} {instruction}", instruction.ip());
     }
     let mut translator = Translator::new(TranslatorConfig::default()).expect("translator");
-    let region = translator.translate(program.entry, Mode::User, &mut Code(program), &mut Links).expect("translation");
+    let region = translator.translate(program.entry, Mode::User, &mut Code(program)).expect("translation");
     println!("host, {} bytes for {} instructions:", region.code.len(), region.instructions);
     let mut sites = region.sites.iter().peekable();
     for instruction in Decoder::with_ip(64, &region.code, 0, DecoderOptions::NONE) {

@@ -128,17 +128,15 @@ pub struct VcpuBlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Stub {
-    /// Argument: RIP. The target table missed on a jump.
-    MissJump = 0,
-    /// Argument: RIP. The target table missed on a CALL whose return address is already pushed.
-    MissCall = 1,
+    /// Argument: RIP. The target table missed on a jump, or on a CALL whose return address is already pushed.
+    Miss = 0,
     /// Argument ignored: returns [`UNWIND`].
-    Unwind = 2,
+    Unwind = 1,
 }
 
 impl Stub {
     /// Number of stubs.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 2;
 }
 
 /// How translated code treats a helper's result.

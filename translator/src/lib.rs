@@ -1,8 +1,8 @@
 //! Guest code to host code: regions, lifting, flags, Cranelift.
 //!
 //! The translator knows no operating system and holds no guest state. It reads guest code through [`CodeSource`],
-//! asks for link slots through [`LinkTable`], and returns a [`CompiledRegion`]: host code without relocations, and the
-//! table of its fault sites.
+//! and returns a [`CompiledRegion`]: position-independent host code with its link slots behind it, and the table of its
+//! fault sites.
 //!
 //! **Addresses.** A guest access at `base + displacement` is made at host address `pinned + base + displacement`.
 //! Before it, `base` must have been *checked*: in user mode `base < USER_END`, else a trap is taken (one compare and a
@@ -44,14 +44,6 @@ pub trait CodeSource {
         let _ = (jump, mode);
         Vec::new()
     }
-}
-
-/// Hands out link slots.
-pub trait LinkTable {
-    /// Host address of the [`abi::Slot`] for jumps to `rip` in `mode`.
-    fn jump_slot(&mut self, rip: u64, mode: Mode) -> u64;
-    /// Host address of the [`abi::Slot`] for calls of `rip` in `mode`.
-    fn call_slot(&mut self, rip: u64, mode: Mode) -> u64;
 }
 
 /// What a fault at one point of translated code means.
@@ -111,8 +103,12 @@ pub struct CompiledRegion {
     pub entry: u64,
     /// Mode it was translated for.
     pub mode: Mode,
-    /// Host code, position-independent.
+    /// Host code, position-independent, with room for the link slots behind it.
     pub code: Vec<u8>,
+    /// Where the [`abi::Slot`]s begin in `code`; a multiple of 64.
+    pub links_offset: u32,
+    /// Guest addresses that the link slots lead to, in their order.
+    pub links: Vec<u64>,
     /// Fault sites, sorted by `host_offset`.
     pub sites: Vec<Site>,
     /// Guest code covered, as address ranges sorted by start.

@@ -7,7 +7,9 @@ use std::time::Instant;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
-use cranelift_codegen::{CodegenResult, CompiledCode, Context};
+use cranelift_codegen::binemit::Reloc;
+use cranelift_codegen::ir::ExternalName;
+use cranelift_codegen::{CodegenResult, CompiledCode, Context, FinalizedRelocTarget};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use crate::abi::Mode;
@@ -15,7 +17,8 @@ use crate::config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, Trans
 use crate::discover::{Limits, Region, discover};
 use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
 use crate::liveness::analyse;
-use crate::{CodeSource, CompiledRegion, LinkTable, Site};
+use crate::abi::Slot;
+use crate::{CodeSource, CompiledRegion, Site};
 
 /// Translates regions, one at a time. Keeps Cranelift's buffers between regions; use one per thread.
 pub struct Translator {
@@ -82,18 +85,15 @@ impl Translator {
         entry: u64,
         mode: Mode,
         code: &mut dyn CodeSource,
-        links: &mut dyn LinkTable,
     ) -> Result<CompiledRegion, TranslatorError> {
         let started = Instant::now();
-        let (region, emitted) = self.build(entry, mode, code, links);
+        let (region, emitted) = self.build(entry, mode, code);
         let lifted = Instant::now();
         let compiled =
             self.compile().map_err(|error| TranslatorError::Compile { entry, message: format!("{error:?}") })?;
-        if !compiled.buffer.relocs().is_empty() {
-            return Err(TranslatorError::Compile { entry, message: "code has relocations".to_owned() });
-        }
         let sites = fault_sites(&compiled, &emitted.sites);
-        let bytes = compiled.code_buffer().to_vec();
+        let (bytes, links_offset) = place_links(&compiled, emitted.links.len())
+            .map_err(|message| TranslatorError::Compile { entry, message })?;
         let instructions = region.blocks.iter().map(|block| block.insns.len() as u32).sum();
         self.stats.regions += 1;
         self.stats.guest_instructions += u64::from(instructions);
@@ -104,6 +104,8 @@ impl Translator {
             entry,
             mode,
             code: bytes,
+            links_offset,
+            links: emitted.links,
             sites,
             blocks: region.blocks.len() as u32,
             ranges: region.ranges,
@@ -148,7 +150,6 @@ impl Translator {
         entry: u64,
         mode: Mode,
         code: &mut dyn CodeSource,
-        links: &mut dyn LinkTable,
     ) -> (Region, Emitted) {
         let mut declined = HashSet::new();
         loop {
@@ -164,7 +165,7 @@ impl Translator {
             self.context.func.signature = region_signature();
             let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
             let options = EmitOptions { budget_checks: self.config.budget_checks };
-            let emitted = Emitter::new(builder, &region, &facts, links, options).run(self.isa.frontend_config());
+            let emitted = Emitter::new(builder, &region, &facts, options).run(self.isa.frontend_config());
             // A lifter that declines is known only now; the analyses must hear of it. Each round adds to the set.
             if emitted.declined.is_empty() {
                 return (region, emitted);
@@ -172,6 +173,27 @@ impl Translator {
             declined.extend(emitted.declined);
         }
     }
+}
+
+/// The code with room for `links` slots behind it, to which its references are resolved; and where the slots begin.
+fn place_links(compiled: &CompiledCode, links: usize) -> Result<(Vec<u8>, u32), String> {
+    // On cache lines of their own: slots are written while code near by may run.
+    const LINE: usize = 64;
+    let mut bytes = compiled.code_buffer().to_vec();
+    let links_offset = bytes.len().next_multiple_of(LINE);
+    bytes.resize(links_offset + links * size_of::<Slot>(), 0);
+    for reloc in compiled.buffer.relocs() {
+        let ours = matches!(reloc.target, FinalizedRelocTarget::ExternalName(ExternalName::User(_)));
+        if !ours || !matches!(reloc.kind, Reloc::X86CallPCRel4 | Reloc::X86PCRel4) {
+            return Err(format!("unexpected relocation {reloc:?}"));
+        }
+        let at = reloc.offset as usize;
+        let distance = links_offset as i64 + reloc.addend - i64::from(reloc.offset);
+        let field = bytes.get_mut(at..at + 4).zip(i32::try_from(distance).ok());
+        let Some((field, distance)) = field else { return Err(format!("relocation out of range: {reloc:?}")) };
+        field.copy_from_slice(&distance.to_le_bytes());
+    }
+    Ok((bytes, links_offset as u32))
 }
 
 /// Maps Cranelift's trap records to sites: the trap code is the site's index modulo 250, the source location lies near it

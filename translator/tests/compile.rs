@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 use lstar_translator::abi::{Mode, UNWIND};
 use lstar_translator::flags::LazyOp;
 use lstar_translator::{
-    CallMode, CodeSource, CompiledRegion, LinkTable, OptLevel, SiteFlags, Translator, TranslatorConfig,
+    CallMode, CodeSource, CompiledRegion, OptLevel, SiteFlags, Translator, TranslatorConfig,
 };
 
 const BASE: u64 = 0x1_4000_1000;
@@ -22,30 +22,11 @@ impl CodeSource for Bytes {
     }
 }
 
-/// Records requested links.
-#[derive(Default)]
-struct Links {
-    jumps: Vec<u64>,
-    calls: Vec<u64>,
-}
-
-impl LinkTable for Links {
-    fn jump_slot(&mut self, rip: u64, _: Mode) -> u64 {
-        self.jumps.push(rip);
-        0x7000_0000_0000
-    }
-    fn call_slot(&mut self, rip: u64, _: Mode) -> u64 {
-        self.calls.push(rip);
-        0x7000_0000_1000
-    }
-}
-
-fn translate_bytes(code: &[u8], mode: Mode, config: TranslatorConfig) -> (CompiledRegion, Links) {
+fn translate_bytes(code: &[u8], mode: Mode, config: TranslatorConfig) -> CompiledRegion {
     let mut translator = Translator::new(TranslatorConfig { verifier: true, ..config }).expect("host is supported");
-    let mut links = Links::default();
-    let region = translator.translate(BASE, mode, &mut Bytes(code.to_vec()), &mut links).expect("region compiles");
+    let region = translator.translate(BASE, mode, &mut Bytes(code.to_vec())).expect("region compiles");
     check_sites(&region);
-    (region, links)
+    region
 }
 
 fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
@@ -55,7 +36,7 @@ fn assemble(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
 }
 
 /// Compiles a snippet in both modes at both optimisation levels; returns the user-mode region at `speed`.
-fn translate(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (CompiledRegion, Links) {
+fn translate(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> CompiledRegion {
     let code = assemble(build);
     for mode in [Mode::User, Mode::Kernel] {
         for opt_level in [OptLevel::None, OptLevel::Speed] {
@@ -94,7 +75,7 @@ fn site_rips(region: &CompiledRegion) -> Vec<u64> {
 
 #[test]
 fn a_loop_is_one_region_without_fallbacks() {
-    let (region, links) = translate(|a| {
+    let region = translate(|a| {
         let mut top = a.create_label();
         a.xor(eax, eax)?;
         a.set_label(&mut top)?;
@@ -107,12 +88,12 @@ fn a_loop_is_one_region_without_fallbacks() {
     assert_eq!((region.instructions, region.blocks), (6, 3));
     assert_eq!(region.fallbacks, []);
     assert_eq!(site_rips(&region), [BASE + 2, BASE + 14]);
-    assert!(links.jumps.is_empty() && links.calls.is_empty());
+    assert!(region.links.is_empty());
 }
 
 #[test]
 fn calls_are_followed_and_linked() {
-    let (region, links) = translate(|a| {
+    let region = translate(|a| {
         a.sub(rsp, 40)?;
         a.call(BASE + 0x1234)?;
         a.call(rax)?;
@@ -121,17 +102,17 @@ fn calls_are_followed_and_linked() {
         a.ret()
     });
     assert_eq!(region.instructions, 6);
-    assert_eq!(links.calls, [BASE + 0x1234]);
+    assert_eq!(region.links, [BASE + 0x1234]);
 }
 
 #[test]
 fn far_jumps_leave() {
-    let (region, links) = translate(|a| {
+    let region = translate(|a| {
         a.test(ecx, ecx)?;
         a.je(BASE + 0x40_0000)?;
         a.jmp(BASE + 0x50_0000)
     });
-    assert_eq!(links.jumps, [BASE + 0x40_0000, BASE + 0x50_0000]);
+    assert_eq!(region.links, [BASE + 0x40_0000, BASE + 0x50_0000]);
     assert_eq!(region.sites, []);
 }
 
@@ -159,7 +140,7 @@ fn every_byte_pair_compiles() {
                 code.extend([opcode, modrm, 0x12, 0x34, 0x56, 0x08, 0x9A, 0xBC, 0xDE, 0xF0, 0xC3]);
                 for mode in [Mode::User, Mode::Kernel] {
                     let region = translator
-                        .translate(BASE, mode, &mut Bytes(code.clone()), &mut Links::default())
+                        .translate(BASE, mode, &mut Bytes(code.clone()))
                         .unwrap_or_else(|error| panic!("{code:02x?}: {error}"));
                     check_sites(&region);
                 }

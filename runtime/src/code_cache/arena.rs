@@ -17,7 +17,8 @@ pub(super) struct CodeArena {
 }
 
 impl CodeArena {
-    const ALIGNMENT: usize = 32;
+    /// A cache line, as link slots want theirs to hold nothing else.
+    const ALIGNMENT: usize = 64;
 
     pub fn new(size: usize) -> io::Result<Self> {
         // SAFETY: the name is a valid C string; the result is checked before it is owned.
@@ -55,6 +56,29 @@ impl CodeArena {
         Some(self.executable as u64 + start as u64)
     }
 
+    /// Where the slot at executable address `address` can be written; `None` when it is not in the used part.
+    fn slot(&self, address: u64) -> Option<*mut Slot> {
+        let offset = usize::try_from(address.checked_sub(self.executable as u64)?).ok()?;
+        let inside = offset.checked_add(size_of::<Slot>())? <= self.used && offset.is_multiple_of(align_of::<Slot>());
+        // SAFETY: the offset is inside the mapping.
+        inside.then(|| unsafe { self.writable.add(offset) }.cast::<Slot>())
+    }
+
+    /// Fills in the link slot at executable address `address`.
+    pub fn write_slot(&mut self, address: u64, slot: Slot) {
+        if let Some(place) = self.slot(address) {
+            // SAFETY: inside the mapping and aligned; translated code reads slots only while no Rust code of this thread
+            // writes them.
+            unsafe { place.write(slot) };
+        }
+    }
+
+    /// The target RIP of a slot.
+    pub fn slot_rip(&self, address: u64) -> u64 {
+        // SAFETY: inside the mapping and aligned; nothing writes meanwhile.
+        self.slot(address).map_or(u64::MAX, |place| unsafe { (*place).rip })
+    }
+
     pub fn clear(&mut self) {
         self.used = 0;
     }
@@ -66,52 +90,6 @@ impl Drop for CodeArena {
         unsafe {
             libc::munmap(self.writable.cast(), self.size);
             libc::munmap(self.executable.cast(), self.size);
-        }
-    }
-}
-
-/// Link slots at stable addresses.
-#[derive(Debug, Default)]
-pub(super) struct SlotArena {
-    chunks: Vec<*mut [Slot; Self::CHUNK]>,
-    used: usize,
-}
-
-impl SlotArena {
-    const CHUNK: usize = 1024;
-
-    /// A new slot; returns its address, which stays valid for the arena's life.
-    pub fn push(&mut self, slot: Slot) -> u64 {
-        let (chunk, index) = (self.used / Self::CHUNK, self.used % Self::CHUNK);
-        if chunk == self.chunks.len() {
-            self.chunks.push(Box::into_raw(Box::new([Slot { code: 0, rip: 0 }; Self::CHUNK])));
-        }
-        self.used += 1;
-        // SAFETY: the chunk was leaked from a box above and is freed only on drop; the index is in bounds.
-        let address = unsafe { (&raw mut (*self.chunks[chunk])[index]).cast::<Slot>() };
-        // SAFETY: as above; translated code reads slots only while no Rust code of this thread writes them.
-        unsafe { address.write(slot) };
-        address as u64
-    }
-
-    /// Points a slot at other code.
-    pub fn set_code(&mut self, address: u64, code: u64) {
-        // SAFETY: addresses come from `push` and stay valid; see there for concurrency.
-        unsafe { (*(address as *mut Slot)).code = code };
-    }
-
-    /// The target RIP of a slot.
-    pub fn rip(&self, address: u64) -> u64 {
-        // SAFETY: addresses come from `push` and stay valid.
-        unsafe { (*(address as *const Slot)).rip }
-    }
-}
-
-impl Drop for SlotArena {
-    fn drop(&mut self) {
-        for &chunk in &self.chunks {
-            // SAFETY: each chunk was leaked from a box in `push` and is freed once.
-            drop(unsafe { Box::from_raw(chunk) });
         }
     }
 }

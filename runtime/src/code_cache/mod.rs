@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use lstar_arch::PAGE_SIZE;
 use lstar_translator::abi::{Mode, Slot, Target};
-use lstar_translator::{CompiledRegion, LinkTable, Site};
+use lstar_translator::{CompiledRegion, Site};
 use rustc_hash::FxHashMap;
 
-use arena::{CodeArena, SlotArena, TargetTable};
+use arena::{CodeArena, TargetTable};
 
 use crate::entry;
 
@@ -29,21 +29,19 @@ struct Region {
 #[derive(Debug)]
 pub(crate) struct CodeCache {
     code: CodeArena,
-    slots: SlotArena,
     tables: [TargetTable; 2],
     /// In order of host address.
     regions: Vec<Region>,
     by_entry: FxHashMap<(u64, Mode), usize>,
     by_page: FxHashMap<u64, Vec<usize>>,
-    /// Slots by target.
-    links: FxHashMap<(u64, Mode), u64>,
+    /// Addresses of the slots that lead to a target, whether there is code for it or not.
+    links: FxHashMap<(u64, Mode), Vec<u64>>,
 }
 
 impl CodeCache {
     pub fn new(size: usize) -> io::Result<Self> {
         Ok(Self {
             code: CodeArena::new(size)?,
-            slots: SlotArena::default(),
             tables: [TargetTable::new(), TargetTable::new()],
             regions: Vec::new(),
             by_entry: FxHashMap::default(),
@@ -72,7 +70,7 @@ impl CodeCache {
 
     /// Target RIP of a slot.
     pub fn slot_rip(&self, slot: u64) -> u64 {
-        self.slots.rip(slot)
+        self.code.slot_rip(slot)
     }
 
     /// Takes a region in and links it; `None` when the code memory is full.
@@ -98,9 +96,14 @@ impl CodeCache {
         });
         self.by_entry.insert(key, index);
         self.tables[region.mode as usize].insert(region.entry, start);
-        if let Some(&slot) = self.links.get(&key) {
-            self.slots.set_code(slot, start);
+        for (index, &rip) in (0u64..).zip(&region.links) {
+            let address = start + u64::from(region.links_offset) + index * size_of::<Slot>() as u64;
+            let target = (rip, region.mode);
+            let linked = self.by_entry.get(&target).map(|&index| self.regions[index].code.start);
+            self.code.write_slot(address, Slot { code: linked.unwrap_or_else(entry::miss_slot_address), rip });
+            self.links.entry(target).or_default().push(address);
         }
+        self.point_links(key, start);
         Some(start)
     }
 
@@ -119,9 +122,7 @@ impl CodeCache {
                 if self.by_entry.get(&key) == Some(&index) {
                     self.by_entry.remove(&key);
                     self.tables[region.mode as usize].remove(region.entry);
-                    if let Some(&slot) = self.links.get(&key) {
-                        self.slots.set_code(slot, entry::miss_slot_address());
-                    }
+                    self.point_links(key, entry::miss_slot_address());
                 }
             }
         }
@@ -136,7 +137,6 @@ impl CodeCache {
         self.by_entry.clear();
         self.by_page.clear();
         self.links.clear();
-        self.slots = SlotArena::default();
     }
 
     /// The site at a host address, if it is one. Async-signal-safe.
@@ -148,23 +148,10 @@ impl CodeCache {
         Some(region.sites[site])
     }
 
-    fn slot(&mut self, rip: u64, mode: Mode) -> u64 {
-        let key = (rip, mode);
-        if let Some(&slot) = self.links.get(&key) {
-            return slot;
+    /// Points all slots for a target at other code.
+    fn point_links(&mut self, (rip, mode): (u64, Mode), code: u64) {
+        for &slot in self.links.get(&(rip, mode)).into_iter().flatten() {
+            self.code.write_slot(slot, Slot { code, rip });
         }
-        let linked = self.by_entry.get(&key).map(|&index| self.regions[index].code.start);
-        let slot = self.slots.push(Slot { code: linked.unwrap_or_else(entry::miss_slot_address), rip });
-        self.links.insert(key, slot);
-        slot
-    }
-}
-
-impl LinkTable for CodeCache {
-    fn jump_slot(&mut self, rip: u64, mode: Mode) -> u64 {
-        self.slot(rip, mode)
-    }
-    fn call_slot(&mut self, rip: u64, mode: Mode) -> u64 {
-        self.slot(rip, mode)
     }
 }

@@ -102,8 +102,7 @@ impl Core {
         });
         let context: *mut Self = &raw mut *core;
         let mut stubs = [0; Stub::COUNT];
-        stubs[Stub::MissJump as usize] = entry::miss_target_address();
-        stubs[Stub::MissCall as usize] = entry::miss_target_address();
+        stubs[Stub::Miss as usize] = entry::miss_target_address();
         stubs[Stub::Unwind as usize] = entry::unwind_address();
         let mut helper_table = [0; Helper::COUNT];
         for &helper in Helper::ALL {
@@ -428,7 +427,7 @@ impl Core {
         let translator = self.translator.as_mut()?;
         let start = Instant::now();
         let mut source = Fetcher { memory: &mut self.memory, interpreter: &self.interpreter };
-        let result = translator.translate(rip, mode, &mut source, &mut self.cache);
+        let result = translator.translate(rip, mode, &mut source);
         self.statistics.translation_time += start.elapsed();
         let Ok(region) = result else {
             self.untranslatable.insert((rip, mode));

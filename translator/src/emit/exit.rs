@@ -1,7 +1,10 @@
 //! Ways out of a region and back: links, calls, returns, helpers, the instruction budget.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{AbiParam, BlockArg, InstBuilder, MemFlagsData, Signature, Value, types};
+use cranelift_codegen::ir::immediates::Imm64;
+use cranelift_codegen::ir::{
+    AbiParam, BlockArg, ExternalName, GlobalValueData, InstBuilder, MemFlagsData, Signature, UserExternalName, Value, types,
+};
 use cranelift_codegen::isa::CallConv;
 use iced_x86::{Instruction, OpKind};
 use lstar_arch::CpuState;
@@ -10,6 +13,9 @@ use std::mem::offset_of;
 use super::{Emitter, FlagState};
 use crate::abi::{ExitReason, Helper, Slot, Stub, TARGET_TABLE_BITS, Target, UNWIND, VCPU_OFFSET, VcpuBlock};
 use crate::discover::Successor;
+
+/// What the code generator is told that the link slots are.
+const LINKS: UserExternalName = UserExternalName { namespace: 0, index: 0 };
 
 const RSP: usize = lstar_arch::Gpr::Rsp as usize;
 const RIP: usize = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rip);
@@ -83,19 +89,32 @@ impl Emitter<'_> {
     /// Jumps to a known guest address outside the region.
     pub(super) fn leave_to(&mut self, rip: u64) {
         self.flush();
-        let slot = self.links.jump_slot(rip, self.region.mode);
-        let (code, slot) = self.slot_code(slot);
+        let (code, slot) = self.link(rip);
         self.b.ins().return_call_indirect(self.region_signature, code, &[slot]);
     }
 
-    fn slot_code(&mut self, slot: u64) -> (Value, Value) {
-        let slot = self.iconst(types::I64, slot as i64);
+    /// The code that the link to `rip` leads to, and the address of its slot. Slots lie behind the region's code, so that they
+    /// are addressed relative to it.
+    fn link(&mut self, rip: u64) -> (Value, Value) {
+        let links = &mut self.out.links;
+        let index = links.iter().position(|&known| known == rip).unwrap_or_else(|| {
+            links.push(rip);
+            links.len() - 1
+        });
+        let name = self.b.func.declare_imported_user_function(LINKS);
+        let slot = self.b.create_global_value(GlobalValueData::Symbol {
+            name: ExternalName::user(name),
+            offset: Imm64::new((index * size_of::<Slot>()) as i64),
+            colocated: true,
+            tls: false,
+        });
+        let slot = self.b.ins().symbol_value(types::I64, slot);
         let code = self.b.ins().load(types::I64, MemFlagsData::trusted(), slot, offset_of!(Slot, code) as i32);
         (code, slot)
     }
 
-    /// Host code for the guest address `rip`: from the target table, or the stub `miss`.
-    fn target_code(&mut self, rip: Value, miss: Stub) -> Value {
+    /// Host code for the guest address `rip`: from the target table, or the stub for misses.
+    fn target_code(&mut self, rip: Value) -> Value {
         let table = offset_of!(VcpuBlock, targets) + 8 * self.region.mode as usize;
         let table = self.load_state(types::I64, table);
         let index = self.b.ins().band_imm_u(rip, (1 << TARGET_TABLE_BITS) - 1);
@@ -114,7 +133,7 @@ impl Emitter<'_> {
         self.b.ins().jump(join, &[BlockArg::Value(known)]);
         self.b.switch_to_block(slow);
         self.b.seal_block(slow);
-        let stub = self.load_state(types::I64, offset_of!(VcpuBlock, stubs) + 8 * miss as usize);
+        let stub = self.load_state(types::I64, offset_of!(VcpuBlock, stubs) + 8 * Stub::Miss as usize);
         self.b.ins().jump(join, &[BlockArg::Value(stub)]);
         self.b.switch_to_block(join);
         self.b.seal_block(join);
@@ -124,7 +143,7 @@ impl Emitter<'_> {
     /// Jumps to a computed guest address.
     fn leave_dynamically(&mut self, rip: Value) {
         self.flush();
-        let code = self.target_code(rip, Stub::MissJump);
+        let code = self.target_code(rip);
         self.b.ins().return_call_indirect(self.region_signature, code, &[rip]);
     }
 
@@ -191,11 +210,8 @@ impl Emitter<'_> {
         self.b.seal_block(next);
 
         let (code, argument) = match target {
-            Some(target) => (self.target_code(target, Stub::MissCall), target),
-            None => {
-                let slot = self.links.call_slot(insn.near_branch_target(), self.region.mode);
-                self.slot_code(slot)
-            }
+            Some(target) => (self.target_code(target), target),
+            None => self.link(insn.near_branch_target()),
         };
         let call = self.b.ins().call_indirect(self.region_signature, code, &[argument]);
         let returned = self.b.inst_results(call)[0];

@@ -27,7 +27,7 @@ use crate::discover::{Lowering, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FLAG_COUNT, FlagSet, FlagWrite, RegSet};
 use crate::liveness::{BlockFacts, enters_loop};
 use crate::recover::describe;
-use crate::{LinkTable, SiteFlags};
+use crate::SiteFlags;
 
 pub(crate) use flags::{Arithmetic, FlagState};
 pub(crate) use memory::Host;
@@ -63,6 +63,8 @@ pub(crate) struct EmitOptions {
 pub(crate) struct Emitted {
     /// Fault sites; an access's source location is its site's index plus one, its trap code 1 + index modulo 250.
     pub sites: Vec<SiteRecord>,
+    /// Guest addresses that link slots lead to.
+    pub links: Vec<u64>,
     /// Addresses whose lifters declined: the function is unusable unless this is empty.
     pub declined: Vec<u64>,
     /// Instructions lowered to a call of the interpreter.
@@ -129,7 +131,6 @@ pub(crate) struct Emitter<'a> {
     pub b: FunctionBuilder<'a>,
     region: &'a Region,
     facts: &'a [BlockFacts],
-    links: &'a mut dyn LinkTable,
     options: EmitOptions,
     plan: XmmPlan,
     vars: Variables,
@@ -159,7 +160,6 @@ impl<'a> Emitter<'a> {
         mut b: FunctionBuilder<'a>,
         region: &'a Region,
         facts: &'a [BlockFacts],
-        links: &'a mut dyn LinkTable,
         options: EmitOptions,
     ) -> Self {
         let plan = XmmPlan::new(region);
@@ -187,7 +187,6 @@ impl<'a> Emitter<'a> {
             b,
             region,
             facts,
-            links,
             options,
             plan,
             vars,
