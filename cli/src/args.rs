@@ -239,6 +239,7 @@ impl MachineArgs {
             },
             model: self.cpu,
             memory_limit: self.max_memory,
+            background: true,
             ..MachineConfig::default()
         }
     }

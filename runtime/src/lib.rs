@@ -4,6 +4,7 @@
 //! address leaves it.
 
 mod code_cache;
+mod compiler;
 mod entry;
 mod fault;
 mod helpers;

@@ -44,6 +44,8 @@ pub struct MachineConfig {
     pub memory_limit: u64,
     /// Visits of a block before its region is translated.
     pub hot_threshold: u32,
+    /// Translate on another thread. What the guest does is the same; how far the interpreter gets meanwhile is not.
+    pub background: bool,
     /// Bytes of host code kept at most; translating more drops everything.
     pub code_cache_size: usize,
 }
@@ -56,6 +58,7 @@ impl Default for MachineConfig {
             model: CpuModel::default(),
             memory_limit: 16 << 30,
             hot_threshold: 1000,
+            background: false,
             code_cache_size: 256 << 20,
         }
     }

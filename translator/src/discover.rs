@@ -133,6 +133,61 @@ pub(crate) struct Region {
     pub ranges: Vec<Range<u64>>,
 }
 
+impl Region {
+    /// Most instructions that can retire from instruction `at` of block `index` on until the budget is looked at again: at
+    /// back edges, behind calls and helpers, and at the entries of other regions.
+    pub fn instructions_until_check(&self, index: usize, at: usize, cost_of: &[u32]) -> u32 {
+        let block = &self.blocks[index];
+        let rest = &block.insns[at..];
+        if let Some(helper) = rest.iter().position(|insn| matches!(insn.lowering, Lowering::Check(..))) {
+            return helper as u32 + 1;
+        }
+        let beyond = match block.end {
+            Terminator::Call(_) => 0,
+            _ => block.end.blocks().filter(|&next| next > index).map(|next| cost_of[next]).max().unwrap_or(0),
+        };
+        rest.len() as u32 + beyond
+    }
+
+    /// [`Region::instructions_until_check`] from the start of each block.
+    pub fn check_costs(&self) -> Vec<u32> {
+        let mut costs = vec![0; self.blocks.len()];
+        // Forward edges lead to higher indices.
+        for index in (0..self.blocks.len()).rev() {
+            costs[index] = self.instructions_until_check(index, 0, &costs);
+        }
+        costs
+    }
+}
+
+/// Everything that discovery asked of a [`CodeSource`], to be asked again on another thread.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pages: HashMap<u64, Vec<u8>>,
+    targets: HashMap<u64, Vec<u64>>,
+}
+
+impl Snapshot {
+    /// Guest addresses of the pages in it.
+    pub fn pages(&self) -> impl Iterator<Item = u64> {
+        self.pages.keys().copied()
+    }
+}
+
+impl CodeSource for Snapshot {
+    fn fetch(&mut self, address: u64, buf: &mut [u8], _: Mode) -> usize {
+        let page = address & !(PAGE_SIZE - 1);
+        let rest = self.pages.get(&page).and_then(|bytes| bytes.get((address - page) as usize..)).unwrap_or_default();
+        let count = rest.len().min(buf.len());
+        buf[..count].copy_from_slice(&rest[..count]);
+        count
+    }
+
+    fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
+        self.targets.get(&jump).cloned().unwrap_or_default()
+    }
+}
+
 /// What discovery needs to know besides the code.
 pub(crate) struct Limits<'a> {
     /// Most instructions.
@@ -188,13 +243,13 @@ fn flow(insn: &Instruction, mode: Mode) -> Flow {
 struct Reader<'a> {
     source: &'a mut dyn CodeSource,
     mode: Mode,
-    pages: HashMap<u64, Vec<u8>>,
+    seen: Snapshot,
 }
 
 impl Reader<'_> {
     fn page(&mut self, page: u64) -> &[u8] {
         let (source, mode) = (&mut *self.source, self.mode);
-        self.pages.entry(page).or_insert_with(|| {
+        self.seen.pages.entry(page).or_insert_with(|| {
             let mut bytes = vec![0; PAGE_SIZE as usize];
             let count = source.fetch(page, &mut bytes, mode);
             bytes.truncate(count);
@@ -228,7 +283,8 @@ impl Reader<'_> {
 
 /// Frequent targets of the indirect jump at `rip` that can belong to the same function.
 fn near_targets(reader: &mut Reader<'_>, rip: u64) -> Vec<u64> {
-    let mut targets = reader.source.indirect_targets(rip, reader.mode);
+    let (source, mode) = (&mut *reader.source, reader.mode);
+    let mut targets = reader.seen.targets.entry(rip).or_insert_with(|| source.indirect_targets(rip, mode)).clone();
     targets.retain(|target| target.abs_diff(rip) <= NEAR_JUMP);
     targets.truncate(JUMP_TARGETS);
     targets
@@ -281,9 +337,16 @@ fn explore(
     (decoded, leaders)
 }
 
+/// Reads all that [`discover`] would read.
+pub(crate) fn read_ahead(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Snapshot {
+    let mut reader = Reader { source, mode, seen: Snapshot::default() };
+    explore(entry, mode, limits, &mut reader);
+    reader.seen
+}
+
 /// Builds the region at `entry`.
 pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Region {
-    let mut reader = Reader { source, mode, pages: HashMap::new() };
+    let mut reader = Reader { source, mode, seen: Snapshot::default() };
     let (decoded, leaders) = explore(entry, mode, limits, &mut reader);
     let in_region = |rip: u64| leaders.contains(&rip) && decoded.contains_key(&rip);
 

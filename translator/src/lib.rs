@@ -30,6 +30,7 @@ mod translate;
 use abi::{Mode, VcpuBlock};
 
 pub use config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
+pub use discover::Snapshot;
 pub use recover::{FlagSource, Form, Operand};
 pub use translate::Translator;
 

@@ -4,20 +4,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::ExternalName;
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
-use cranelift_codegen::binemit::Reloc;
-use cranelift_codegen::ir::ExternalName;
 use cranelift_codegen::{CodegenResult, CompiledCode, Context, FinalizedRelocTarget};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use crate::abi::Mode;
+use crate::abi::Slot;
 use crate::config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
-use crate::discover::{Limits, Region, discover};
+use crate::discover::{Limits, Region, Snapshot, discover, read_ahead};
 use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
 use crate::liveness::analyse;
-use crate::abi::Slot;
 use crate::{CodeSource, CompiledRegion, Site};
 
 /// Translates regions, one at a time. Keeps Cranelift's buffers between regions; use one per thread.
@@ -77,6 +77,20 @@ impl Translator {
     #[must_use]
     pub const fn stats(&self) -> &TranslatorStats {
         &self.stats
+    }
+
+    /// Reads the code of the region at `entry` and around it, so that it can be translated elsewhere.
+    pub fn read_ahead(config: &TranslatorConfig, entry: u64, mode: Mode, code: &mut dyn CodeSource) -> Snapshot {
+        read_ahead(entry, mode, code, &Self::limits(config, mode, &HashSet::new()))
+    }
+
+    fn limits<'a>(config: &TranslatorConfig, mode: Mode, declined: &'a HashSet<u64>) -> Limits<'a> {
+        Limits {
+            max_instructions: config.max_instructions.max(1),
+            host_calls: mode == Mode::User && config.calls == CallMode::Host,
+            features: config.features,
+            declined,
+        }
     }
 
     /// Translates the region at `entry`. Code that cannot be fetched or decoded becomes a jump to the interpreter.
@@ -145,20 +159,10 @@ impl Translator {
     }
 
     /// Discovers the region and fills `self.context` with its function.
-    fn build(
-        &mut self,
-        entry: u64,
-        mode: Mode,
-        code: &mut dyn CodeSource,
-    ) -> (Region, Emitted) {
+    fn build(&mut self, entry: u64, mode: Mode, code: &mut dyn CodeSource) -> (Region, Emitted) {
         let mut declined = HashSet::new();
         loop {
-            let limits = Limits {
-                max_instructions: self.config.max_instructions.max(1),
-                host_calls: mode == Mode::User && self.config.calls == CallMode::Host,
-                features: self.config.features,
-                declined: &declined,
-            };
+            let limits = Self::limits(&self.config, mode, &declined);
             let region = discover(entry, mode, code, &limits);
             let facts = analyse(&region);
             self.context.clear();

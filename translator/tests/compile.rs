@@ -3,9 +3,7 @@
 use iced_x86::code_asm::*;
 use lstar_translator::abi::{Mode, UNWIND};
 use lstar_translator::flags::LazyOp;
-use lstar_translator::{
-    CallMode, CodeSource, CompiledRegion, OptLevel, SiteFlags, Translator, TranslatorConfig,
-};
+use lstar_translator::{CallMode, CodeSource, CompiledRegion, OptLevel, SiteFlags, Translator, TranslatorConfig};
 
 const BASE: u64 = 0x1_4000_1000;
 
@@ -119,7 +117,7 @@ fn far_jumps_leave() {
 #[test]
 fn undecodable_bytes_are_left_to_the_interpreter() {
     for bytes in [&[][..], &[0x0F], &[0x06], &[0x90, 0x90, 0x0F, 0x04], &[0x66; 15], &[0x48]] {
-        let (region, _) = translate_bytes(bytes, Mode::User, TranslatorConfig::default());
+        let region = translate_bytes(bytes, Mode::User, TranslatorConfig::default());
         assert!(!region.code.is_empty());
     }
 }

@@ -22,6 +22,7 @@ use lstar_translator::{CodeSource, Translator, TranslatorConfig, flags};
 
 use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
 use crate::code_cache::CodeCache;
+use crate::compiler::{Compiler, Translated};
 use crate::entry::{self, FAULT, MissKind, Resolution};
 use crate::fault::{self, Scope};
 use crate::helpers;
@@ -51,7 +52,13 @@ pub(crate) struct Core {
     pub breakpoints: BTreeSet<u64>,
     block: *mut VcpuBlock,
     interpreter: Interpreter,
+    /// Whether hot code is translated at all.
+    translates: bool,
+    /// Translates on this thread.
     translator: Option<Translator>,
+    /// Translates on another one.
+    compiler: Option<Compiler>,
+    translator_config: TranslatorConfig,
     cache: CodeCache,
     /// Entries whose translation failed: left to the interpreter.
     untranslatable: HashSet<(u64, Mode)>,
@@ -61,6 +68,8 @@ pub(crate) struct Core {
     cache_full: bool,
     statistics: Statistics,
     fallbacks: BTreeMap<String, u64>,
+    /// The rest of the budget is too small for translated code.
+    finishing: bool,
     /// Budget at the start of the current run.
     granted: i64,
 }
@@ -77,20 +86,25 @@ impl Core {
         let block = memory.map_vcpu_block(VCPU_OFFSET, size_of::<VcpuBlock>() as u64)?.cast::<VcpuBlock>();
         let cache = CodeCache::new(config.code_cache_size)
             .map_err(|error| MachineError::Translation(format!("no memory for host code: {error}")))?;
-        let translator = match config.engine {
-            Engine::Interpreter => None,
-            Engine::Translator => Some(
-                Translator::new(TranslatorConfig { features: config.model.features, ..TranslatorConfig::default() })
-                    .map_err(|error| MachineError::Translation(error.to_string()))?,
-            ),
-        };
+        let translates = config.engine == Engine::Translator;
+        let translator_config = TranslatorConfig { features: config.model.features, ..TranslatorConfig::default() };
+        let (mut translator, mut compiler) = (None, None);
+        if translates && config.background {
+            compiler = Some(Compiler::start(translator_config).map_err(MachineError::Translation)?);
+        } else if translates {
+            let made = Translator::new(translator_config);
+            translator = Some(made.map_err(|error| MachineError::Translation(error.to_string()))?);
+        }
         let mut core = Box::new(Self {
             memory,
             config,
             breakpoints: BTreeSet::new(),
             block,
             interpreter: Interpreter::new(),
+            translates,
             translator,
+            compiler,
+            translator_config,
             cache,
             untranslatable: HashSet::new(),
             gate: None,
@@ -98,6 +112,7 @@ impl Core {
             cache_full: false,
             statistics: Statistics::default(),
             fallbacks: BTreeMap::new(),
+            finishing: false,
             granted: 0,
         });
         let context: *mut Self = &raw mut *core;
@@ -379,6 +394,9 @@ impl Core {
         for range in self.memory.take_modified() {
             self.interpreter.invalidate(range.start, range.end);
             self.statistics.invalidations += self.cache.invalidate(&range);
+            if let Some(compiler) = &mut self.compiler {
+                compiler.invalidate(&range);
+            }
             self.untranslatable.retain(|&(rip, _)| !range.contains(&rip));
             if let Some(gate) = self.gate {
                 // SAFETY: as in `service_gate`.
@@ -421,17 +439,39 @@ impl Core {
         }
     }
 
-    /// Translates the region at RIP, if it can be.
-    fn translate(&mut self) -> Option<u64> {
-        let (rip, mode) = (self.cpu().rip, self.mode());
-        let translator = self.translator.as_mut()?;
-        let start = Instant::now();
+    /// Translates the region at RIP, if it can be, or asks for it.
+    fn translate(&mut self) {
+        let (entry, mode) = (self.cpu().rip, self.mode());
         let mut source = Fetcher { memory: &mut self.memory, interpreter: &self.interpreter };
-        let result = translator.translate(rip, mode, &mut source);
-        self.statistics.translation_time += start.elapsed();
-        let Ok(region) = result else {
-            self.untranslatable.insert((rip, mode));
-            return None;
+        if let Some(translator) = &mut self.translator {
+            let start = Instant::now();
+            let result = translator.translate(entry, mode, &mut source);
+            self.take_in(Translated { entry, mode, result, time: start.elapsed() });
+        } else if let Some(compiler) = self.compiler.as_mut().filter(|compiler| !compiler.expects(entry, mode)) {
+            let code = Translator::read_ahead(&self.translator_config, entry, mode, &mut source);
+            if !compiler.request(entry, mode, code) {
+                self.untranslatable.insert((entry, mode));
+            }
+        }
+    }
+
+    /// Takes in what another thread has translated.
+    fn take_translated(&mut self) {
+        while let Some(ready) = self.compiler.as_mut().and_then(Compiler::take) {
+            self.take_in(ready);
+        }
+    }
+
+    /// Whether the region at RIP is being translated.
+    fn is_expected(&self) -> bool {
+        self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.cpu().rip, self.mode()))
+    }
+
+    fn take_in(&mut self, translated: Translated) {
+        self.statistics.translation_time += translated.time;
+        let Ok(region) = translated.result else {
+            self.untranslatable.insert((translated.entry, translated.mode));
+            return;
         };
         self.statistics.regions += 1;
         self.statistics.blocks += u64::from(region.blocks);
@@ -440,9 +480,7 @@ impl Core {
         for &(code, count) in &region.fallbacks {
             *self.fallbacks.entry(format!("{code:?}")).or_default() += u64::from(count);
         }
-        let code = self.cache.insert(region);
-        self.cache_full = code.is_none();
-        code
+        self.cache_full |= self.cache.insert(region).is_none();
     }
 
     /// Where a stub goes on: with code, or, after running the guest until it returned to the caller, with a value.
@@ -540,6 +578,10 @@ unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             this.exit = Some(VmExit::Budget);
             continue;
         }
+        if this.finishing && nested {
+            this.block_mut().exit = ExitReason::Redispatch as u64;
+            return UNWIND;
+        }
         if this.cache_full {
             if nested {
                 this.block_mut().exit = ExitReason::Redispatch as u64;
@@ -548,7 +590,10 @@ unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             this.cache.clear();
             this.cache_full = false;
         }
-        let translated = this.translator.is_some() && !this.must_redispatch();
+        let translated = this.translates && !this.finishing && !this.must_redispatch();
+        if this.compiler.as_ref().is_some_and(Compiler::is_busy) {
+            this.take_translated();
+        }
         let (rip, mode) = (this.cpu().rip, this.mode());
         let code = if translated { this.cache.lookup(rip, mode) } else { None };
         let Some(code) = code else {
@@ -568,8 +613,8 @@ unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
         this.fold_flags();
         let step = match result {
             UNWIND if this.exit.is_none() && this.block().exit == ExitReason::Budget as u64 => {
-                this.exit = Some(VmExit::Budget);
-                Next::Again
+                this.finishing = true;
+                if nested { Next::Leave(UNWIND) } else { Next::Again }
             }
             // The outermost loop forgets a redispatch; a nested one passes it on.
             UNWIND if nested || this.exit.is_some() => Next::Leave(UNWIND),
@@ -610,16 +655,16 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
         return next(this, after, nested);
     }
     let key = (this.cpu().rip, this.mode());
-    let threshold =
-        if translated && !this.untranslatable.contains(&key) { this.config.hot_threshold } else { u32::MAX };
+    let translatable = translated && !this.untranslatable.contains(&key) && !this.is_expected();
+    let threshold = if translatable { this.config.hot_threshold } else { u32::MAX };
     let options = RunOptions { hot_threshold: threshold, stop_at_calls: nested };
-    let leashed = threshold == u32::MAX && this.translator.is_some();
+    let leashed = threshold == u32::MAX && this.translates;
     // As in translated code, an instruction that reads the counter is counted itself.
     let tsc = this.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
     let (block, memory, interpreter) = this.parts();
     block.cpu.tsc = tsc;
     let before = block.budget;
-    // What cannot be translated gets a short leash, so that what follows it can be.
+    // What cannot be translated, or is being translated, gets a short leash, so that what follows it can be.
     let mut budget = if leashed { before.min(256) } else { before };
     let leash = budget;
     let outcome = interpreter.run(&mut block.cpu, memory, &mut budget, options);
@@ -700,6 +745,7 @@ fn prepare<'a>(core: &mut Core, gate: &'a mut (dyn ServiceGate + 'a)) {
     core.gate =
         Some(unsafe { std::mem::transmute::<*mut (dyn ServiceGate + 'a), *mut (dyn ServiceGate + 'static)>(gate) });
     core.exit = None;
+    core.finishing = false;
     core.block_mut().stack_limit = stack_limit();
 }
 

@@ -3,7 +3,8 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::immediates::Imm64;
 use cranelift_codegen::ir::{
-    AbiParam, BlockArg, ExternalName, GlobalValueData, InstBuilder, MemFlagsData, Signature, UserExternalName, Value, types,
+    AbiParam, BlockArg, ExternalName, GlobalValueData, InstBuilder, MemFlagsData, Signature, UserExternalName, Value,
+    types,
 };
 use cranelift_codegen::isa::CallConv;
 use iced_x86::{Instruction, OpKind};
@@ -49,10 +50,15 @@ impl Emitter<'_> {
         self.local.since_store = Some(0);
     }
 
-    /// Leaves with [`ExitReason::Budget`], to go on at `rip`, if the budget is used up.
-    pub(super) fn check_budget(&mut self, rip: u64) {
+    /// Leaves with [`ExitReason::Budget`], to go on at `rip`, if the budget does not last for the `needed` instructions that
+    /// may retire until the next such check: so a run never takes more than it was granted, and the interpreter finishes it
+    /// to the instruction.
+    pub(super) fn check_budget(&mut self, rip: u64, needed: u32) {
+        if !self.options.budget_checks {
+            return;
+        }
         let budget = self.b.use_var(self.vars.budget);
-        let over = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, budget, 0);
+        let over = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, budget, i64::from(needed));
         let local = self.local.clone();
         let next = self.cold_branch(over);
         let rip = self.iconst(types::I64, rip as i64);

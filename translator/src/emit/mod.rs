@@ -22,12 +22,12 @@ use cranelift_frontend::{FunctionBuilder, Variable};
 use iced_x86::{Code, Instruction};
 use smallvec::SmallVec;
 
+use crate::SiteFlags;
 use crate::abi::{Helper, VCPU_OFFSET, VcpuBlock};
 use crate::discover::{Lowering, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FLAG_COUNT, FlagSet, FlagWrite, RegSet};
 use crate::liveness::{BlockFacts, enters_loop};
 use crate::recover::describe;
-use crate::SiteFlags;
 
 pub(crate) use flags::{Arithmetic, FlagState};
 pub(crate) use memory::Host;
@@ -131,6 +131,8 @@ pub(crate) struct Emitter<'a> {
     pub b: FunctionBuilder<'a>,
     region: &'a Region,
     facts: &'a [BlockFacts],
+    /// By block: see [`Region::check_costs`].
+    check_costs: Vec<u32>,
     options: EmitOptions,
     plan: XmmPlan,
     vars: Variables,
@@ -156,12 +158,7 @@ pub(crate) fn region_signature() -> Signature {
 
 impl<'a> Emitter<'a> {
     /// Prepares a function for `region`.
-    pub fn new(
-        mut b: FunctionBuilder<'a>,
-        region: &'a Region,
-        facts: &'a [BlockFacts],
-        options: EmitOptions,
-    ) -> Self {
+    pub fn new(mut b: FunctionBuilder<'a>, region: &'a Region, facts: &'a [BlockFacts], options: EmitOptions) -> Self {
         let plan = XmmPlan::new(region);
         let vars = Variables {
             gpr: std::array::from_fn(|_| b.declare_var(types::I64)),
@@ -187,6 +184,7 @@ impl<'a> Emitter<'a> {
             b,
             region,
             facts,
+            check_costs: region.check_costs(),
             options,
             plan,
             vars,
@@ -233,9 +231,7 @@ impl<'a> Emitter<'a> {
         self.current.rip = self.region.entry;
         self.read_view();
         self.read_budget();
-        if self.options.budget_checks {
-            self.check_budget(self.region.entry);
-        }
+        self.check_budget(self.region.entry, self.check_costs[0]);
         let facts = &self.facts[0];
         self.reload(facts.live_in);
         self.prepare_edges(&[Successor::Block(0)]);
@@ -286,6 +282,8 @@ impl<'a> Emitter<'a> {
                         *self.out.fallbacks.entry(insn.raw.code()).or_default() += 1;
                     }
                     self.check_helper(helper, argument);
+                    let needed = region.instructions_until_check(index, at + 1, &self.check_costs);
+                    self.check_budget(insn.raw.next_ip(), needed);
                 }
                 Lowering::Terminate => {
                     self.detach_flags(insn.effects.writes);
@@ -346,6 +344,11 @@ impl<'a> Emitter<'a> {
             (Terminator::IndirectJump(targets), Some(insn)) => self.indirect_jump(insn, targets),
             (Terminator::Call(next), Some(insn)) => {
                 self.host_call(insn);
+                if let Successor::Block(index) = *next
+                    && index > self.index
+                {
+                    self.check_budget(self.region.blocks[index].start, self.check_costs[index]);
+                }
                 self.goto(*next);
             }
             (Terminator::CallOut, Some(insn)) => self.call_out(insn),
@@ -394,8 +397,8 @@ impl<'a> Emitter<'a> {
 
     /// Jumps to block `index` from a point that [`Self::prepare_edges`] has prepared.
     fn finish_edge(&mut self, index: usize) {
-        if self.options.budget_checks && index <= self.index {
-            self.check_budget(self.region.blocks[index].start);
+        if index <= self.index {
+            self.check_budget(self.region.blocks[index].start, self.check_costs[index]);
         }
         self.goto_block(index);
     }
