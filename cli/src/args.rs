@@ -49,6 +49,8 @@ pub enum Command {
     Kd(Kd),
     /// List the system services and what is implemented
     Services(Services),
+    /// Look after the translated code that is kept between runs
+    Cache(CacheArgs),
 }
 
 /// `lstar setup`.
@@ -178,6 +180,36 @@ pub struct Services {
     pub json: bool,
 }
 
+/// `lstar cache`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Translated code is kept in $XDG_CACHE_HOME/lstar or ~/.cache/lstar, so that the next run of a \
+program starts faster. It is checked against the program's code, and only used by the build of lstar that made it.
+
+Examples:
+  lstar cache stat
+  lstar cache stat --json
+  lstar cache clear
+  lstar run --no-cache hello.exe"
+)]
+pub struct CacheArgs {
+    /// What to do
+    #[arg(value_enum)]
+    pub action: CacheAction,
+    /// One line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `lstar cache` can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheAction {
+    /// Say where it is and how large
+    Stat,
+    /// Remove all of it
+    Clear,
+}
+
 /// `lstar kd`.
 #[derive(Debug, Args)]
 #[command(
@@ -222,6 +254,9 @@ pub struct MachineArgs {
     /// Most memory the guest can commit
     #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = parse_size)]
     pub max_memory: u64,
+    /// Neither use nor keep translated code of other runs
+    #[arg(long)]
+    pub no_cache: bool,
 }
 
 impl MachineArgs {

@@ -4,6 +4,7 @@
 //! that commands can be tested.
 
 pub mod args;
+pub mod cache;
 pub mod diff;
 pub mod inspect;
 pub mod interrupt;
@@ -29,6 +30,7 @@ pub fn execute(cli: Cli) -> u8 {
         Some(Command::Trace(args)) => trace::run(&args),
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
+        Some(Command::Cache(args)) => cache::run(&args),
         None => run::demonstration(),
     };
     match result {

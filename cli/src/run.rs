@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -17,15 +18,22 @@ use lstar_runtime::{MachineConfig, Statistics};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::args::{GuestArgs, MountMode, Run};
+use crate::args::{EngineName, GuestArgs, MountMode, Run};
 use crate::surroundings::Surroundings;
-use crate::{interrupt, status};
+use crate::{cache, interrupt, status};
 
 /// `lstar run`.
 pub fn run(args: &Run) -> Result<u8> {
     let mut system = boot(&args.guest, &args.program)?;
+    let cached = !args.guest.machine.no_cache && args.guest.machine.engine == EngineName::Translator;
+    if let Some(program) = args.program.first().filter(|_| cached) {
+        cache::attach(&mut system, Path::new(program));
+    }
     let started = Instant::now();
     let end = run_guarded(&mut system, args.guest.timeout);
+    if cached {
+        cache::save(&mut system);
+    }
     let status = conclude(&system, &end, args.stats);
     if args.stats {
         let _ = write!(std::io::stderr(), "{}", summary(&system.machine.statistics(), started.elapsed(), args.json));
@@ -177,6 +185,7 @@ fn summary(statistics: &Statistics, elapsed: Duration, as_json: bool) -> String 
             "interpreted": statistics.interpreted,
             "mips": mips,
             "regions": statistics.regions,
+            "regions_loaded": statistics.regions_loaded,
             "blocks": statistics.blocks,
             "translated_instructions": statistics.translated_instructions,
             "host_code_bytes": statistics.host_code_bytes,
@@ -200,6 +209,7 @@ fn summary(statistics: &Statistics, elapsed: Duration, as_json: bool) -> String 
         ),
         ("speed", format!("{mips:.0} MIPS over {elapsed:.2?}")),
         ("translated", format!("{} blocks in {} regions", count(statistics.blocks), count(statistics.regions))),
+        ("taken from the cache", format!("{} regions", count(statistics.regions_loaded))),
         ("host code", HumanBytes(statistics.host_code_bytes).to_string()),
         ("time in translation", format!("{:.2?}", statistics.translation_time)),
         ("system calls", count(statistics.syscalls)),

@@ -104,7 +104,7 @@ fn main() -> Result<(), IcedError> {
         cpu.gpr[9] = 0x9E37_79B9;
         let start = Instant::now();
         let mut budget = i64::MAX;
-        let options = RunOptions { hot_threshold: u32::MAX, stop_at_calls: false };
+        let options = RunOptions::PLAIN;
         let outcome = Interpreter::new().run(&mut cpu, &mut mem, &mut budget, options);
         assert_eq!(outcome, Outcome::Halt);
         let executed = (i64::MAX - budget) as f64;

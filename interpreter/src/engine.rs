@@ -88,6 +88,10 @@ impl Interpreter {
                 return Outcome::Hot;
             }
             block.visits += 1;
+            // It has not run yet, and the count says that this question has been asked.
+            if block.visits == options.warm_threshold {
+                return Outcome::Warm;
+            }
             let length = block.instructions.len().min(usize::try_from(*budget).unwrap_or(usize::MAX));
             let mut done = 0;
             let mut after = After::Continue;

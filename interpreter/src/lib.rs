@@ -47,6 +47,8 @@ pub enum Outcome {
     CodeModified,
     /// `cpu.rip` is a block entry that has been reached as often as the threshold says (`run` only).
     Hot,
+    /// Execution reached a block entry that has been visited [`RunOptions::warm_threshold`] times.
+    Warm,
     /// A near CALL retired (`run` with [`RunOptions::stop_at_calls`] only).
     Call,
     /// A near RET retired (`run` with [`RunOptions::stop_at_calls`] only).
@@ -59,8 +61,15 @@ pub struct RunOptions {
     /// Visits of a block entry after which `run` returns [`Outcome::Hot`] instead of executing it, each time it gets
     /// there; `u32::MAX` for never. Whoever has nothing better goes on with [`Interpreter::step`] or another threshold.
     pub hot_threshold: u32,
+    /// Return [`Outcome::Warm`], once, from a block entry that has been visited this often; `u32::MAX` for never.
+    pub warm_threshold: u32,
     /// Return after each near CALL and near RET, so that the caller can keep track of nesting.
     pub stop_at_calls: bool,
+}
+
+impl RunOptions {
+    /// Never early.
+    pub const PLAIN: Self = Self { hot_threshold: u32::MAX, warm_threshold: u32::MAX, stop_at_calls: false };
 }
 
 /// What happened inside [`Interpreter::run`] and [`Interpreter::step`] that their outcome does not tell.

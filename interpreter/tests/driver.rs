@@ -90,7 +90,7 @@ fn hot_blocks_are_reported_before_they_execute() {
         a.inc(rax)?;
         a.jmp(top)
     });
-    let options = RunOptions { hot_threshold: 5, stop_at_calls: false };
+    let options = RunOptions { hot_threshold: 5, ..RunOptions::PLAIN };
     for _ in 0..2 {
         let outcome = machine.interpreter.run(&mut machine.cpu, &mut machine.mem, &mut 1000, options);
         assert_eq!((outcome, machine.cpu.gpr[0]), (Outcome::Hot, 5));
@@ -110,7 +110,7 @@ fn stops_at_calls_and_returns() {
         a.nop()?;
         a.ret()
     });
-    let options = RunOptions { hot_threshold: u32::MAX, stop_at_calls: true };
+    let options = RunOptions { stop_at_calls: true, ..RunOptions::PLAIN };
     let mut run = || machine.interpreter.run(&mut machine.cpu, &mut machine.mem, &mut 100, options);
     assert_eq!([run(), run(), run()], [Outcome::Call, Outcome::Return, Outcome::Halt]);
     assert_eq!(machine.cpu.gpr[4], STACK);

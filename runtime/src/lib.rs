@@ -4,6 +4,7 @@
 //! address leaves it.
 
 mod code_cache;
+pub mod code_store;
 mod compiler;
 mod entry;
 mod fault;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lstar_arch::CpuModel;
 
+use crate::code_store::CodeStore;
 use crate::memory::{AddressSpace, MapError};
 use crate::vcpu::Vcpu;
 
@@ -127,6 +128,8 @@ pub struct Statistics {
     pub interpreted: u64,
     /// Regions translated.
     pub regions: u64,
+    /// Regions taken from a store instead.
+    pub regions_loaded: u64,
     /// Guest basic blocks in them.
     pub blocks: u64,
     /// Guest instructions in them.
@@ -200,7 +203,22 @@ impl Machine {
         &mut self.core.breakpoints
     }
 
-    /// Runs guest code for about `budget` instructions, or until something else ends it.
+    /// Uses the regions in `store`, and keeps new ones there.
+    pub fn use_code_store(&mut self, store: CodeStore) {
+        self.core.store = Some(store);
+    }
+
+    /// What a key of a [`CodeStore`] for this machine must contain.
+    pub fn translation_fingerprint(&self) -> Result<String, MachineError> {
+        self.core.fingerprint()
+    }
+
+    /// Writes new regions to the store, if there is one.
+    pub fn save_code(&mut self) -> std::io::Result<()> {
+        self.core.store.as_mut().map_or(Ok(()), CodeStore::save)
+    }
+
+    /// Runs guest code for `budget` instructions, or until something else ends it.
     pub fn run(&mut self, gate: &mut dyn ServiceGate, budget: u64) -> VmExit {
         core::run(&mut self.core, gate, budget)
     }

@@ -38,7 +38,7 @@ pub const UNWIND: u64 = 0xDEAD_0000_0000_0001;
 pub const TARGET_TABLE_BITS: u32 = 16;
 
 /// What the processor mode contributes to the identity of a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[repr(u8)]
 pub enum Mode {
     /// 64-bit code at CPL 3.

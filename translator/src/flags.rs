@@ -23,7 +23,7 @@ pub const OF: u64 = 1 << 11;
 pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// What kind of operation set the flags. Operands are zero-extended to 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[repr(u64)]
 pub enum FlagKind {
     /// `a` is the status flags themselves, in RFLAGS positions.

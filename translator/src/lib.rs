@@ -27,7 +27,8 @@ mod liveness;
 mod recover;
 mod translate;
 
-use abi::{Mode, VcpuBlock};
+use abi::{Mode, Slot, VcpuBlock};
+use serde::{Deserialize, Serialize};
 
 pub use config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
 pub use discover::Snapshot;
@@ -48,7 +49,7 @@ pub trait CodeSource {
 }
 
 /// What a fault at one point of translated code means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
     /// Offset in the region's code of the instruction that can fault.
     pub host_offset: u32,
@@ -62,7 +63,7 @@ pub struct Site {
 }
 
 /// Where the status flags are at a [`Site`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SiteFlags {
     /// In the block: its lazy flags or RFLAGS are right.
     Current,
@@ -98,7 +99,7 @@ impl Site {
 }
 
 /// A translated region.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CompiledRegion {
     /// Guest entry point.
     pub entry: u64,
@@ -118,6 +119,24 @@ pub struct CompiledRegion {
     pub instructions: u32,
     /// Guest basic blocks in it.
     pub blocks: u32,
-    /// Instructions lowered to a call of the interpreter, by iced-x86 code, with counts.
+    /// Instructions lowered to a call of the interpreter, by iced-x86 code, with counts. Not kept in files.
+    #[serde(skip)]
     pub fallbacks: Vec<(iced_x86::Code, u32)>,
+}
+
+impl CompiledRegion {
+    /// Whether the parts fit together, for a region that was read from a file.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let links = self
+            .links
+            .len()
+            .checked_mul(size_of::<Slot>())
+            .and_then(|size| size.checked_add(self.links_offset as usize));
+        links == Some(self.code.len())
+            && self.links_offset.is_multiple_of(64)
+            && self.sites.iter().all(|site| site.host_offset < self.links_offset)
+            && self.sites.is_sorted_by_key(|site| site.host_offset)
+            && self.ranges.iter().all(|range| range.start < range.end)
+    }
 }

@@ -12,7 +12,7 @@ use crate::effects::{ALL_FLAGS, FlagWrite, RegSet, register_bit};
 use crate::flags::{FlagKind, LazyOp};
 
 /// Where an operand is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Operand {
     /// In a general-purpose register, by encoding; bits above the operand size are ignored.
     Register(u8),
@@ -37,7 +37,7 @@ impl Operand {
 }
 
 /// What the two operands of a [`FlagSource`] are to the operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Form {
     /// Its operands `a` and `b`, as [`FlagKind`] defines them.
     Operands,
@@ -48,7 +48,7 @@ pub enum Form {
 }
 
 /// Flags as a function of registers and constants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FlagSource {
     /// The operation.
     pub kind: FlagKind,

@@ -67,6 +67,13 @@ impl Translator {
         })
     }
 
+    /// Everything besides guest code that shapes the code of a translator with these settings on this host.
+    pub fn fingerprint(config: &TranslatorConfig) -> Result<String, TranslatorError> {
+        let isa = build_isa(config)?;
+        let host: String = isa.isa_flags().iter().map(|flag| format!(" {flag}")).collect();
+        Ok(format!("{} {}{host} {config:?}", isa.triple(), isa.flags()))
+    }
+
     /// The settings.
     #[must_use]
     pub const fn config(&self) -> &TranslatorConfig {

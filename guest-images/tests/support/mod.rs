@@ -141,7 +141,7 @@ impl Machine {
     }
 
     fn run_until(&mut self, address: Option<u64>, limit: i64) -> Stop {
-        let options = RunOptions { hot_threshold: u32::MAX, stop_at_calls: false };
+        let options = RunOptions::PLAIN;
         let mut budget = limit;
         while budget > 0 {
             let outcome = match address {

@@ -19,7 +19,7 @@ pub const READ_ONLY: u64 = 0x4_0000;
 pub const UNMAPPED: u64 = 0x5_0000;
 
 /// `run` options that never return early.
-pub const PLAIN: RunOptions = RunOptions { hot_threshold: u32::MAX, stop_at_calls: false };
+pub const PLAIN: RunOptions = RunOptions::PLAIN;
 
 #[derive(Clone)]
 struct Page {

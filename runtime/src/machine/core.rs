@@ -22,6 +22,7 @@ use lstar_translator::{CodeSource, Translator, TranslatorConfig, flags};
 
 use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
 use crate::code_cache::CodeCache;
+use crate::code_store::{CodeStore, GuestCode};
 use crate::compiler::{Compiler, Translated};
 use crate::entry::{self, FAULT, MissKind, Resolution};
 use crate::fault::{self, Scope};
@@ -31,6 +32,8 @@ use crate::vcpu::Vcpu;
 
 /// Host stack kept free for Rust code below the point where translated code stops making host calls.
 const STACK_RESERVE: u64 = 256 << 10;
+/// The visit of a block at which regions of earlier runs are looked through.
+const STORE_THRESHOLD: u32 = 2;
 /// MXCSR's exception masks.
 const MXCSR_MASKS: u32 = 0x1F80;
 
@@ -59,6 +62,8 @@ pub(crate) struct Core {
     /// Translates on another one.
     compiler: Option<Compiler>,
     translator_config: TranslatorConfig,
+    /// Regions of earlier runs.
+    pub store: Option<CodeStore>,
     cache: CodeCache,
     /// Entries whose translation failed: left to the interpreter.
     untranslatable: HashSet<(u64, Mode)>,
@@ -105,6 +110,7 @@ impl Core {
             translator,
             compiler,
             translator_config,
+            store: None,
             cache,
             untranslatable: HashSet::new(),
             gate: None,
@@ -257,7 +263,7 @@ impl Core {
         let tsc = self.read_tsc();
         let (block, memory, interpreter) = self.parts();
         block.cpu.tsc = tsc;
-        let options = RunOptions { hot_threshold: u32::MAX, stop_at_calls: false };
+        let options = RunOptions::PLAIN;
         let outcome = interpreter.run(&mut block.cpu, memory, &mut 1, options);
         self.statistics.interpreted += 1;
         self.count_interpreted();
@@ -409,7 +415,7 @@ impl Core {
     /// Deals with how an interpreted instruction ended.
     fn finish(&mut self, outcome: Outcome) -> After {
         match outcome {
-            Outcome::Retired | Outcome::Hot | Outcome::Call | Outcome::Return => After::Continue,
+            Outcome::Retired | Outcome::Hot | Outcome::Warm | Outcome::Call | Outcome::Return => After::Continue,
             Outcome::Exception(exception) => {
                 self.report_unimplemented();
                 self.deliver(Event::Exception(exception))
@@ -467,12 +473,32 @@ impl Core {
         self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.cpu().rip, self.mode()))
     }
 
+    pub fn fingerprint(&self) -> Result<String, MachineError> {
+        Translator::fingerprint(&self.translator_config).map_err(|error| MachineError::Translation(error.to_string()))
+    }
+
+    /// Looks for the region at RIP among those of earlier runs.
+    fn load_stored(&mut self) {
+        let (entry, mode) = (self.cpu().rip, self.mode());
+        if self.cache.lookup(entry, mode).is_some() {
+            return;
+        }
+        let mut source = Fetcher { memory: &mut self.memory, interpreter: &self.interpreter };
+        if let Some(region) = self.store.as_ref().and_then(|store| store.find(entry, mode, &mut source)) {
+            self.statistics.regions_loaded += 1;
+            self.cache_full |= self.cache.insert(region).is_none();
+        }
+    }
+
     fn take_in(&mut self, translated: Translated) {
         self.statistics.translation_time += translated.time;
         let Ok(region) = translated.result else {
             self.untranslatable.insert((translated.entry, translated.mode));
             return;
         };
+        if let Some(store) = &mut self.store {
+            store.add(&region, &mut Fetcher { memory: &mut self.memory, interpreter: &self.interpreter });
+        }
         self.statistics.regions += 1;
         self.statistics.blocks += u64::from(region.blocks);
         self.statistics.translated_instructions += u64::from(region.instructions);
@@ -529,6 +555,12 @@ impl CodeSource for Fetcher<'_> {
 
     fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
         self.interpreter.indirect_targets(jump)
+    }
+}
+
+impl GuestCode for Fetcher<'_> {
+    fn read(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> bool {
+        self.fetch(address, buf, mode) == buf.len()
     }
 }
 
@@ -657,7 +689,9 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     let key = (this.cpu().rip, this.mode());
     let translatable = translated && !this.untranslatable.contains(&key) && !this.is_expected();
     let threshold = if translatable { this.config.hot_threshold } else { u32::MAX };
-    let options = RunOptions { hot_threshold: threshold, stop_at_calls: nested };
+    let stored = translated && this.store.as_ref().is_some_and(|store| !store.is_empty());
+    let warm_threshold = if stored { STORE_THRESHOLD } else { u32::MAX };
+    let options = RunOptions { hot_threshold: threshold, warm_threshold, stop_at_calls: nested };
     let leashed = threshold == u32::MAX && this.translates;
     // As in translated code, an instruction that reads the counter is counted itself.
     let tsc = this.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
@@ -673,6 +707,10 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     this.statistics.interpreted += used as u64;
     this.count_interpreted();
     match outcome {
+        Outcome::Warm => {
+            this.load_stored();
+            Next::Again
+        }
         Outcome::Hot => {
             let (rip, mode) = (this.cpu().rip, this.mode());
             // The block may have been reached by interpreted code, and be translated already.

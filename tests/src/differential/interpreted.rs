@@ -183,7 +183,7 @@ impl Engine for Interpreted {
         cpu.mxcsr = state.mxcsr;
         cpu.xmm = state.xmm.map(|value| [value as u64, (value >> 64) as u64]);
         let mut budget = BUDGET as i64;
-        let options = RunOptions { hot_threshold: u32::MAX, stop_at_calls: false };
+        let options = RunOptions::PLAIN;
         let stop = self.interpreter.run(cpu, &mut self.areas, &mut budget, options);
         self.retired += BUDGET - budget as u64;
         self.stop(stop, outcome);
