@@ -146,8 +146,9 @@ fn element<M: GuestMemory>(ex: &mut Exec<'_, M>, plan: &Plan) -> Op {
             ex.set_register(Gpr::Rax, value, size);
         }
         Kind::Cmps => {
-            let a = ex.load_sized(source(ex, plan), size)?;
+            // Where both fault, processors report the second operand.
             let b = ex.load_sized(destination(ex, plan), size)?;
+            let a = ex.load_sized(source(ex, plan), size)?;
             ex.set_status(sub(a, b, 0, size).1);
         }
         Kind::Scas => {

@@ -130,61 +130,6 @@ extern "C" fn read_tsc(block: *mut VcpuBlock, _: u64) -> u64 {
     core.read_tsc()
 }
 
-extern "C" fn unsigned_divide(_: *mut VcpuBlock, high: u64, low: u64, divisor: u64) -> u64 {
-    let dividend = u128::from(high) << 64 | u128::from(low);
-    dividend.checked_div(u128::from(divisor)).unwrap_or(0) as u64
-}
-
-extern "C" fn signed_divide(_: *mut VcpuBlock, high: u64, low: u64, divisor: u64) -> u64 {
-    let dividend = (u128::from(high) << 64 | u128::from(low)) as i128;
-    dividend.checked_div(i128::from(divisor as i64)).unwrap_or(0) as u64
-}
-
-extern "C" fn round_double(_: *mut VcpuBlock, bits: u64) -> u64 {
-    let integer: u64;
-    // SAFETY: a register-to-register conversion; MXCSR is the guest's, with all exceptions masked.
-    unsafe {
-        std::arch::asm!("cvtsd2si {}, {}", out(reg) integer, in(xmm_reg) f64::from_bits(bits), options(nomem, nostack));
-    }
-    integer
-}
-
-extern "C" fn crc32(_: *mut VcpuBlock, initial: u64, data: u64, bytes: u64) -> u64 {
-    // The reflected Castagnoli polynomial, bit by bit: rare enough not to need a table.
-    let mut crc = initial as u32;
-    for byte in data.to_le_bytes().into_iter().take(bytes as usize) {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = crc >> 1 ^ 0x82F6_3B78 & (crc & 1).wrapping_neg();
-        }
-    }
-    u64::from(crc)
-}
-
-extern "C" fn parallel_extract(_: *mut VcpuBlock, source: u64, mask: u64) -> u64 {
-    let (mut result, mut bit, mut rest) = (0, 0, mask);
-    while rest != 0 {
-        let lowest = rest & rest.wrapping_neg();
-        result |= u64::from(source & lowest != 0) << bit;
-        bit += 1;
-        rest ^= lowest;
-    }
-    result
-}
-
-extern "C" fn parallel_deposit(_: *mut VcpuBlock, source: u64, mask: u64) -> u64 {
-    let (mut result, mut bit, mut rest) = (0, 0, mask);
-    while rest != 0 {
-        let lowest = rest & rest.wrapping_neg();
-        if source >> bit & 1 != 0 {
-            result |= lowest;
-        }
-        bit += 1;
-        rest ^= lowest;
-    }
-    result
-}
-
 /// Resolves what a slot or the target table could not; called by the stubs.
 pub(crate) extern "C" fn resolve(block: *mut VcpuBlock, argument: u64, kind: u64) -> Resolution {
     let kind = if kind == MissKind::Slot as u64 { MissKind::Slot } else { MissKind::Target };
@@ -206,12 +151,6 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::LoadMxcsr => load_mxcsr as *const (),
         Helper::StoreMxcsr => store_mxcsr as *const (),
         Helper::ReadTsc => read_tsc as *const (),
-        Helper::UDiv128 => unsigned_divide as *const (),
-        Helper::IDiv128 => signed_divide as *const (),
-        Helper::RoundDouble => round_double as *const (),
-        Helper::Crc32 => crc32 as *const (),
-        Helper::Pext => parallel_extract as *const (),
-        Helper::Pdep => parallel_deposit as *const (),
         Helper::ReadFlags => read_flags as *const (),
     }) as u64
 }

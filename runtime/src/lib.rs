@@ -9,6 +9,7 @@ mod compiler;
 mod entry;
 mod fault;
 mod helpers;
+mod host_ops;
 pub mod machine;
 pub mod memory;
 pub mod vcpu;

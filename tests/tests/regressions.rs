@@ -30,6 +30,15 @@ const CASES: &[Case] = &[
         ..Case::EMPTY
     },
     Case {
+        name: "of two faults of CMPS that of the second operand is reported",
+        code: &[
+            0xA6, // cmpsb
+        ],
+        gpr: &[(7, 0xf5)],
+        expected: &[exception(PAGE_FAULT, 4, 0xf5)],
+        ..Case::EMPTY
+    },
+    Case {
         name: "an ignored ES override leaves RBP a stack reference",
         code: &[
             0x26, 0x66, 0x0F, 0xBA, 0x6D, 0xE7, 0xBF, // bts word ptr es:[rbp-19h],0BFh

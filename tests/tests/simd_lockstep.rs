@@ -24,25 +24,10 @@ fn is_interpreted(code: Code) -> bool {
     let name = format!("{code:?}");
     let prefixes = [
         // Precision differs between processors; the interpreter's is the one that counts.
-        "Rcp",
-        "Rsqrt",
-        // Rounding of intermediate results and selective lanes; rare.
-        "Dpp",
-        "Mpsadbw",
-        "Phminposuw",
-        // String comparison and MMX operands.
-        "Pcmpestr",
-        "Pcmpistr",
+        "Rcp", "Rsqrt", // MMX operands.
         "Cvtpi2p",
     ];
     prefixes.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// Opcodes of which some forms are left to the interpreter.
-fn is_partly_interpreted(code: Code) -> bool {
-    let name = format!("{code:?}");
-    // ROUNDx in MXCSR's mode, which has no counterpart in CLIF.
-    name.starts_with("Round")
 }
 
 struct Stop;
@@ -403,13 +388,7 @@ fn every_form_agrees() {
         if matches!(code, Code::Ldmxcsr_m32 | Code::Stmxcsr_m32) {
             continue;
         }
-        let expected = if is_interpreted(code) {
-            interpreted == forms
-        } else if is_partly_interpreted(code) {
-            (1..=forms / 2).contains(&interpreted)
-        } else {
-            interpreted == 0
-        };
+        let expected = if is_interpreted(code) { interpreted == forms } else { interpreted == 0 };
         assert!(expected, "{code:?}: {interpreted} of {forms} forms are interpreted");
     }
 }

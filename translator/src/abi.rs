@@ -19,6 +19,8 @@
 
 use lstar_arch::CpuState;
 
+use crate::host_op::{HostOp, StringOp};
+
 /// Bytes from the view base to the [`VcpuBlock`].
 pub const VCPU_OFFSET: i32 = -(1 << 30);
 /// First address above the user half (exclusive end): 8 TiB.
@@ -122,6 +124,10 @@ pub struct VcpuBlock {
     pub stubs: [u64; Stub::COUNT],
     /// Helper addresses, by [`Helper`].
     pub helpers: [u64; Helper::COUNT],
+    /// Addresses of host operations, by [`HostOp`].
+    pub host_ops: [u64; HostOp::COUNT],
+    /// Addresses of string comparisons, by [`StringOp`].
+    pub string_ops: [u64; StringOp::COUNT],
 }
 
 /// Hand-written entry points with a region's signature.
@@ -177,18 +183,6 @@ macro_rules! foreach_helper {
             StoreMxcsr(1) Leaf;
             /// RDTSC's value. Argument: unused.
             ReadTsc(1) Leaf;
-            /// Unsigned 128/64 division. Arguments: high, low, divisor (quotient known to fit); returns the quotient.
-            UDiv128(3) Leaf;
-            /// Signed 128/64 division. Arguments: high, low, divisor (quotient known to fit); returns the quotient.
-            IDiv128(3) Leaf;
-            /// CVTSD2SI: a double's encoding to a 64-bit integer, rounded as MXCSR says. Argument: the encoding.
-            RoundDouble(1) Leaf;
-            /// CRC32-C of a quadword. Arguments: initial value, data, bytes of data.
-            Crc32(3) Leaf;
-            /// Parallel bit extract. Arguments: source, mask.
-            Pext(2) Leaf;
-            /// Parallel bit deposit. Arguments: source, mask.
-            Pdep(2) Leaf;
             /// Folds `lazy` into `cpu.rflags` (as [`crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
             ReadFlags(1) Leaf;
         }

@@ -1,12 +1,21 @@
 //! What one instruction reads, writes and can do, as the data-flow analysis and the code generator see it.
 
 use iced_x86::{
-    Code, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    RflagsBits,
 };
 use lstar_arch::cpuid::Features;
 
-/// A set of registers: GPRs in bits 0 to 15 by encoding, XMM0 to XMM15 in bits 16 to 31.
-pub(crate) type RegSet = u32;
+/// A set of registers: GPRs in bits 0 to 15 by encoding, XMM0 to XMM15 in bits 16 to 31, the upper halves of YMM0 to YMM15
+/// in bits 32 to 47.
+pub(crate) type RegSet = u64;
+
+/// First bit of the XMM registers in a [`RegSet`].
+pub(crate) const XMM_BITS: usize = 16;
+/// First bit of the YMM registers' upper halves in a [`RegSet`].
+pub(crate) const HIGH_BITS: usize = 32;
+/// All upper halves.
+const ALL_HIGH: RegSet = 0xFFFF << HIGH_BITS;
 
 /// A set of status flags in iced-x86's bit positions, which all code in this crate uses as flag indices.
 pub(crate) type FlagSet = u8;
@@ -56,14 +65,47 @@ pub(crate) struct Effects {
     pub stores: bool,
 }
 
-/// Bit of a register in a [`RegSet`]; 0 for registers that are not kept in SSA form.
+/// Bits of a register in a [`RegSet`]: two for a YMM register (or a ZMM register, of which there is no more), 0 for
+/// registers that are not kept in SSA form.
 pub(crate) fn register_bit(register: Register) -> RegSet {
     if register.is_gpr() {
-        1 << register.full_register().number()
-    } else if register.is_xmm() && register.number() < 16 {
-        1 << (16 + register.number())
-    } else {
-        0
+        return 1 << register.full_register().number();
+    }
+    if !register.is_vector_register() || register.number() >= 16 {
+        return 0;
+    }
+    let low = 1 << (XMM_BITS + register.number());
+    if register.is_xmm() { low } else { low | high_bit(register) }
+}
+
+/// Bit of the upper half of a vector register with a number below 16.
+pub(crate) fn high_bit(register: Register) -> RegSet {
+    1 << (HIGH_BITS + (register.number() & 15))
+}
+
+/// Whether the instruction clears its destination whatever is in it: VPXOR and its like of a register with itself.
+pub(crate) fn clears_by_xor(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(insn.mnemonic(), M::Vpxor | M::Vxorps | M::Vxorpd)
+        && insn.op2_kind() == OpKind::Register
+        && insn.op1_register() == insn.op2_register()
+}
+
+/// The vector registers that a VEX-encoded instruction reads and replaces. Every destination is replaced in all its bits.
+fn vex_registers(insn: &Instruction, reads: &mut RegSet, writes: &mut RegSet, kills: &mut RegSet) {
+    match insn.mnemonic() {
+        Mnemonic::Vzeroupper => {
+            *reads &= 0xFFFF;
+            (*writes, *kills) = (ALL_HIGH, ALL_HIGH);
+        }
+        _ if clears_by_xor(insn) => {}
+        _ => {
+            // iced-x86 reports no read where equal operands make the result a constant; the lifters look all the same.
+            let sources = (1..insn.op_count()).filter(|&index| insn.op_kind(index) == OpKind::Register);
+            for register in sources.map(|index| insn.op_register(index)).filter(|source| source.is_vector_register()) {
+                *reads |= register_bit(register);
+            }
+        }
     }
 }
 
@@ -87,15 +129,23 @@ pub(crate) fn shifts_by_cl(insn: &Instruction) -> bool {
         && insn.op_kind(insn.op_count().saturating_sub(1)) == OpKind::Register
 }
 
+/// Whether the instruction is CMPS or SCAS under a repeat prefix, which leaves the flags alone if RCX is zero.
+fn repeats_comparison(insn: &Instruction) -> bool {
+    insn.is_string_instruction()
+        && (insn.has_rep_prefix() || insn.has_repne_prefix())
+        && insn.rflags_modified() as FlagSet & ALL_FLAGS != 0
+}
+
 /// Whether a lifter changes the block otherwise than by registers and status flags.
 fn changes_system_state(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
-    matches!(mnemonic, M::Ldmxcsr | M::Swapgs | M::Cli | M::Sti | M::Cld | M::Std)
+    matches!(mnemonic, M::Ldmxcsr | M::Vldmxcsr | M::Swapgs | M::Cli | M::Sti | M::Cld | M::Std)
 }
 
 /// Computes the effects of `insn`.
 pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) -> Effects {
     let info = factory.info(insn);
+    let vex = insn.encoding() == EncodingKind::VEX;
     let (mut reads, mut writes, mut kills) = (0, 0, 0);
     for used in info.used_registers() {
         let register = used.register();
@@ -103,7 +153,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         if bit == 0 {
             continue;
         }
-        let whole = if register.is_xmm() { replaces_xmm(insn) } else { register.size() >= 4 };
+        let whole = if vex || !register.is_vector_register() { register.size() >= 4 } else { replaces_xmm(insn) };
         match used.access() {
             OpAccess::None | OpAccess::NoMemAccess => {}
             OpAccess::Read | OpAccess::CondRead => reads |= bit,
@@ -117,6 +167,9 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
             }
         }
     }
+    if vex {
+        vex_registers(insn, &mut reads, &mut writes, &mut kills);
+    }
     let memory = info.used_memory().iter().any(|used| !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess));
     let stores = info.used_memory().iter().any(|used| {
         !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead)
@@ -124,7 +177,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
     let divides = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
     // MOV to and from control and debug registers leaves the flags undefined, but not if it faults for want of privilege.
     let refused = insn.is_privileged() && insn.rflags_undefined() != 0;
-    let flag_write = if shifts_by_cl(insn) {
+    let flag_write = if shifts_by_cl(insn) || repeats_comparison(insn) {
         FlagWrite::Perhaps
     } else {
         FlagWrite::Sure(insn.rflags_modified() as FlagSet & ALL_FLAGS)

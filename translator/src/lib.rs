@@ -18,10 +18,12 @@
 
 pub mod abi;
 mod config;
+pub mod coverage;
 mod discover;
 mod effects;
 mod emit;
 pub mod flags;
+pub mod host_op;
 mod lift;
 mod liveness;
 mod recover;
@@ -122,6 +124,18 @@ pub struct CompiledRegion {
     /// Instructions lowered to a call of the interpreter, by iced-x86 code, with counts. Not kept in files.
     #[serde(skip)]
     pub fallbacks: Vec<(iced_x86::Code, u32)>,
+    /// Calls of host operations in its code.
+    pub host_operations: u32,
+    /// Helpers that its code calls, a bit for each.
+    pub helpers: u64,
+}
+
+impl CompiledRegion {
+    /// Whether its code calls a helper.
+    #[must_use]
+    pub const fn calls(&self, helper: abi::Helper) -> bool {
+        self.helpers >> helper as u32 & 1 != 0
+    }
 }
 
 impl CompiledRegion {

@@ -17,6 +17,7 @@ use crate::abi::Slot;
 use crate::config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
 use crate::discover::{Limits, Region, Snapshot, discover, read_ahead};
 use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
+use crate::host_op::HostFeatures;
 use crate::liveness::analyse;
 use crate::{CodeSource, CompiledRegion, Site};
 
@@ -24,6 +25,7 @@ use crate::{CodeSource, CompiledRegion, Site};
 pub struct Translator {
     config: TranslatorConfig,
     isa: Arc<dyn TargetIsa>,
+    host: HostFeatures,
     context: Context,
     builder: FunctionBuilderContext,
     allocator: regalloc2::Ctx,
@@ -60,6 +62,7 @@ impl Translator {
         Ok(Self {
             config,
             isa: build_isa(&config)?,
+            host: HostFeatures::detect(),
             context: Context::new(),
             builder: FunctionBuilderContext::new(),
             allocator: regalloc2::Ctx::default(),
@@ -132,6 +135,8 @@ impl Translator {
             ranges: region.ranges,
             instructions,
             fallbacks: emitted.fallbacks.into_iter().collect(),
+            host_operations: emitted.host_operations,
+            helpers: emitted.helpers,
         })
     }
 
@@ -175,7 +180,7 @@ impl Translator {
             self.context.clear();
             self.context.func.signature = region_signature();
             let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-            let options = EmitOptions { budget_checks: self.config.budget_checks };
+            let options = EmitOptions { budget_checks: self.config.budget_checks, host: self.host };
             let emitted = Emitter::new(builder, &region, &facts, options).run(self.isa.frontend_config());
             // A lifter that declines is known only now; the analyses must hear of it. Each round adds to the set.
             if emitted.declined.is_empty() {

@@ -18,6 +18,7 @@ use lstar_arch::delivery::{self, Event};
 use lstar_arch::{CpuState, Exception, GuestMemory, Privilege, Rflags, system};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
+use lstar_translator::host_op::{HostOp, StringOp};
 use lstar_translator::{CodeSource, Translator, TranslatorConfig, flags};
 
 use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
@@ -27,6 +28,7 @@ use crate::compiler::{Compiler, Translated};
 use crate::entry::{self, FAULT, MissKind, Resolution};
 use crate::fault::{self, Scope};
 use crate::helpers;
+use crate::host_ops;
 use crate::memory::AddressSpace;
 use crate::vcpu::Vcpu;
 
@@ -130,6 +132,8 @@ impl Core {
             helper_table[helper as usize] = helpers::address(helper);
         }
         let initial = VcpuBlock {
+            host_ops: std::array::from_fn(|op| host_ops::address(HostOp::ALL[op])),
+            string_ops: StringOp::ALL.map(host_ops::string_address),
             cpu: CpuState::new(config.model),
             lazy: lstar_translator::abi::LazyFlags::default(),
             budget: 0,

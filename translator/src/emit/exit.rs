@@ -259,6 +259,7 @@ impl Emitter<'_> {
     /// Nothing but the block is known to hold the guest state.
     fn after_barrier(&mut self) {
         self.local.checked.clear();
+        self.local.zero_high = 0;
         self.local.segments = [None; 2];
         self.local.checkpoint = None;
         self.local.flags = FlagState::in_memory();
@@ -280,6 +281,7 @@ impl Emitter<'_> {
                 *self.helper_signatures[count].insert(self.b.import_signature(signature))
             }
         };
+        self.out.helpers |= 1 << helper as u32;
         let code = self.load_state(types::I64, offset_of!(VcpuBlock, helpers) + 8 * helper as usize);
         let view = self.view();
         let mut values = vec![self.b.ins().iadd_imm_s(view, i64::from(VCPU_OFFSET))];

@@ -562,6 +562,18 @@ impl Emitter<'_> {
         self.current.flags_after = wanted;
     }
 
+    /// Makes the block's flags exact, before code that sets flags in some cases only; see [`Emitter::join_flags`].
+    pub fn save_flags(&mut self) {
+        if self.wanted_flags() != 0 {
+            self.store_flags();
+        }
+    }
+
+    /// Where the cases meet, all of which have called [`Emitter::save_flags`].
+    pub fn join_flags(&mut self) {
+        self.local.flags = if self.wanted_flags() == 0 { FlagState::unknown() } else { FlagState::in_memory() };
+    }
+
     /// Runs `set`, which sets flags, only if `count` is not zero at run time.
     pub fn unless_zero(&mut self, count: Value, set: impl FnOnce(&mut Self)) {
         if self.wanted_flags() == 0 {

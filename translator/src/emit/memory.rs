@@ -25,6 +25,20 @@ pub(crate) struct Host {
     offset: i32,
 }
 
+impl Host {
+    /// The address `offset` bytes further on, which must lie inside the access that was checked.
+    pub fn plus(self, offset: i32) -> Self {
+        match (self.guest, self.offset.checked_add(offset)) {
+            (_, Some(offset)) => Self { offset, ..self },
+            // Only a constant can lie so near the end.
+            (_, None) => {
+                let address = i64::from(self.offset) + i64::from(offset);
+                Self { guest: Guest::Constant(address as u64), offset: 0, ..self }
+            }
+        }
+    }
+}
+
 /// The variable part of a guest address.
 #[derive(Clone, Copy, Debug)]
 enum Guest {
@@ -128,6 +142,11 @@ impl Emitter<'_> {
     /// The checked address `base + displacement` for an access through a register.
     pub fn address_at(&mut self, base: Value, displacement: i64) -> Result<Host, NotLifted> {
         self.host(Linear { base: Some(base), displacement }, 8)
+    }
+
+    /// The base of the memory operand's segment, if that is FS or GS.
+    pub fn segment_base_of(&mut self, insn: &Instruction) -> Option<Value> {
+        segment_of(insn).map(|segment| self.segment_base(segment))
     }
 
     pub(super) fn segment_base(&mut self, segment: SegmentIndex) -> Value {
@@ -280,6 +299,88 @@ impl Emitter<'_> {
             .with_alias_region(Some(self.alias.guest))
             .with_trap_code(Some(self.trap_code()))
             .with_endianness(ir::Endianness::Little)
+    }
+
+    /// Before several stores to the `bytes` bytes at `host`, of which the first must not happen unless all can: if they cross
+    /// a page border, writes the first byte back to itself. The store to the other page must come next.
+    pub fn touch_if_crossing(&mut self, host: Host, bytes: i64) {
+        const PAGE: i64 = lstar_arch::PAGE_SIZE as i64;
+        let address = match host.guest {
+            Guest::None | Guest::Constant(_) => {
+                let base = if let Guest::Constant(address) = host.guest { address as i64 } else { 0 };
+                let offset = (base + i64::from(host.offset)) & (PAGE - 1);
+                if offset <= PAGE - bytes {
+                    return;
+                }
+                self.iconst(types::I64, offset)
+            }
+            Guest::Value(value) => self.b.ins().iadd_imm_s(value, i64::from(host.offset)),
+        };
+        let offset = self.b.ins().band_imm_u(address, PAGE - 1);
+        let crosses = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, offset, PAGE - bytes);
+        let (cold, next) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(cold);
+        self.b.ins().brif(crosses, cold, &[], next, &[]);
+        self.b.switch_to_block(cold);
+        self.b.seal_block(cold);
+        let byte = self.load(types::I8, host);
+        self.store(byte, host);
+        self.b.ins().jump(next, &[]);
+        self.b.switch_to_block(next);
+        self.b.seal_block(next);
+    }
+
+    /// Traps to the site if the `bytes` bytes at `host` cross a page border.
+    pub fn trap_if_crossing(&mut self, host: Host, bytes: i64) {
+        const PAGE: i64 = lstar_arch::PAGE_SIZE as i64;
+        let address = match host.guest {
+            Guest::None => self.iconst(types::I64, 0),
+            Guest::Constant(address) => self.iconst(types::I64, address as i64),
+            Guest::Value(value) => value,
+        };
+        let address = self.b.ins().iadd_imm_s(address, i64::from(host.offset));
+        let offset = self.b.ins().band_imm_u(address, PAGE - 1);
+        let crosses = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, offset, PAGE - bytes);
+        self.trap_if(crosses);
+    }
+
+    /// Loads from guest address `address`, any value, if `active` (8 bits, 0 or 1), and something otherwise.
+    pub fn load_if(&mut self, ty: Type, active: Value, address: Value) -> Value {
+        let beyond = |this: &mut Self, value: Value, limit: u64| {
+            let limit = this.iconst(types::I64, limit as i64);
+            this.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, value, limit)
+        };
+        let wild = match self.region.mode {
+            Mode::User => beyond(self, address, USER_END),
+            Mode::Kernel => {
+                let shifted = self.b.ins().iadd_imm_s(address, USER_END as i64);
+                let between = beyond(self, shifted, 2 * USER_END);
+                let above = beyond(self, address, KERNEL_END - GUARD_SIZE);
+                self.b.ins().bor(between, above)
+            }
+        };
+        let bad = self.b.ins().band(active, wild);
+        self.trap_if(bad);
+        let view = self.view();
+        let wanted = self.b.ins().iadd(view, address);
+        // The block is always there.
+        let harmless = self.b.ins().iadd_imm_s(view, i64::from(VCPU_OFFSET));
+        let chosen = self.b.ins().select(active, wanted, harmless);
+        let flags = self.guest_flags();
+        self.b.ins().load(ty, flags, chosen, Offset32::new(0))
+    }
+
+    /// The host address itself, for host operations.
+    pub fn host_address(&mut self, host: Host) -> Value {
+        let base = match host.guest {
+            Guest::None => host.view,
+            Guest::Constant(address) => {
+                let address = self.iconst(types::I64, address as i64);
+                self.b.ins().iadd(host.view, address)
+            }
+            Guest::Value(guest) => self.b.ins().iadd(host.view, guest),
+        };
+        if host.offset == 0 { base } else { self.b.ins().iadd_imm_s(base, i64::from(host.offset)) }
     }
 
     /// Loads guest memory.

@@ -7,6 +7,7 @@
 
 mod exit;
 mod flags;
+mod host;
 mod memory;
 mod register;
 mod vector;
@@ -26,13 +27,14 @@ use crate::SiteFlags;
 use crate::abi::{Helper, VCPU_OFFSET, VcpuBlock};
 use crate::discover::{Lowering, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FLAG_COUNT, FlagSet, FlagWrite, RegSet};
+use crate::host_op::{HostFeatures, HostSignature};
 use crate::liveness::{BlockFacts, enters_loop};
 use crate::recover::describe;
 
 pub(crate) use flags::{Arithmetic, FlagState};
 pub(crate) use memory::Host;
 pub(crate) use register::{Place, int_type};
-pub(crate) use vector::XmmPlan;
+pub(crate) use vector::{Halves, XmmPlan, is_vex, is_wide};
 
 /// Trap codes that Cranelift leaves to its users: 1 to this.
 pub(crate) const TRAP_CODES: usize = 250;
@@ -56,6 +58,8 @@ pub(crate) struct SiteRecord {
 #[derive(Clone, Copy)]
 pub(crate) struct EmitOptions {
     pub budget_checks: bool,
+    /// What the host can do in one instruction.
+    pub host: HostFeatures,
 }
 
 /// What emission leaves besides the function.
@@ -69,6 +73,10 @@ pub(crate) struct Emitted {
     pub declined: Vec<u64>,
     /// Instructions lowered to a call of the interpreter.
     pub fallbacks: HashMap<Code, u32>,
+    /// Number of calls of host operations.
+    pub host_operations: u32,
+    /// Helpers that are called, a bit for each.
+    pub helpers: u64,
 }
 
 /// Compile-time knowledge at a point of the code.
@@ -81,8 +89,10 @@ struct Local {
     checkpoint: Option<SiteRecord>,
     /// Values known to be valid access bases.
     checked: SmallVec<[Value; 8]>,
-    /// Values known to be multiples of 16 if this is added.
-    aligned: SmallVec<[(Value, i64); 4]>,
+    /// Values known to be multiples of the second number if the first is added.
+    aligned: SmallVec<[(Value, i64, i64); 4]>,
+    /// YMM registers whose upper half is known to be zero, by number.
+    zero_high: u16,
     /// Sums of two registers in addresses.
     sums: SmallVec<[((Value, Value), Value); 4]>,
     /// Scaled index registers.
@@ -100,6 +110,8 @@ struct Variables {
     gpr: [Variable; 16],
     /// Vector registers: one vector, or the low and the high double.
     xmm: [[Variable; 2]; 16],
+    /// Upper halves of the YMM registers.
+    high: [Variable; 16],
     flags: [Variable; FLAG_COUNT],
     budget: Variable,
     view: Variable,
@@ -139,6 +151,7 @@ pub(crate) struct Emitter<'a> {
     alias: AliasRegions,
     region_signature: ir::SigRef,
     helper_signatures: [Option<ir::SigRef>; 5],
+    host_signatures: [Option<ir::SigRef>; HostSignature::COUNT],
     blocks: Vec<ir::Block>,
     /// States at the ends of emitted blocks, for successors with one predecessor.
     inherited: HashMap<usize, Local>,
@@ -166,6 +179,7 @@ impl<'a> Emitter<'a> {
                 let ty = if plan.is_pair(n) { types::F64 } else { types::I8X16 };
                 [b.declare_var(ty), b.declare_var(ty)]
             }),
+            high: std::array::from_fn(|_| b.declare_var(types::I8X16)),
             flags: std::array::from_fn(|_| b.declare_var(types::I8)),
             budget: b.declare_var(types::I64),
             view: b.declare_var(types::I64),
@@ -191,6 +205,7 @@ impl<'a> Emitter<'a> {
             alias,
             region_signature,
             helper_signatures: [None; 5],
+            host_signatures: [None; HostSignature::COUNT],
             blocks,
             inherited: HashMap::new(),
             index: 0,
@@ -200,6 +215,7 @@ impl<'a> Emitter<'a> {
                 checkpoint: None,
                 checked: SmallVec::new(),
                 aligned: SmallVec::new(),
+                zero_high: 0,
                 sums: SmallVec::new(),
                 scaled: SmallVec::new(),
                 segments: [None; 2],
@@ -265,8 +281,9 @@ impl<'a> Emitter<'a> {
                     if insn.effects.flag_write != FlagWrite::Sure(ALL_FLAGS) || insn.effects.flag_reads != 0 {
                         self.detach_flags(insn.effects.writes);
                     }
-                    if lift(self, &insn.raw).is_err() {
-                        self.out.declined.push(insn.raw.ip());
+                    match lift(self, &insn.raw) {
+                        Ok(()) => self.finish_vex(&insn.raw, &insn.effects),
+                        Err(NotLifted) => self.out.declined.push(insn.raw.ip()),
                     }
                     if let Some(source) = describe(insn) {
                         self.flags_recoverable_from(source, facts[index].flags_stored_after[at]);
@@ -319,6 +336,7 @@ impl<'a> Emitter<'a> {
             checkpoint: None,
             checked: SmallVec::new(),
             aligned: SmallVec::new(),
+            zero_high: 0,
             sums: SmallVec::new(),
             scaled: SmallVec::new(),
             segments: [None; 2],
@@ -488,6 +506,32 @@ impl<'a> Emitter<'a> {
         self.out.sites.push(record);
         self.current.trap_code = 1 + (index % TRAP_CODES) as u8;
         self.b.set_srcloc(SourceLoc::new(index as u32 + 1));
+    }
+
+    /// Opens a fault site with a checkpoint at the current instruction, whatever there is before it: for instructions that
+    /// change memory and registers step by step.
+    pub fn synchronize_here(&mut self) {
+        self.local.checkpoint = None;
+        self.synchronize();
+    }
+
+    /// Runs `body`, which emits code that is not always reached: what it learns about addresses is forgotten.
+    pub fn conditionally<T>(&mut self, body: impl FnOnce(&mut Self) -> T) -> T {
+        let (checked, aligned) = (self.local.checked.len(), self.local.aligned.len());
+        let (sums, scaled, segments) = (self.local.sums.len(), self.local.scaled.len(), self.local.segments);
+        let result = body(self);
+        self.local.checked.truncate(checked);
+        self.local.aligned.truncate(aligned);
+        self.local.sums.truncate(sums);
+        self.local.scaled.truncate(scaled);
+        self.local.segments = segments;
+        result
+    }
+
+    /// Writes a general-purpose register to SSA form and to the block, where it is what the fault site finds.
+    pub fn set_gpr64_stored(&mut self, number: usize, value: Value) {
+        self.set_gpr64(number, value);
+        self.store_gpr(number, value);
     }
 
     /// Stores what has changed, so that the interpreter can go on at the current instruction.

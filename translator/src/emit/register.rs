@@ -6,7 +6,7 @@ use std::mem::offset_of;
 
 use super::{Emitter, Host, NotLifted};
 use crate::abi::VcpuBlock;
-use crate::effects::{RegSet, register_bit};
+use crate::effects::{HIGH_BITS, RegSet, XMM_BITS};
 use lstar_arch::CpuState;
 
 /// An operand that is read and written back.
@@ -154,6 +154,12 @@ impl Emitter<'_> {
         }
     }
 
+    /// Stores `value` as a register's content into the block and marks the register clean.
+    pub(super) fn store_gpr(&mut self, number: usize, value: Value) {
+        self.store_state(value, gpr_offset(number & 15));
+        self.local.dirty &= !(1 << (number & 15));
+    }
+
     /// Stores the dirty registers into the block.
     pub(super) fn store_registers(&mut self) {
         for number in 0..16 {
@@ -161,8 +167,11 @@ impl Emitter<'_> {
                 let value = self.gpr64(number);
                 self.store_state(value, gpr_offset(number));
             }
-            if self.local.dirty >> (16 + number) & 1 != 0 {
+            if self.local.dirty >> (XMM_BITS + number) & 1 != 0 {
                 self.store_xmm(number);
+            }
+            if self.local.dirty >> (HIGH_BITS + number) & 1 != 0 {
+                self.store_high(number);
             }
         }
         self.local.dirty = 0;
@@ -175,15 +184,13 @@ impl Emitter<'_> {
                 let value = self.load_state(types::I64, gpr_offset(number));
                 self.b.def_var(self.vars.gpr[number], value);
             }
-            if registers >> (16 + number) & 1 != 0 {
+            if registers >> (XMM_BITS + number) & 1 != 0 {
                 self.load_xmm(number);
             }
+            if registers >> (HIGH_BITS + number) & 1 != 0 {
+                self.load_high(number);
+            }
         }
-    }
-
-    /// Marks a vector register as changed.
-    pub(super) fn mark_dirty(&mut self, register: Register) {
-        self.local.dirty |= register_bit(register);
     }
 }
 

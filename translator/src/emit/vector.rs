@@ -1,17 +1,57 @@
 //! XMM registers: representation in SSA form and access.
 //!
 //! A register is one 128-bit vector, or, where a region uses it for scalar double arithmetic only, a pair of doubles,
-//! which spares an insertion into the upper half at every operation. Lifters need not know which.
+//! which spares an insertion into the upper half at every operation. Lifters need not know which. The upper half of a YMM
+//! register is a value of its own, so that code that does not use it has nothing to do with it; VEX-encoded instructions
+//! with 128-bit destinations make it a known zero.
 
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use lstar_arch::CpuState;
 use std::mem::offset_of;
 
 use super::register::int_type;
-use super::{Emitter, NotLifted};
+use super::{Emitter, Lifted, NotLifted};
 use crate::abi::{VCPU_OFFSET, VcpuBlock};
 use crate::discover::Region;
+use crate::effects::{Effects, XMM_BITS, high_bit};
+use crate::lift::{base, first_source};
+
+/// Whether VEX's rules hold: memory operands need not be aligned, and the destination's other bits are cleared.
+pub(crate) fn is_vex(insn: &Instruction) -> bool {
+    insn.encoding() == EncodingKind::VEX
+}
+
+/// Whether an operand is a YMM register.
+pub(crate) fn is_wide(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|index| insn.op_kind(index) == OpKind::Register && insn.op_register(index).is_ymm())
+}
+
+/// A vector operand: 128 bits, or 256 as low and high half.
+#[derive(Clone, Copy)]
+pub(crate) struct Halves {
+    /// Bits 0 to 127.
+    pub low: Value,
+    /// Bits 128 to 255, of a 256-bit operand.
+    pub high: Option<Value>,
+}
+
+impl Halves {
+    /// Applies `op` to each half.
+    pub fn map(self, mut op: impl FnMut(Value) -> Value) -> Self {
+        Self { low: op(self.low), high: self.high.map(op) }
+    }
+
+    /// Applies `op` to the low halves and to the high halves of operands of the same width.
+    pub fn zip(self, other: Self, mut op: impl FnMut(Value, Value) -> Value) -> Self {
+        Self { low: op(self.low, other.low), high: self.high.zip(other.high).map(|(a, b)| op(a, b)) }
+    }
+
+    /// As [`Halves::map`], for what may decline.
+    pub fn try_map(self, mut op: impl FnMut(Value) -> Result<Value, NotLifted>) -> Result<Self, NotLifted> {
+        Ok(Self { low: op(self.low)?, high: self.high.map(op).transpose()? })
+    }
+}
 
 /// Representation of each XMM register in a region.
 pub(crate) struct XmmPlan {
@@ -48,9 +88,10 @@ impl XmmPlan {
             let registers = (0..insn.raw.op_count())
                 .filter(|&index| insn.raw.op_kind(index) == OpKind::Register)
                 .map(|index| insn.raw.op_register(index))
-                .filter(|register| register.is_xmm() && register.number() < 16)
+                .filter(|register| register.is_vector_register() && register.number() < 16)
                 .fold(0, |set, register| set | 1 << register.number());
-            match usage(insn.raw.mnemonic()) {
+            match usage(base(&insn.raw)) {
+                _ if is_wide(&insn.raw) => vector |= registers,
                 Use::Double => double |= registers,
                 Use::Any => {}
                 Use::Vector => vector |= registers,
@@ -110,25 +151,112 @@ impl Emitter<'_> {
             let vector = self.reinterpret(value, types::I8X16);
             self.b.def_var(low, vector);
         }
-        self.mark_dirty(register);
+        self.mark_low_dirty(register);
+    }
+
+    /// The upper half of a YMM register as a vector of type `ty`.
+    pub fn high(&mut self, register: Register, ty: Type) -> Value {
+        let value = self.b.use_var(self.vars.high[register.number() & 15]);
+        self.reinterpret(value, ty)
+    }
+
+    /// Writes the upper half of a YMM register.
+    pub fn set_high(&mut self, register: Register, value: Value) {
+        let value = self.reinterpret(value, types::I8X16);
+        self.b.def_var(self.vars.high[register.number() & 15], value);
+        self.local.dirty |= high_bit(register);
+        self.local.zero_high &= !(1 << (register.number() & 15));
+    }
+
+    /// Clears the upper half of a YMM register.
+    pub fn clear_high(&mut self, register: Register) {
+        let bit = 1 << (register.number() & 15);
+        if self.local.zero_high & bit == 0 {
+            let zero = self.zero_vector(types::I8X16);
+            self.set_high(register, zero);
+            self.local.zero_high |= bit;
+        }
+    }
+
+    /// After an instruction: a VEX-encoded one with an XMM register as destination clears the upper half.
+    pub(super) fn finish_vex(&mut self, insn: &Instruction, effects: &Effects) {
+        let register = insn.op0_register();
+        if is_vex(insn) && register.is_xmm() && effects.writes & high_bit(register) != 0 {
+            self.clear_high(register);
+        }
+    }
+
+    /// A vector register or memory operand as vectors of type `ty`; of 256 bits if `wide`. Where legacy SSE demands
+    /// alignment, it is checked.
+    pub fn halves(&mut self, insn: &Instruction, index: u32, ty: Type, wide: bool) -> Result<Halves, NotLifted> {
+        match insn.op_kind(index) {
+            OpKind::Register if insn.op_register(index).is_xmm() || insn.op_register(index).is_ymm() => {
+                let register = insn.op_register(index);
+                Ok(Halves { low: self.xmm(register, ty), high: wide.then(|| self.high(register, ty)) })
+            }
+            OpKind::Memory => {
+                if !is_vex(insn) {
+                    self.check_aligned(insn, 16);
+                }
+                let host = self.address(insn)?;
+                Ok(Halves { low: self.load(ty, host), high: wide.then(|| self.load(ty, host.plus(16))) })
+            }
+            _ => Err(NotLifted),
+        }
+    }
+
+    /// Writes a vector register, whose upper half stays as it is if `value` has none.
+    pub fn set_halves(&mut self, register: Register, value: Halves) {
+        self.set_xmm(register, value.low);
+        if let Some(high) = value.high {
+            self.set_high(register, high);
+        }
+    }
+
+    /// Stores a vector. 256 bits are two stores, of which either both must happen or none; `aligned` says that they are
+    /// known to lie in one page.
+    pub fn store_halves(&mut self, insn: &Instruction, value: Halves, aligned: bool) -> Lifted {
+        let host = self.address(insn)?;
+        if let Some(high) = value.high {
+            if !aligned {
+                self.touch_if_crossing(host, 32);
+            }
+            // The bytes on the second page come first: the ones on the first page, if that is another, have been touched.
+            self.store(high, host.plus(16));
+        }
+        self.store(value.low, host);
+        Ok(())
+    }
+
+    /// Writes `value`'s lane into what the first source holds, as the destination: merging scalar operations.
+    pub fn merge_lane(&mut self, insn: &Instruction, lane: u8, value: Value) {
+        let (to, from) = (insn.op0_register(), insn.op_register(first_source(insn)));
+        if to != from {
+            self.copy_xmm(to, from);
+        }
+        self.set_xmm_lane(to, lane, value);
+    }
+
+    fn mark_low_dirty(&mut self, register: Register) {
+        self.local.dirty |= 1 << (XMM_BITS + (register.number() & 15));
     }
 
     /// Copies a whole register.
     pub fn copy_xmm(&mut self, to: Register, from: Register) {
         if self.plan.is_pair(to.number()) && self.plan.is_pair(from.number()) {
             let halves = self.vars.xmm[from.number() & 15].map(|half| self.b.use_var(half));
-            self.set_halves(to, halves);
+            self.set_pair(to, halves);
         } else {
             let value = self.xmm(from, types::I8X16);
             self.set_xmm(to, value);
         }
     }
 
-    fn set_halves(&mut self, register: Register, halves: [Value; 2]) {
+    fn set_pair(&mut self, register: Register, halves: [Value; 2]) {
         for (variable, value) in self.vars.xmm[register.number() & 15].into_iter().zip(halves) {
             self.b.def_var(variable, value);
         }
-        self.mark_dirty(register);
+        self.mark_low_dirty(register);
     }
 
     /// Lane `lane` of the register seen as a vector of `ty` (a scalar type).
@@ -149,7 +277,7 @@ impl Emitter<'_> {
             let value = self.reinterpret(value, types::F64);
             let half = self.vars.xmm[register.number() & 15][usize::from(lane & 1)];
             self.b.def_var(half, value);
-            self.mark_dirty(register);
+            self.mark_low_dirty(register);
             return;
         }
         let vector = self.xmm(register, vector_of(ty));
@@ -163,11 +291,17 @@ impl Emitter<'_> {
         if self.plan.is_pair(register.number()) && ty.bytes() == 8 {
             let low = self.reinterpret(value, types::F64);
             let high = self.b.ins().f64const(0.0);
-            self.set_halves(register, [low, high]);
+            self.set_pair(register, [low, high]);
             return;
         }
         let vector = self.b.ins().scalar_to_vector(vector_of(ty), value);
         self.set_xmm(register, vector);
+    }
+
+    /// A constant 128-bit vector, given by its bytes.
+    pub fn constant_vector(&mut self, ty: Type, bytes: [u8; 16]) -> Value {
+        let constant = self.b.func.dfg.constants.insert(bytes.to_vec().into());
+        self.b.ins().vconst(ty, constant)
     }
 
     /// A 128-bit vector of zeros.
@@ -180,7 +314,7 @@ impl Emitter<'_> {
     pub fn clear_xmm(&mut self, register: Register) {
         if self.plan.is_pair(register.number()) {
             let zero = self.b.ins().f64const(0.0);
-            self.set_halves(register, [zero, zero]);
+            self.set_pair(register, [zero, zero]);
         } else {
             let zero = self.zero_vector(types::I8X16);
             self.set_xmm(register, zero);
@@ -200,10 +334,10 @@ impl Emitter<'_> {
         }
     }
 
-    /// As [`Emitter::read_vector`], for instructions that demand an aligned memory operand.
+    /// As [`Emitter::read_vector`], for instructions that demand an aligned memory operand in their legacy form.
     pub fn read_aligned(&mut self, insn: &Instruction, index: u32, ty: Type) -> Result<Value, NotLifted> {
-        if insn.op_kind(index) == OpKind::Memory {
-            self.check_aligned(insn);
+        if insn.op_kind(index) == OpKind::Memory && !is_vex(insn) {
+            self.check_aligned(insn, 16);
         }
         self.read_vector(insn, index, ty)
     }
@@ -234,11 +368,12 @@ impl Emitter<'_> {
         }
     }
 
-    /// Traps to the site (where the interpreter raises #GP) if the memory operand is not 16-byte aligned. Called by
-    /// lifters of legacy SSE instructions that demand alignment, before they load or store.
-    pub fn check_aligned(&mut self, insn: &Instruction) {
+    /// Traps to the site (where the interpreter raises #GP) if the memory operand's address is not a multiple of `bytes`, 16
+    /// or 32. Called by lifters of instructions that demand alignment, before they load or store.
+    pub fn check_aligned(&mut self, insn: &Instruction, bytes: i64) {
         let segment = super::memory::segment_of(insn);
-        if segment.is_none() && insn.is_ip_rel_memory_operand() && insn.ip_rel_memory_address() & 15 == 0 {
+        let mask = bytes - 1;
+        if segment.is_none() && insn.is_ip_rel_memory_operand() && insn.ip_rel_memory_address() & mask as u64 == 0 {
             return;
         }
         let mut address = self.effective_address(insn);
@@ -247,13 +382,23 @@ impl Emitter<'_> {
             address = self.b.ins().iadd(address, base);
         }
         let (root, offset) = self.root(address);
-        let known = (root, offset & 15);
+        let known = (root, offset & mask, bytes);
         if self.local.aligned.contains(&known) {
             return;
         }
         self.local.aligned.push(known);
-        let low = self.b.ins().band_imm_u(address, 15);
+        let low = self.b.ins().band_imm_u(address, mask);
         self.trap_if(low);
+    }
+
+    pub(super) fn store_high(&mut self, number: usize) {
+        let value = self.b.use_var(self.vars.high[number]);
+        self.store_state(value, high_offset(number));
+    }
+
+    pub(super) fn load_high(&mut self, number: usize) {
+        let value = self.load_state(types::I8X16, high_offset(number));
+        self.b.def_var(self.vars.high[number], value);
     }
 
     pub(super) fn store_xmm(&mut self, number: usize) {
@@ -284,6 +429,10 @@ impl Emitter<'_> {
 /// The 128-bit vector type with lanes of type `lane`.
 fn vector_of(lane: Type) -> Type {
     lane.by(16 / lane.bytes().max(1)).unwrap_or(types::I8X16)
+}
+
+fn high_offset(number: usize) -> usize {
+    offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, ymm_high) + 16 * number
 }
 
 fn xmm_offset(number: usize) -> usize {

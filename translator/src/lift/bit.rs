@@ -1,13 +1,13 @@
 //! Bit test, bit scan and bit counting (SDM vol. 1, 7.3.7), BMI1/BMI2 field operations, CRC32.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{InstBuilder, types};
+use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Lifter, only_if};
-use crate::abi::Helper;
 use crate::effects::{ALL_FLAGS, CF, OF, SF, ZF};
-use crate::emit::{Emitter, Lifted};
+use crate::emit::{Emitter, Lifted, NotLifted, Place};
+use crate::host_op::HostOp;
 
 /// Lifters of this chapter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
@@ -25,14 +25,30 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     })
 }
 
-/// BT and its modifying forms. With a bit offset in a register and the bit string in memory the offset reaches beyond
-/// the operand: interpreter. CF is the bit; the other flags keep their values.
+/// The operand that holds the bit. With a bit offset in a register and the bit string in memory the offset, a signed number,
+/// reaches beyond the addressed one.
+fn bit_place(e: &mut Emitter<'_>, insn: &Instruction, ty: Type, offset: Value) -> Result<Place, NotLifted> {
+    if insn.op0_kind() == OpKind::Register || insn.op1_kind() == OpKind::Immediate8 {
+        return e.place(insn, 0);
+    }
+    only_if(!insn.memory_base().is_gpr32() && !insn.memory_index().is_gpr32())?;
+    let mut address = e.effective_address(insn);
+    if let Some(base) = e.segment_base_of(insn) {
+        address = e.b.ins().iadd(address, base);
+    }
+    let wide = if ty == types::I64 { offset } else { e.b.ins().sextend(types::I64, offset) };
+    let units = e.b.ins().sshr_imm_u(wide, i64::from(ty.bits().trailing_zeros()));
+    let distance = e.b.ins().ishl_imm_u(units, i64::from(ty.bytes().trailing_zeros()));
+    let address = e.b.ins().iadd(address, distance);
+    Ok(Place::Memory(e.address_at(address, 0)?, ty))
+}
+
+/// BT and its modifying forms. CF is the bit; the other flags keep their values.
 fn bit_test(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    only_if(insn.op0_kind() == OpKind::Register || insn.op1_kind() == OpKind::Immediate8)?;
     let ty = e.operand_type(insn, 0)?;
-    let place = e.place(insn, 0)?;
-    let value = e.get(place);
     let offset = e.read(insn, 1, ty)?;
+    let place = bit_place(e, insn, ty, offset)?;
+    let value = e.get(place);
     let offset = e.b.ins().band_imm_u(offset, i64::from(ty.bits() - 1));
     let shifted = e.b.ins().ushr(value, offset);
     let low = e.resize(shifted, types::I8);
@@ -120,11 +136,7 @@ fn bextr(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
 }
 
 /// The lowest `length` bits of a 64-bit value, all of them from 64 on.
-fn low_bits(
-    e: &mut Emitter<'_>,
-    value: cranelift_codegen::ir::Value,
-    length: cranelift_codegen::ir::Value,
-) -> cranelift_codegen::ir::Value {
+fn low_bits(e: &mut Emitter<'_>, value: Value, length: Value) -> Value {
     let ones = e.iconst(types::I64, -1);
     let above = e.b.ins().ishl(ones, length);
     let masked = e.b.ins().band_not(value, above);
@@ -152,8 +164,8 @@ fn gather_scatter(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let mask = e.read(insn, 2, ty)?;
     let source = e.gpr(insn.op1_register());
     let (source, mask) = (e.zero_extend64(source), e.zero_extend64(mask));
-    let helper = if insn.mnemonic() == Mnemonic::Pext { Helper::Pext } else { Helper::Pdep };
-    let result = e.call_helper(helper, &[source, mask]);
+    let op = if insn.mnemonic() == Mnemonic::Pext { HostOp::Pext } else { HostOp::Pdep };
+    let result = e.host_op(op, &[source, mask])?;
     let result = e.resize(result, ty);
     e.set_gpr(insn.op0_register(), result);
     Ok(())
@@ -164,11 +176,13 @@ fn crc32(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let data = e.read(insn, 1, ty)?;
     let initial = e.gpr(insn.op0_register());
     let (initial, data) = (e.zero_extend64(initial), e.zero_extend64(data));
-    let initial = e.b.ins().band_imm_u(initial, 0xFFFF_FFFF);
-    let bytes = e.iconst(types::I64, i64::from(ty.bytes()));
-    let result = e.call_helper(Helper::Crc32, &[initial, data, bytes]);
-    let result = e.b.ins().ireduce(types::I32, result);
-    let result = e.resize(result, types::I64);
+    let op = match ty {
+        types::I8 => HostOp::Crc32Byte,
+        types::I16 => HostOp::Crc32Word,
+        types::I32 => HostOp::Crc32Doubleword,
+        _ => HostOp::Crc32Quadword,
+    };
+    let result = e.host_op(op, &[initial, data])?;
     e.set_gpr64(insn.op0_register().full_register().number(), result);
     Ok(())
 }

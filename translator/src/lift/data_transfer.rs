@@ -4,9 +4,14 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, types};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
+use std::mem::offset_of;
+
 use super::{Lifter, only_if};
+use crate::abi::VcpuBlock;
+use crate::effects::{ALL_FLAGS, ZF};
 use crate::emit::{Arithmetic, Emitter, Lifted, NotLifted, Place, int_type};
 use crate::flags::FlagKind;
+use lstar_arch::CpuState;
 
 const RSP: usize = 4;
 const RBP: usize = 5;
@@ -27,6 +32,8 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Xchg => xchg,
         M::Xadd => xadd,
         M::Cmpxchg => cmpxchg,
+        M::Cmpxchg8b | M::Cmpxchg16b => cmpxchg_double,
+        M::Pushfq => push_flags,
         M::Bswap => bswap,
         M::Cbw | M::Cwde | M::Cdqe => extend_accumulator,
         M::Cwd | M::Cdq | M::Cqo => extend_into_dx,
@@ -180,6 +187,70 @@ fn cmpxchg(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     e.set_gpr64(0, rax);
     let result = e.b.ins().isub(expected, old);
     e.set_flags(Arithmetic { kind: FlagKind::Sub, a: expected, b: old, carry: None, result });
+    Ok(())
+}
+
+/// CMPXCHG8B and CMPXCHG16B. The destination is written in any case; ZF tells, the other flags keep their values.
+fn cmpxchg_double(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let wide = insn.mnemonic() == Mnemonic::Cmpxchg16b;
+    let ty = if wide { types::I64 } else { types::I32 };
+    if wide {
+        // So it lies in one page, where both stores happen or none.
+        e.check_aligned(insn, 16);
+    }
+    let host = e.address(insn)?;
+    let half = ty.bytes() as i32;
+    let registers: [usize; 4] = [0, 2, 3, 1];
+    let [low_expected, high_expected, low_source, high_source] = registers.map(|number| {
+        let value = e.gpr64(number);
+        e.resize(value, ty)
+    });
+    let (low, high) = if wide {
+        (e.load(ty, host), e.load(ty, host.plus(half)))
+    } else {
+        let both = e.load(types::I64, host);
+        let upper = e.b.ins().ushr_imm_u(both, 32);
+        (e.b.ins().ireduce(ty, both), e.b.ins().ireduce(ty, upper))
+    };
+    let low_equal = e.b.ins().icmp(IntCC::Equal, low, low_expected);
+    let high_equal = e.b.ins().icmp(IntCC::Equal, high, high_expected);
+    let equal = e.b.ins().band(low_equal, high_equal);
+    let new_low = e.b.ins().select(equal, low_source, low);
+    let new_high = e.b.ins().select(equal, high_source, high);
+    if wide {
+        e.store(new_low, host);
+        e.store(new_high, host.plus(half));
+    } else {
+        let lower = e.b.ins().uextend(types::I64, new_low);
+        let upper = e.b.ins().uextend(types::I64, new_high);
+        let upper = e.b.ins().ishl_imm_u(upper, 32);
+        let both = e.b.ins().bor(upper, lower);
+        e.store(both, host);
+    }
+    // On success the accumulator stays as it is, its upper halves too.
+    for (number, loaded) in [(0, low), (2, high)] {
+        let old = e.gpr64(number);
+        let loaded = e.zero_extend64(loaded);
+        let value = e.b.ins().select(equal, old, loaded);
+        e.set_gpr64(number, value);
+    }
+    e.set_flag_bits(ALL_FLAGS, &[(ZF, equal)]);
+    Ok(())
+}
+
+/// PUSHFQ; RF and VM are pushed as zero.
+fn push_flags(e: &mut Emitter<'_>, _: &Instruction) -> Lifted {
+    const STATUS_FLAGS: i64 = 0x8D5;
+    const RF_AND_VM: i64 = 3 << 16;
+    let status = e.status_word();
+    let rflags = e.load_state(types::I64, offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags));
+    let others = e.b.ins().band_imm_s(rflags, !(STATUS_FLAGS | RF_AND_VM));
+    let value = e.b.ins().bor(others, status);
+    let rsp = e.gpr64(RSP);
+    let host = e.address_at(rsp, -8)?;
+    e.store(value, host);
+    let rsp = e.b.ins().iadd_imm_s(rsp, -8);
+    e.set_gpr64(RSP, rsp);
     Ok(())
 }
 

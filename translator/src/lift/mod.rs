@@ -7,10 +7,14 @@
 //! `lifter(Mnemonic) -> Option<Lifter>` and name it in [`lifter`].
 
 pub(crate) mod arithmetic;
+pub(crate) mod avx;
+pub(crate) mod avx_masked;
 pub(crate) mod bit;
 pub(crate) mod control_flow;
+pub(crate) mod crypto;
 pub(crate) mod data_transfer;
 pub(crate) mod divide;
+pub(crate) mod fma;
 pub(crate) mod logic;
 pub(crate) mod shift;
 pub(crate) mod sse_convert;
@@ -20,9 +24,14 @@ pub(crate) mod sse_move;
 pub(crate) mod sse_scalar;
 pub(crate) mod sse_shuffle;
 pub(crate) mod sse_state;
+pub(crate) mod sse_string;
+pub(crate) mod string;
 pub(crate) mod system;
 
-use iced_x86::{Instruction, Mnemonic};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 
 use crate::emit::{Emitter, Lifted, NotLifted};
 
@@ -44,18 +53,58 @@ const FAMILIES: &[fn(Mnemonic) -> Option<Lifter>] = &[
     sse_shuffle::lifter,
     sse_convert::lifter,
     sse_state::lifter,
+    sse_string::lifter,
+    avx::lifter,
+    avx_masked::lifter,
+    fma::lifter,
+    crypto::lifter,
     system::lifter,
 ];
 
 /// The lifter for `insn`, if there is one.
 pub(crate) fn lifter(insn: &Instruction) -> Option<Lifter> {
-    if insn.has_rep_prefix() || insn.has_repne_prefix() {
-        // Only string instructions give these prefixes a meaning; elsewhere they are ignored or part of the opcode.
-        if insn.is_string_instruction() {
-            return None;
-        }
+    if !matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return None;
     }
-    FAMILIES.iter().find_map(|family| family(insn.mnemonic()))
+    // Some have the mnemonics of SSE instructions. Only here do the repeat prefixes mean something: elsewhere they are ignored
+    // or part of the opcode.
+    if insn.is_string_instruction() {
+        return string::lifter(insn);
+    }
+    let mnemonic = base(insn);
+    FAMILIES.iter().find_map(|family| family(mnemonic))
+}
+
+/// For each mnemonic, that of the legacy SSE instruction that does the same, or itself.
+static BASES: LazyLock<Vec<Mnemonic>> = LazyLock::new(|| {
+    let lower = |mnemonic: Mnemonic| format!("{mnemonic:?}").to_lowercase();
+    let names: HashMap<String, Mnemonic> = Mnemonic::values().map(|mnemonic| (lower(mnemonic), mnemonic)).collect();
+    Mnemonic::values()
+        .map(|mnemonic| lower(mnemonic).strip_prefix('v').and_then(|name| names.get(name)).copied().unwrap_or(mnemonic))
+        .collect()
+});
+
+/// The mnemonic, without the V of VEX-encoded forms of SSE instructions.
+pub(crate) fn base(insn: &Instruction) -> Mnemonic {
+    let mnemonic = insn.mnemonic();
+    if insn.encoding() == EncodingKind::VEX {
+        BASES.get(mnemonic as usize).copied().unwrap_or(mnemonic)
+    } else {
+        mnemonic
+    }
+}
+
+/// Index of the last operand that is no immediate.
+fn last_source(insn: &Instruction) -> u32 {
+    (0..insn.op_count())
+        .rev()
+        .find(|&index| matches!(insn.op_kind(index), OpKind::Register | OpKind::Memory))
+        .unwrap_or(0)
+}
+
+/// Index of the first source: the destination, or the operand behind it in forms with a destination of its own.
+pub(crate) fn first_source(insn: &Instruction) -> u32 {
+    u32::from(insn.encoding() == EncodingKind::VEX && last_source(insn) >= 2)
 }
 
 /// Turns a condition that rules a form out into a refusal.

@@ -1,4 +1,5 @@
-//! Shifts and rotates (SDM vol. 1, 7.3.5 and 7.3.6), and BMI2's flagless ones. RCL and RCR go to the interpreter.
+//! Shifts and rotates (SDM vol. 1, 7.3.5 and 7.3.6), and BMI2's flagless ones. RCL and RCR by other counts than
+//! one go to the interpreter.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
@@ -15,6 +16,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     Some(match mnemonic {
         M::Shl | M::Sal | M::Shr | M::Sar => shift,
         M::Rol | M::Ror => rotate,
+        M::Rcl | M::Rcr => rotate_through_carry,
         M::Shld | M::Shrd => shift_double,
         M::Shlx | M::Shrx | M::Sarx => shift_flagless,
         M::Rorx => rorx,
@@ -100,6 +102,34 @@ fn rotate(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
         Count::Known(_) => rotate_flags(e, result, left),
         Count::Register(amount) => e.unless_zero(amount, |e| rotate_flags(e, result, left)),
     }
+    Ok(())
+}
+
+/// RCL and RCR by one.
+fn rotate_through_carry(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let ty = e.operand_type(insn, 0)?;
+    let Count::Known(1) = count(e, insn, 1, ty)? else { return Err(NotLifted) };
+    let place = e.place(insn, 0)?;
+    let value = e.get(place);
+    let carry = e.flag(CF);
+    let carry = e.resize(carry, ty);
+    let top = i64::from(ty.bits() - 1);
+    let (result, out) = if insn.mnemonic() == Mnemonic::Rcl {
+        let shifted = e.b.ins().ishl_imm_u(value, 1);
+        (e.b.ins().bor(shifted, carry), e.b.ins().ushr_imm_u(value, top))
+    } else {
+        let shifted = e.b.ins().ushr_imm_u(value, 1);
+        let carry = e.b.ins().ishl_imm_u(carry, top);
+        (e.b.ins().bor(shifted, carry), e.b.ins().band_imm_u(value, 1))
+    };
+    // OF: the sign has changed, on the way to the left; the two upper bits differ, behind the way to the right.
+    let other = if insn.mnemonic() == Mnemonic::Rcl { value } else { e.b.ins().ishl_imm_u(result, 1) };
+    let differs = e.b.ins().bxor(result, other);
+    let zero = e.iconst(ty, 0);
+    let overflow = e.b.ins().icmp(IntCC::SignedLessThan, differs, zero);
+    let out = e.resize(out, types::I8);
+    e.put(place, result);
+    e.set_flag_bits(ALL_FLAGS, &[(CF, out), (OF, overflow)]);
     Ok(())
 }
 

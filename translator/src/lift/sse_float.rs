@@ -11,14 +11,15 @@ use iced_x86::{Instruction, Mnemonic};
 
 use super::sse_integer::{Binary, lanewise, pairwise};
 use super::sse_shuffle::picked;
-use super::{Lifter, only_if};
-use crate::emit::{Emitter, Lifted};
+use super::{Lifter, base, first_source, last_source, only_if};
+use crate::emit::{Emitter, Lifted, NotLifted, is_vex, is_wide};
+use crate::host_op::HostOp;
 
-/// Lifters of this chapter. Reciprocals, which differ between processors, and dot products are left to the interpreter.
+/// Lifters of this chapter. Reciprocals, which differ between processors, are left to the interpreter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     use Mnemonic as M;
     if operation(mnemonic).is_some() {
-        return Some(|e, insn| match operation(insn.mnemonic()) {
+        return Some(|e, insn| match operation(base(insn)) {
             Some((ty, op)) => lanewise(e, insn, ty, op),
             None => only_if(false),
         });
@@ -32,6 +33,8 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Roundpd => |e, insn| round(e, insn, types::F64X2),
         M::Roundss => |e, insn| round(e, insn, types::F32),
         M::Roundsd => |e, insn| round(e, insn, types::F64),
+        M::Dpps => |e, insn| dot_product(e, insn, HostOp::Dpps),
+        M::Dppd => |e, insn| dot_product(e, insn, HostOp::Dppd),
         _ => return None,
     })
 }
@@ -83,54 +86,151 @@ fn add_subtract(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     picked(e, difference, sum, &lanes)
 }
 
-/// The condition that a predicate of CMPPS and its like stands for (SDM vol. 2, CMPPD, table 3-1).
-fn predicate(insn: &Instruction) -> FloatCC {
-    match insn.immediate8() & 7 {
-        0 => FloatCC::Equal,
-        1 => FloatCC::LessThan,
-        2 => FloatCC::LessThanOrEqual,
-        3 => FloatCC::Unordered,
-        4 => FloatCC::NotEqual,
-        5 => FloatCC::UnorderedOrGreaterThanOrEqual,
-        6 => FloatCC::UnorderedOrGreaterThan,
-        _ => FloatCC::Ordered,
+/// What a predicate of CMPPS and its like stands for (SDM vol. 2, CMPPD, table 3-1); whether it signals is not told apart.
+enum Predicate {
+    Condition(FloatCC),
+    Never,
+    Always,
+}
+
+fn predicate(insn: &Instruction) -> Predicate {
+    use Predicate::Condition;
+    match insn.immediate8() & if is_vex(insn) { 0xF } else { 7 } {
+        0 => Condition(FloatCC::Equal),
+        1 => Condition(FloatCC::LessThan),
+        2 => Condition(FloatCC::LessThanOrEqual),
+        3 => Condition(FloatCC::Unordered),
+        4 => Condition(FloatCC::NotEqual),
+        5 => Condition(FloatCC::UnorderedOrGreaterThanOrEqual),
+        6 => Condition(FloatCC::UnorderedOrGreaterThan),
+        7 => Condition(FloatCC::Ordered),
+        8 => Condition(FloatCC::UnorderedOrEqual),
+        9 => Condition(FloatCC::UnorderedOrLessThan),
+        10 => Condition(FloatCC::UnorderedOrLessThanOrEqual),
+        11 => Predicate::Never,
+        12 => Condition(FloatCC::OrderedNotEqual),
+        13 => Condition(FloatCC::GreaterThanOrEqual),
+        14 => Condition(FloatCC::GreaterThan),
+        _ => Predicate::Always,
     }
 }
 
 fn compare(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
-    let b = e.read_aligned(insn, 1, ty)?;
-    let a = e.xmm(insn.op0_register(), ty);
-    let mask = e.b.ins().fcmp(predicate(insn), a, b);
-    e.set_xmm(insn.op0_register(), mask);
+    let wide = is_wide(insn);
+    let b = e.halves(insn, last_source(insn), ty, wide)?;
+    let a = e.halves(insn, first_source(insn), ty, wide)?;
+    let mask = a.zip(b, |a, b| match predicate(insn) {
+        // Cranelift has no packed comparison for these two.
+        Predicate::Condition(FloatCC::UnorderedOrEqual) => {
+            let (unordered, equal) = (e.b.ins().fcmp(FloatCC::Unordered, a, b), e.b.ins().fcmp(FloatCC::Equal, a, b));
+            e.b.ins().bor(unordered, equal)
+        }
+        Predicate::Condition(FloatCC::OrderedNotEqual) => {
+            let (ordered, different) =
+                (e.b.ins().fcmp(FloatCC::Ordered, a, b), e.b.ins().fcmp(FloatCC::NotEqual, a, b));
+            e.b.ins().band(ordered, different)
+        }
+        Predicate::Condition(condition) => e.b.ins().fcmp(condition, a, b),
+        Predicate::Never => e.zero_vector(types::I8X16),
+        Predicate::Always => e.constant_vector(types::I8X16, [0xFF; 16]),
+    });
+    e.set_halves(insn.op0_register(), mask);
     Ok(())
 }
 
 fn compare_scalar(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     only_if(insn.op0_register().is_xmm())?;
-    let b = e.read_scalar(insn, 1, ty)?;
-    let a = e.xmm_lane(insn.op0_register(), ty, 0);
-    let holds = e.b.ins().fcmp(predicate(insn), a, b);
-    let mask = e.b.ins().bmask(ty.as_int(), holds);
+    let b = e.read_scalar(insn, last_source(insn), ty)?;
+    let a = e.xmm_lane(insn.op_register(first_source(insn)), ty, 0);
+    let mask = match predicate(insn) {
+        Predicate::Condition(condition) => {
+            let holds = e.b.ins().fcmp(condition, a, b);
+            e.b.ins().bmask(ty.as_int(), holds)
+        }
+        Predicate::Never => e.iconst(ty.as_int(), 0),
+        Predicate::Always => e.iconst(ty.as_int(), -1),
+    };
     let mask = e.reinterpret(mask, ty);
-    e.set_xmm_lane(insn.op0_register(), 0, mask);
+    e.merge_lane(insn, 0, mask);
     Ok(())
 }
 
-/// ROUNDx with a fixed mode; the mode of MXCSR has no counterpart in CLIF.
-fn round(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
-    let control = insn.immediate8();
-    only_if(control & 4 == 0)?;
-    let value = if ty.is_vector() { e.read_aligned(insn, 1, ty)? } else { e.read_scalar(insn, 1, ty)? };
-    let result = match control & 3 {
+/// The host operation for a rounding mode that CLIF does not have: MXCSR's, and those without precision exception.
+fn rounding(control: u8, single: bool) -> Option<HostOp> {
+    use HostOp as H;
+    Some(match (control & 0xF, single) {
+        (4..=7, true) => H::RoundSingles4,
+        (8, true) => H::RoundSingles8,
+        (9, true) => H::RoundSingles9,
+        (10, true) => H::RoundSingles10,
+        (11, true) => H::RoundSingles11,
+        (12..=15, true) => H::RoundSingles12,
+        (4..=7, false) => H::RoundDoubles4,
+        (8, false) => H::RoundDoubles8,
+        (9, false) => H::RoundDoubles9,
+        (10, false) => H::RoundDoubles10,
+        (11, false) => H::RoundDoubles11,
+        (12..=15, false) => H::RoundDoubles12,
+        _ => return None,
+    })
+}
+
+/// One vector or scalar, rounded as the immediate says.
+fn rounded(e: &mut Emitter<'_>, control: u8, value: Value) -> Result<Value, NotLifted> {
+    let ty = e.type_of(value);
+    if let Some(op) = rounding(control, ty.lane_type() == types::F32) {
+        if ty.is_vector() {
+            let result = e.host_op(op, &[value])?;
+            return Ok(e.reinterpret(result, ty));
+        }
+        // The other lanes are zeros, which round to themselves.
+        let vector = e.b.ins().scalar_to_vector(if ty == types::F32 { types::F32X4 } else { types::F64X2 }, value);
+        let result = e.host_op(op, &[vector])?;
+        let result = e.reinterpret(result, if ty == types::F32 { types::F32X4 } else { types::F64X2 });
+        return Ok(e.b.ins().extractlane(result, 0));
+    }
+    Ok(match control & 3 {
         0 => e.b.ins().nearest(value),
         1 => e.b.ins().floor(value),
         2 => e.b.ins().ceil(value),
         _ => e.b.ins().trunc(value),
-    };
-    if ty.is_vector() {
-        e.set_xmm(insn.op0_register(), result);
-    } else {
-        e.set_xmm_lane(insn.op0_register(), 0, result);
+    })
+}
+
+fn round(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
+    let control = insn.immediate8();
+    if !ty.is_vector() {
+        let value = e.read_scalar(insn, last_source(insn), ty)?;
+        let result = rounded(e, control, value)?;
+        e.merge_lane(insn, 0, result);
+        return Ok(());
     }
+    let value = e.halves(insn, last_source(insn), ty, is_wide(insn))?;
+    let result = value.try_map(|value| rounded(e, control, value))?;
+    e.set_halves(insn.op0_register(), result);
+    Ok(())
+}
+
+/// DPPS and DPPD: the immediate's upper half selects the products, the lower one where the sum goes. Zeros in place of the
+/// operands of a product make it the zero that counts for it.
+fn dot_product(e: &mut Emitter<'_>, insn: &Instruction, op: HostOp) -> Lifted {
+    let control = insn.immediate8();
+    let lanes = if op == HostOp::Dpps { 4 } else { 2 };
+    let mask = |from: u8| {
+        std::array::from_fn(|at| if control >> (from + at as u8 / (16 / lanes)) & 1 != 0 { 0xFF } else { 0 })
+    };
+    let wide = is_wide(insn);
+    let b = e.halves(insn, last_source(insn), types::I8X16, wide)?;
+    let a = e.halves(insn, first_source(insn), types::I8X16, wide)?;
+    let inputs = e.constant_vector(types::I8X16, mask(4));
+    let outputs = e.constant_vector(types::I8X16, mask(0));
+    let [a, b] = [a, b].map(|operand| operand.map(|half| e.b.ins().band(half, inputs)));
+    let part = |e: &mut Emitter<'_>, a: Value, b: Value| {
+        let sum = e.host_op(op, &[a, b])?;
+        Ok(e.b.ins().band(sum, outputs))
+    };
+    let low = part(e, a.low, b.low)?;
+    let high = a.high.zip(b.high).map(|(a, b)| part(e, a, b)).transpose()?;
+    e.set_halves(insn.op0_register(), crate::emit::Halves { low, high });
     Ok(())
 }

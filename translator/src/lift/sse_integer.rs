@@ -7,9 +7,9 @@ use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::sse_shuffle::{picked, shifted_bytes};
-use super::{Lifter, only_if};
+use super::{Lifter, base, first_source, last_source, only_if};
 use crate::effects::{AF, CF, OF, PF, SF, ZF};
-use crate::emit::{Emitter, Lifted};
+use crate::emit::{Emitter, Halves, Lifted, is_wide};
 
 /// `(destination, source) -> result`, vectors of the table's type.
 pub(super) type Binary = fn(&mut Emitter<'_>, Value, Value) -> Value;
@@ -18,7 +18,7 @@ pub(super) type Binary = fn(&mut Emitter<'_>, Value, Value) -> Value;
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     use Mnemonic as M;
     if operation(mnemonic).is_some() {
-        return Some(|e, insn| match operation(insn.mnemonic()) {
+        return Some(|e, insn| match operation(base(insn)) {
             Some((ty, op)) => lanewise(e, insn, ty, op),
             None => only_if(false),
         });
@@ -33,14 +33,20 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     })
 }
 
-/// `op0 = op(op0, op1)` on vectors of type `ty`; a memory operand must be aligned.
+/// `op0 = op(first source, last source)` on vectors of type `ty`. Operations with one source ignore `op`'s first operand.
 pub(super) fn lanewise(e: &mut Emitter<'_>, insn: &Instruction, ty: Type, op: Binary) -> Lifted {
-    only_if(insn.op0_register().is_xmm())?;
-    let b = e.read_aligned(insn, 1, ty)?;
-    let a = e.xmm(insn.op0_register(), ty);
-    let result = op(e, a, b);
-    e.set_xmm(insn.op0_register(), result);
+    only_if(insn.op0_register().is_xmm() || insn.op0_register().is_ymm())?;
+    let wide = is_wide(insn);
+    let b = e.halves(insn, last_source(insn), ty, wide)?;
+    let a = if is_unary_vex(insn) { b } else { e.halves(insn, first_source(insn), ty, wide)? };
+    let result = a.zip(b, |a, b| op(e, a, b));
+    e.set_halves(insn.op0_register(), result);
     Ok(())
+}
+
+/// Whether a VEX-encoded instruction has one source and a destination that it does not read.
+fn is_unary_vex(insn: &Instruction) -> bool {
+    crate::emit::is_vex(insn) && last_source(insn) == 1
 }
 
 /// A table entry for an operation that is one CLIF instruction.
@@ -179,11 +185,13 @@ fn sum_of_differences(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     let bytes = e.b.ins().bor(x, y);
     let (low, high) = (e.b.ins().uwiden_low(bytes), e.b.ins().uwiden_high(bytes));
     let words = e.b.ins().iadd_pairwise(low, high);
-    let (low, high) = (e.b.ins().uwiden_low(words), e.b.ins().uwiden_high(words));
+    // Sums of two bytes are positive as words; Cranelift knows this form as PMADDWD.
+    let (low, high) = (e.b.ins().swiden_low(words), e.b.ins().swiden_high(words));
     let sums = e.b.ins().iadd_pairwise(low, high);
     let sums = e.reinterpret(sums, types::I64X2);
     let odd = e.b.ins().ushr_imm_u(sums, 32);
     let all = e.b.ins().iadd(sums, odd);
+    // The upper doubleword holds nothing but the odd sum itself.
     let up = e.b.ins().ishl_imm_u(all, 32);
     e.b.ins().ushr_imm_u(up, 32)
 }
@@ -201,66 +209,88 @@ fn apply_sign(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
 /// Shifts by an immediate or by the low quadword of the source. CLIF reduces counts, x86 shifts everything out.
 fn shift(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     use Mnemonic as M;
-    only_if(insn.op0_register().is_xmm())?;
+    only_if(insn.op0_register().is_xmm() || insn.op0_register().is_ymm())?;
     let bits = i64::from(ty.lane_bits());
-    let arithmetic = matches!(insn.mnemonic(), M::Psraw | M::Psrad);
-    let left = matches!(insn.mnemonic(), M::Psllw | M::Pslld | M::Psllq);
-    let (count, over) = if insn.op1_kind() == OpKind::Immediate8 {
+    let arithmetic = matches!(base(insn), M::Psraw | M::Psrad);
+    let left = matches!(base(insn), M::Psllw | M::Pslld | M::Psllq);
+    let by_immediate = insn.op_kind(insn.op_count() - 1) == OpKind::Immediate8;
+    let (count, over) = if by_immediate {
         let count = i64::from(insn.immediate8());
         if count >= bits && !arithmetic {
             e.clear_xmm(insn.op0_register());
+            if insn.op0_register().is_ymm() {
+                e.clear_high(insn.op0_register());
+            }
             return Ok(());
         }
         (e.iconst(types::I32, count.min(bits - 1)), None)
     } else {
-        let source = e.read_aligned(insn, 1, types::I64X2)?;
+        let source = e.read_aligned(insn, last_source(insn), types::I64X2)?;
         let count = e.b.ins().extractlane(source, 0);
         let most = e.iconst(types::I64, bits - 1);
         let over = e.b.ins().icmp(IntCC::UnsignedGreaterThan, count, most);
         if arithmetic { (e.b.ins().select(over, most, count), None) } else { (count, Some(over)) }
     };
-    let value = e.xmm(insn.op0_register(), ty);
-    let mut result = if arithmetic {
-        e.b.ins().sshr(value, count)
-    } else if left {
-        e.b.ins().ishl(value, count)
-    } else {
-        e.b.ins().ushr(value, count)
-    };
-    if let Some(over) = over {
-        let zero = e.zero_vector(ty);
-        result = e.b.ins().select(over, zero, result);
-    }
-    e.set_xmm(insn.op0_register(), result);
+    let index = if by_immediate { last_source(insn) } else { first_source(insn) };
+    let value = e.halves(insn, index, ty, is_wide(insn))?;
+    let result = value.map(|value| {
+        let result = if arithmetic {
+            e.b.ins().sshr(value, count)
+        } else if left {
+            e.b.ins().ishl(value, count)
+        } else {
+            e.b.ins().ushr(value, count)
+        };
+        match over {
+            Some(over) => {
+                let zero = e.zero_vector(ty);
+                e.b.ins().select(over, zero, result)
+            }
+            None => result,
+        }
+    });
+    e.set_halves(insn.op0_register(), result);
     Ok(())
 }
 
 fn shift_bytes(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    only_if(insn.op0_register().is_xmm())?;
-    let value = e.xmm(insn.op0_register(), types::I8X16);
+    only_if(insn.op0_register().is_xmm() || insn.op0_register().is_ymm())?;
+    let value = e.halves(insn, last_source(insn), types::I8X16, is_wide(insn))?;
     let zero = e.zero_vector(types::I8X16);
     let count = insn.immediate8().min(16);
-    let result = if insn.mnemonic() == Mnemonic::Pslldq {
-        shifted_bytes(e, zero, value, 16 - count)
-    } else {
-        shifted_bytes(e, value, zero, count)
-    };
-    e.set_xmm(insn.op0_register(), result);
+    let left = base(insn) == Mnemonic::Pslldq;
+    let result =
+        value.map(
+            |value| {
+                if left { shifted_bytes(e, zero, value, 16 - count) } else { shifted_bytes(e, value, zero, count) }
+            },
+        );
+    e.set_halves(insn.op0_register(), result);
     Ok(())
 }
 
 /// PTEST: ZF tells that the operands have no common bit, CF that the destination has all bits of the source.
 fn test(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    let b = e.read_aligned(insn, 1, types::I64X2)?;
-    let a = e.xmm(insn.op0_register(), types::I64X2);
-    let common = e.b.ins().band(a, b);
-    let missing = e.b.ins().band_not(b, a);
-    let none = |e: &mut Emitter<'_>, bits| {
-        let any = e.b.ins().vany_true(bits);
+    let wide = is_wide(insn);
+    let b = e.halves(insn, 1, types::I64X2, wide)?;
+    let a = e.halves(insn, 0, types::I64X2, wide)?;
+    let common = a.zip(b, |a, b| e.b.ins().band(a, b));
+    let missing = a.zip(b, |a, b| e.b.ins().band_not(b, a));
+    set_test_flags(e, common, missing);
+    Ok(())
+}
+
+/// ZF tells that nothing is in `common`, CF that nothing is in `missing`.
+pub(super) fn set_test_flags(e: &mut Emitter<'_>, common: Halves, missing: Halves) {
+    let none = |e: &mut Emitter<'_>, bits: Halves| {
+        let all = match bits.high {
+            Some(high) => e.b.ins().bor(bits.low, high),
+            None => bits.low,
+        };
+        let any = e.b.ins().vany_true(all);
         e.b.ins().bxor_imm_u(any, 1)
     };
     let (zf, cf) = (none(e, common), none(e, missing));
     let zero = e.iconst(types::I8, 0);
     e.set_flag_bits(0, &[(ZF, zf), (CF, cf), (OF, zero), (SF, zero), (AF, zero), (PF, zero)]);
-    Ok(())
 }

@@ -1,10 +1,12 @@
-//! SSE and SSE2 data transfer and bitwise logic (SDM vol. 1, 10.4 and 11.4).
+//! SSE, SSE2 and AVX data transfer and bitwise logic (SDM vol. 1, 10.4, 11.4 and 14.1).
 
 use cranelift_codegen::ir::{InstBuilder, Type, types};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use super::{Lifter, only_if};
-use crate::emit::{Emitter, Lifted};
+use super::sse_integer::{Binary, lanewise};
+use super::{Lifter, last_source, only_if};
+use crate::effects::clears_by_xor;
+use crate::emit::{Emitter, Halves, Lifted, is_vex, is_wide};
 
 /// Lifters of this chapter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
@@ -19,7 +21,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Movlps | M::Movlpd => |e, insn| move_half(e, insn, 0),
         M::Movhps | M::Movhpd => |e, insn| move_half(e, insn, 1),
         M::Movhlps => |e, insn| move_between_halves(e, insn, 0, 1),
-        M::Movlhps | M::Unpcklpd | M::Punpcklqdq => |e, insn| move_between_halves(e, insn, 1, 0),
+        M::Movlhps | M::Unpcklpd | M::Punpcklqdq => low_quadwords,
         M::Xorps | M::Xorpd | M::Pxor => xor,
         M::Andps | M::Andpd | M::Pand => and,
         M::Andnps | M::Andnpd | M::Pandn => and_not,
@@ -29,27 +31,34 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
 }
 
 fn move_whole(e: &mut Emitter<'_>, insn: &Instruction, aligned: bool) -> Lifted {
+    let wide = is_wide(insn);
+    let bytes = if wide { 32 } else { 16 };
     match (insn.op0_kind(), insn.op1_kind()) {
         (OpKind::Register, OpKind::Register) => {
-            only_if(insn.op0_register().is_xmm())?;
+            only_if(insn.op0_register().is_vector_register())?;
+            if wide {
+                let high = e.high(insn.op1_register(), types::I8X16);
+                e.set_high(insn.op0_register(), high);
+            }
             e.copy_xmm(insn.op0_register(), insn.op1_register());
         }
         (OpKind::Register, OpKind::Memory) => {
-            only_if(insn.op0_register().is_xmm())?;
+            only_if(insn.op0_register().is_vector_register())?;
             if aligned {
-                e.check_aligned(insn);
-            }
-            let value = e.read_vector(insn, 1, types::I8X16)?;
-            e.set_xmm(insn.op0_register(), value);
-        }
-        _ => {
-            only_if(insn.op1_register().is_xmm())?;
-            if aligned {
-                e.check_aligned(insn);
+                e.check_aligned(insn, bytes);
             }
             let host = e.address(insn)?;
-            let value = e.xmm(insn.op1_register(), types::I8X16);
-            e.store(value, host);
+            let low = e.load(types::I8X16, host);
+            let high = wide.then(|| e.load(types::I8X16, host.plus(16)));
+            e.set_halves(insn.op0_register(), Halves { low, high });
+        }
+        _ => {
+            only_if(insn.op1_register().is_vector_register())?;
+            if aligned {
+                e.check_aligned(insn, bytes);
+            }
+            let value = e.halves(insn, 1, types::I8X16, wide)?;
+            e.store_halves(insn, value, aligned)?;
         }
     }
     Ok(())
@@ -63,7 +72,7 @@ fn move_aligned(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     move_whole(e, insn, true)
 }
 
-/// MOVSS and MOVSD: a load clears the rest, a register move keeps it.
+/// MOVSS and MOVSD: a load clears the rest, a register move takes it from the first source.
 fn move_scalar(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     match (insn.op0_kind(), insn.op1_kind()) {
         (OpKind::Register, OpKind::Memory) => {
@@ -71,8 +80,8 @@ fn move_scalar(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
             e.set_xmm_zero_above(insn.op0_register(), value);
         }
         (OpKind::Register, _) => {
-            let value = e.read_scalar(insn, 1, ty)?;
-            e.set_xmm_lane(insn.op0_register(), 0, value);
+            let value = e.read_scalar(insn, last_source(insn), ty)?;
+            e.merge_lane(insn, 0, value);
         }
         _ => {
             only_if(insn.op1_register().is_xmm())?;
@@ -105,8 +114,8 @@ fn move_integer(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
 /// MOVLPS, MOVHPS and their double forms: one half from or to memory.
 fn move_half(e: &mut Emitter<'_>, insn: &Instruction, half: u8) -> Lifted {
     if insn.op0_kind() == OpKind::Register {
-        let value = e.read_scalar(insn, 1, types::F64)?;
-        e.set_xmm_lane(insn.op0_register(), half, value);
+        let value = e.read_scalar(insn, last_source(insn), types::F64)?;
+        e.merge_lane(insn, half, value);
     } else {
         let host = e.address(insn)?;
         let value = e.xmm_lane(insn.op1_register(), types::F64, half);
@@ -115,41 +124,44 @@ fn move_half(e: &mut Emitter<'_>, insn: &Instruction, half: u8) -> Lifted {
     Ok(())
 }
 
+/// MOVHLPS: the source's upper half becomes the lower one.
 fn move_between_halves(e: &mut Emitter<'_>, insn: &Instruction, to: u8, from: u8) -> Lifted {
     only_if(insn.op0_register().is_xmm())?;
-    let value = if insn.op1_kind() == OpKind::Memory {
-        // UNPCKLPD and PUNPCKLQDQ: hardware may access all 16 bytes, which must be aligned.
-        e.check_aligned(insn);
-        let vector = e.read_vector(insn, 1, types::F64X2)?;
-        e.b.ins().extractlane(vector, from)
-    } else {
-        e.xmm_lane(insn.op1_register(), types::F64, from)
-    };
-    e.set_xmm_lane(insn.op0_register(), to, value);
+    let value = e.xmm_lane(insn.op_register(last_source(insn)), types::F64, from);
+    e.merge_lane(insn, to, value);
     Ok(())
 }
 
-fn bitwise(
-    e: &mut Emitter<'_>,
-    insn: &Instruction,
-    op: fn(
-        &mut Emitter<'_>,
-        cranelift_codegen::ir::Value,
-        cranelift_codegen::ir::Value,
-    ) -> cranelift_codegen::ir::Value,
-) -> Lifted {
-    only_if(insn.op0_register().is_xmm())?;
-    let b = e.read_aligned(insn, 1, types::I64X2)?;
-    let a = e.xmm(insn.op0_register(), types::I64X2);
-    let result = op(e, a, b);
-    e.set_xmm(insn.op0_register(), result);
+/// MOVLHPS, UNPCKLPD and PUNPCKLQDQ: the low quadwords of both sources.
+fn low_quadwords(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(insn.op0_register().is_vector_register())?;
+    let second = last_source(insn);
+    if is_wide(insn) {
+        return lanewise(e, insn, types::F64X2, |e, a, b| super::sse_shuffle::picked(e, a, b, &[0, 2]));
+    }
+    let value = if insn.op_kind(second) == OpKind::Memory {
+        // UNPCKLPD and PUNPCKLQDQ: hardware may access all 16 bytes, which must be aligned in the legacy form.
+        let vector = e.read_aligned(insn, second, types::F64X2)?;
+        e.b.ins().extractlane(vector, 0)
+    } else {
+        e.xmm_lane(insn.op_register(second), types::F64, 0)
+    };
+    e.merge_lane(insn, 1, value);
     Ok(())
+}
+
+fn bitwise(e: &mut Emitter<'_>, insn: &Instruction, op: Binary) -> Lifted {
+    lanewise(e, insn, types::I64X2, op)
 }
 
 fn xor(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    if insn.op1_kind() == OpKind::Register && insn.op0_register() == insn.op1_register() {
-        only_if(insn.op0_register().is_xmm())?;
+    let legacy = !is_vex(insn) && insn.op1_kind() == OpKind::Register && insn.op0_register() == insn.op1_register();
+    if legacy || clears_by_xor(insn) {
+        only_if(insn.op0_register().is_vector_register())?;
         e.clear_xmm(insn.op0_register());
+        if insn.op0_register().is_ymm() {
+            e.clear_high(insn.op0_register());
+        }
         return Ok(());
     }
     bitwise(e, insn, |e, a, b| e.b.ins().bxor(a, b))

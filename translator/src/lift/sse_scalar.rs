@@ -3,12 +3,13 @@
 //! Guest MXCSR is the host's while translated code runs, so rounding and masked exceptions are the hardware's.
 
 use cranelift_codegen::ir::condcodes::FloatCC;
-use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
+use cranelift_codegen::ir::{InstBuilder, Type, types};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::sse_convert::truncated_scalar;
-use super::{Lifter, only_if};
+use super::{Lifter, base, first_source, last_source, only_if};
 use crate::emit::{Emitter, Lifted};
+use crate::host_op::HostOp;
 
 /// Lifters of this chapter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
@@ -35,12 +36,12 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
 fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     use Mnemonic as M;
     only_if(insn.op0_register().is_xmm())?;
-    let b = e.read_scalar(insn, 1, ty)?;
-    let a = e.xmm_lane(insn.op0_register(), ty, 0);
+    let b = e.read_scalar(insn, last_source(insn), ty)?;
+    let a = e.xmm_lane(insn.op_register(first_source(insn)), ty, 0);
     // Additions and multiplications are commutative for Cranelift, but the first of two NaNs wins. A choice of equal
     // values would be taken for a move, which keeps denormals that MXCSR wants to be zeros.
     let a = e.opaque(a);
-    let result = match insn.mnemonic() {
+    let result = match base(insn) {
         M::Addss | M::Addsd => e.b.ins().fadd(a, b),
         M::Subss | M::Subsd => e.b.ins().fsub(a, b),
         M::Mulss | M::Mulsd => e.b.ins().fmul(a, b),
@@ -56,7 +57,7 @@ fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
             e.b.ins().select(greater, a, b)
         }
     };
-    e.set_xmm_lane(insn.op0_register(), 0, result);
+    e.merge_lane(insn, 0, result);
     Ok(())
 }
 
@@ -69,20 +70,12 @@ fn compare(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
 
 fn from_integer(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     only_if(insn.op0_register().is_xmm())?;
-    let source = e.operand_type(insn, 1)?;
-    let value = e.read(insn, 1, source)?;
+    let index = last_source(insn);
+    let source = e.operand_type(insn, index)?;
+    let value = e.read(insn, index, source)?;
     let value = e.b.ins().fcvt_from_sint(ty, value);
-    e.set_xmm_lane(insn.op0_register(), 0, value);
+    e.merge_lane(insn, 0, value);
     Ok(())
-}
-
-/// 2^63 as a value of `ty`.
-fn two_to_63(e: &mut Emitter<'_>, ty: Type) -> Value {
-    if ty == types::F32 {
-        e.b.ins().f32const(9_223_372_036_854_775_808.0)
-    } else {
-        e.b.ins().f64const(9_223_372_036_854_775_808.0)
-    }
 }
 
 /// CVTTSD2SI and CVTTSS2SI. What does not fit becomes the integer indefinite value, the most negative one.
@@ -95,26 +88,22 @@ fn truncate(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
         e.set_gpr(insn.op0_register(), result);
         return Ok(());
     }
-    // Saturation yields the indefinite value for what is too small; too large and unordered are left.
-    let limit = two_to_63(e, ty);
-    let fits = e.b.ins().fcmp(FloatCC::LessThan, value, limit);
-    let wide = e.b.ins().fcvt_to_sint_sat(types::I64, value);
-    let indefinite = e.iconst(types::I64, i64::MIN);
-    let wide = e.b.ins().select(fits, wide, indefinite);
+    let op = if ty == types::F32 { HostOp::Cvttss2si } else { HostOp::Cvttsd2si };
+    let wide = e.host_op(op, &[value])?;
     e.set_gpr(insn.op0_register(), wide);
     Ok(())
 }
 
 fn promote(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    let value = e.read_scalar(insn, 1, types::F32)?;
+    let value = e.read_scalar(insn, last_source(insn), types::F32)?;
     let value = e.b.ins().fpromote(types::F64, value);
-    e.set_xmm_lane(insn.op0_register(), 0, value);
+    e.merge_lane(insn, 0, value);
     Ok(())
 }
 
 fn demote(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    let value = e.read_scalar(insn, 1, types::F64)?;
+    let value = e.read_scalar(insn, last_source(insn), types::F64)?;
     let value = e.b.ins().fdemote(types::F32, value);
-    e.set_xmm_lane(insn.op0_register(), 0, value);
+    e.merge_lane(insn, 0, value);
     Ok(())
 }
