@@ -1,7 +1,7 @@
 //! Prints the host code that a guest program is translated to: `cargo run -p lstar_benches --example codegen PROGRAM`.
 
 use iced_x86::{Decoder, DecoderOptions};
-use lstar_guest_images::programs::{Program, programs};
+use lstar_guest_images::programs::{Program, avx_programs, programs};
 use lstar_translator::abi::Mode;
 use lstar_translator::{CodeSource, Translator, TranslatorConfig};
 
@@ -20,7 +20,8 @@ impl CodeSource for Code<'_> {
 
 fn main() {
     let name = std::env::args().nth(1).unwrap_or_else(|| "sieve".to_owned());
-    let all = programs().expect("programs");
+    let mut all = programs().expect("programs");
+    all.extend(avx_programs().expect("programs"));
     let Some(program) = all.iter().find(|program| program.name == name) else {
         eprintln!("no such program; there are: {}", all.iter().map(|p| p.name).collect::<Vec<_>>().join(", "));
         std::process::exit(2);
@@ -29,7 +30,8 @@ fn main() {
     for instruction in Decoder::with_ip(64, &program.code, program.base, DecoderOptions::NONE) {
         println!("  {:x} {instruction}", instruction.ip());
     }
-    let mut translator = Translator::new(TranslatorConfig::default()).expect("translator");
+    let config = TranslatorConfig { features: lstar_arch::CpuModel::V3.features, ..TranslatorConfig::default() };
+    let mut translator = Translator::new(config).expect("translator");
     let region = translator.translate(program.entry, Mode::User, &mut Code(program)).expect("translation");
     println!("host, {} bytes for {} instructions:", region.code.len(), region.instructions);
     let mut sites = region.sites.iter().peekable();

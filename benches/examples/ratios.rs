@@ -1,7 +1,8 @@
 //! Prints, for each guest program, the median times on the host, the translator and the interpreter, measured in turn,
 //! and their ratios: `cargo run --release -p lstar_benches --example ratios [NAME..]`.
 
-use lstar_guest_images::programs::programs;
+use lstar_arch::CpuModel;
+use lstar_guest_images::programs::{avx_programs, programs};
 use lstar_runtime::{Engine, MachineConfig};
 use lstar_tests::programs::{LoadedProgram, NativeProgram};
 
@@ -29,12 +30,14 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let (mut sum, mut count) = (0.0, 0);
     println!("{:16} {:>10} {:>10} {:>7} {:>9} {:>9}", "program", "native ms", "lstar ms", "ratio", "MIPS", "int. MIPS");
-    for program in programs().expect("programs") {
+    let all = programs().expect("programs").into_iter().chain(avx_programs().expect("programs"));
+    for program in all {
         if !wanted.is_empty() && !wanted.iter().any(|name| name == program.name) {
             continue;
         }
         let n = program.default_n;
-        let config = |engine| MachineConfig { engine, memory_limit: 1 << 30, ..MachineConfig::default() };
+        let model = CpuModel::V3;
+        let config = |engine| MachineConfig { engine, model, memory_limit: 1 << 30, ..MachineConfig::default() };
         let mut native = NativeProgram::new(&program).expect("native mapping");
         let mut translated = LoadedProgram::new(&program, config(Engine::Translator));
         let mut interpreted = LoadedProgram::new(&program, config(Engine::Interpreter));

@@ -477,3 +477,52 @@ fn every_form_agrees_with_the_host() {
         machine.statistics().fallbacks.into_iter().filter(|(name, _)| name.starts_with("VEX")).collect();
     assert!(fallbacks.is_empty(), "interpreted: {fallbacks:?}");
 }
+
+/// A 256-bit store that faults on one of two pages changes neither; one that does not changes both.
+#[test]
+fn stores_across_pages_happen_whole_or_not_at_all() {
+    const PAGE: u64 = 0x1000;
+    // vmovdqu [rsi], ymm1; vmcall; hlt
+    let code = [0xC5, 0xFE, 0x7F, 0x0E, 0x0F, 0x01, 0xC1, 0xF4];
+    for (first, second) in [
+        (Protection::RW, None),
+        (Protection::RW, Some(Protection::READ)),
+        (Protection::READ, Some(Protection::RW)),
+        (Protection::RW, Some(Protection::RW)),
+    ] {
+        let mut machine = machine(&code);
+        let memory = machine.memory();
+        let base = DATA + 16 * PAGE;
+        memory.map(base, PAGE, first).expect("first page");
+        if let Some(second) = second {
+            memory.map(base + PAGE, PAGE, second).expect("second page");
+        }
+        let mapped = if second.is_some() { 2 * PAGE } else { PAGE };
+        for distance in 1..32 {
+            let blank: Vec<u8> = (0..mapped).map(|at| at as u8 ^ 0x5A).collect();
+            machine.memory().write_unchecked(base, &blank).expect("mapped");
+            let rsi = base + PAGE - distance;
+            let mut vcpu = machine.vcpu();
+            vcpu.enter_kernel_mode(0x10, 0x18);
+            let state = vcpu.state_mut();
+            state.gpr[6] = rsi;
+            state.xmm[1] = [0x1111_1111_1111_1111; 2];
+            state.ymm_high[1] = [0x2222_2222_2222_2222; 2];
+            state.rflags = 2;
+            state.rip = CODE;
+            let exit = machine.run(&mut Stop, 1000);
+            let mut after = vec![0; mapped as usize];
+            machine.memory().read_unchecked(base, &mut after).expect("mapped");
+            let mut expected = blank;
+            if (first, second) == (Protection::RW, Some(Protection::RW)) {
+                assert_eq!(exit, VmExit::Stopped);
+                let at = (PAGE - distance) as usize;
+                expected[at..at + 16].fill(0x11);
+                expected[at + 16..at + 32].fill(0x22);
+            } else {
+                assert_ne!(exit, VmExit::Stopped, "{first:?} {second:?} {distance}");
+            }
+            assert!(after == expected, "{first:?} {second:?} {distance}");
+        }
+    }
+}

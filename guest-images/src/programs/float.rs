@@ -1,4 +1,4 @@
-//! Floating point: n-body in scalar doubles, matrix multiplication in packed doubles.
+//! Floating point: n-body in scalar doubles, matrix multiplication in packed doubles of 128 and 256 bits.
 //!
 //! The expected values repeat the operations in the same order; SSE2 arithmetic is exact to the bit.
 
@@ -211,11 +211,16 @@ pub(super) fn matrix() -> Recipe {
             }
             sum
         },
-        assemble: assemble_matrix,
+        assemble: |a| assemble_matrix(a, false),
     }
 }
 
-fn assemble_matrix(a: &mut Piece) -> Result<(), BuildError> {
+/// The same with 256-bit vectors.
+pub(super) fn matrix_256() -> Recipe {
+    Recipe { name: "matrix_256", assemble: |a| assemble_matrix(a, true), ..matrix() }
+}
+
+fn assemble_matrix(a: &mut Piece, wide: bool) -> Result<(), BuildError> {
     // RBX = rounds left, RSI = left element, RDI = product row, RDX = right row, R8 = end of right, R9 = i,
     // RCX = offset in the row, RAX = checksum.
     const SAVED: [AsmRegister64; 3] = [rbx, rsi, rdi];
@@ -246,16 +251,26 @@ fn assemble_matrix(a: &mut Piece) -> Result<(), BuildError> {
     a.jne(clear)?;
     a.lea(rdx, at(RIGHT))?;
     a.set_label(&mut factor)?;
-    a.movsd_2(xmm0, qword_ptr(rsi))?;
-    a.unpcklpd(xmm0, xmm0)?;
+    if wide {
+        a.vbroadcastsd(ymm0, qword_ptr(rsi))?;
+    } else {
+        a.movsd_2(xmm0, qword_ptr(rsi))?;
+        a.unpcklpd(xmm0, xmm0)?;
+    }
     a.xor(ecx, ecx)?;
     a.set_label(&mut columns)?;
-    for half in [0, 16] {
-        a.movupd(xmm1, xmmword_ptr(rdx + rcx + half))?;
-        a.mulpd(xmm1, xmm0)?;
-        a.movupd(xmm2, xmmword_ptr(rdi + rcx + half))?;
-        a.addpd(xmm2, xmm1)?;
-        a.movupd(xmmword_ptr(rdi + rcx + half), xmm2)?;
+    if wide {
+        a.vmulpd(ymm1, ymm0, ymmword_ptr(rdx + rcx))?;
+        a.vaddpd(ymm2, ymm1, ymmword_ptr(rdi + rcx))?;
+        a.vmovupd(ymmword_ptr(rdi + rcx), ymm2)?;
+    } else {
+        for half in [0, 16] {
+            a.movupd(xmm1, xmmword_ptr(rdx + rcx + half))?;
+            a.mulpd(xmm1, xmm0)?;
+            a.movupd(xmm2, xmmword_ptr(rdi + rcx + half))?;
+            a.addpd(xmm2, xmm1)?;
+            a.movupd(xmmword_ptr(rdi + rcx + half), xmm2)?;
+        }
     }
     a.add(rcx, 32)?;
     a.cmp(rcx, ROW)?;
@@ -280,6 +295,9 @@ fn assemble_matrix(a: &mut Piece) -> Result<(), BuildError> {
     a.dec(rbx)?;
     a.jne(round)?;
     a.set_label(&mut done)?;
+    if wide {
+        a.vzeroupper()?;
+    }
     pop_preserved(a, &SAVED)?;
     a.ret()?;
     Ok(())

@@ -10,6 +10,7 @@ mod float;
 mod hashing;
 mod memory;
 mod sorting;
+mod vector;
 
 use iced_x86::code_asm::*;
 
@@ -91,10 +92,21 @@ pub fn programs() -> Result<Vec<Program>, BuildError> {
         memory::copy(),
         float::nbody(),
         float::matrix(),
+        vector::mandelbrot(),
+        vector::integers(),
+        vector::copy_16(),
     ]
     .into_iter()
     .map(Recipe::build)
     .collect()
+}
+
+/// Programs that need a processor with AVX2.
+///
+/// # Errors
+/// If the assembler fails.
+pub fn avx_programs() -> Result<Vec<Program>, BuildError> {
+    [vector::copy_32(), float::matrix_256()].into_iter().map(Recipe::build).collect()
 }
 
 /// A loop of `n` system calls with the given number, all arguments zero; returns the sum of their results plus `n`.
