@@ -226,6 +226,8 @@ mod tests {
             instructions: 16,
             blocks: 1,
             fallbacks: Vec::new(),
+            host_operations: 0,
+            helpers: 0,
         }
     }
 

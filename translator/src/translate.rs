@@ -74,7 +74,8 @@ impl Translator {
     pub fn fingerprint(config: &TranslatorConfig) -> Result<String, TranslatorError> {
         let isa = build_isa(config)?;
         let host: String = isa.isa_flags().iter().map(|flag| format!(" {flag}")).collect();
-        Ok(format!("{} {}{host} {config:?}", isa.triple(), isa.flags()))
+        let operations = HostFeatures::detect();
+        Ok(format!("{} {}{host} {operations:?} {config:?}", isa.triple(), isa.flags()))
     }
 
     /// The settings.
