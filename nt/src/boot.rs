@@ -201,6 +201,7 @@ pub(crate) fn prepare(
         handles,
         files,
         registry,
+        watches: crate::registry::notify::Watches::default(),
         system,
         clock,
         host,

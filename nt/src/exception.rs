@@ -5,14 +5,14 @@
 //! trap returns to ntdll!KiUserExceptionDispatcher.
 
 use iced_x86::{Decoder, DecoderOptions};
-use lstar_arch::{Gpr, PageFaultCode, Privilege};
+use lstar_arch::{Gpr, PAGE_SIZE, PageFaultCode, Privilege};
 use lstar_guest_images::layout::ktrap_frame as frame;
 use lstar_runtime::{GateAction, Registers, Vcpu};
 
 use crate::context::{CONTEXT_SIZE, TrapFrame, UserContext, current_frame, flags};
 use crate::crash::LastException;
 use crate::kernel::Kernel;
-use crate::memory::FaultResolution;
+use crate::memory::{FaultResolution, PageProtection};
 use crate::service::{Call, Outcome};
 use crate::status::Status;
 use crate::system::StopReason;
@@ -131,6 +131,13 @@ impl Kernel {
             self.note_exception(&record, &user);
             return Err(Status::UNHANDLED_EXCEPTION);
         }
+        let resolution = match resolution {
+            FaultResolution::GuardPage => self.grow_current_stack(vcpu, address).unwrap_or(resolution),
+            other => other,
+        };
+        if resolution == FaultResolution::Retry {
+            return Ok(GateAction::Resume);
+        }
         let mut user = UserContext::of_frame(vcpu, vcpu.memory, frame_address)?;
         if vector == vector::DEBUG_SERVICE && self.debug_service(vcpu, &mut user) {
             user.apply(vcpu, frame_address)?;
@@ -150,6 +157,36 @@ impl Kernel {
             return Ok(self.end_with_exception(vcpu, &record, &user));
         }
         self.raise(vcpu, &record, &mut user, frame_address)
+    }
+
+    /// A guard page was touched in memory that user mode made a stack of (a fiber's): it grows like the thread's own. The
+    /// TEB says where it is.
+    fn grow_current_stack(&mut self, vcpu: &mut Vcpu<'_>, address: u64) -> Option<FaultResolution> {
+        const STACK_BASE: u64 = 0x8;
+        const STACK_LIMIT: u64 = 0x10;
+        const DEALLOCATION_STACK: u64 = 0x1478;
+        /// Pages at the low end that only the handling of an overflow may use.
+        const RESERVED_PAGES: u64 = 2;
+        let teb = self.scheduler.current()?.teb;
+        let mut field = |offset: u64| {
+            let mut bytes = [0; 8];
+            let read = self.memory.read(vcpu.memory, teb.wrapping_add(offset), &mut bytes, Privilege::User);
+            read.ok().map(|()| u64::from_le_bytes(bytes))
+        };
+        let (base, low) = (field(STACK_BASE)?, field(DEALLOCATION_STACK)?);
+        let page = address & !(PAGE_SIZE - 1);
+        if !(low..base).contains(&page) {
+            return None;
+        }
+        let (start, vad) = self.memory.vads.find_mut(page).filter(|(start, _)| *start == low)?;
+        let guard = page.wrapping_sub(PAGE_SIZE);
+        let overflow = guard < low + RESERVED_PAGES * PAGE_SIZE;
+        if !overflow {
+            let protection = PageProtection::READWRITE.with_guard();
+            vad.commit(vcpu.memory, start, guard..page, protection).ok()?;
+        }
+        self.memory.write(vcpu.memory, teb.wrapping_add(STACK_LIMIT), &page.to_le_bytes(), Privilege::User).ok()?;
+        Some(if overflow { FaultResolution::StackOverflow } else { FaultResolution::Retry })
     }
 
     /// The record of an exception that is no page fault. Breakpoints report the instruction itself.

@@ -38,6 +38,7 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::object::sync_services::SERVICES,
     crate::process::information::SERVICES,
     crate::process::services::SERVICES,
+    crate::registry::notify::SERVICES,
     crate::registry::services::SERVICES,
     crate::system_services::SERVICES,
     crate::thread::information::SERVICES,
@@ -109,6 +110,8 @@ pub struct Kernel {
     pub files: FileSystem,
     /// The registry.
     pub registry: Registry,
+    /// Who watches it.
+    pub watches: crate::registry::notify::Watches,
     /// Atoms, identifiers, NLS, armed timers.
     pub system: SystemState,
     /// Clocks.

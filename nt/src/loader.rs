@@ -174,6 +174,8 @@ pub fn map_shared_data(kernel: &mut Kernel, space: &mut AddressSpace, model: &Cp
         (0x330, kernel.process.cookie),
         // ActiveProcessorCount.
         (0x3C0, 1),
+        // ActiveGroupCount, a byte.
+        (0x3C4, 1),
     ] {
         space.write_unchecked(USER_SHARED_DATA + offset, &value.to_le_bytes())?;
     }

@@ -53,7 +53,6 @@ impl Call<'_, '_> {
             offset: 0,
             size: 0,
             protection: PageProtection::READONLY,
-            reserve_only: false,
             replace_placeholder: false,
         };
         let (address, _) = self.kernel.memory.map_data(space, &Arc::new(section), request)?;

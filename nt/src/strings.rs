@@ -29,6 +29,22 @@ impl UnicodeString {
     }
 }
 
+/// Longest name of an object in bytes.
+const MAX_NAME: u16 = 65_532;
+
+impl UnicodeString {
+    /// Reads the text as the name of an object: one of odd or excessive length is STATUS_OBJECT_NAME_INVALID.
+    fn read_name(&self, memory: &mut impl UserMemory) -> Result<Vec<u16>, Status> {
+        if self.length != 0 && self.buffer % 2 != 0 {
+            return Err(Status::DATATYPE_MISALIGNMENT);
+        }
+        if !self.length.is_multiple_of(2) || self.length > MAX_NAME {
+            return Err(Status::OBJECT_NAME_INVALID);
+        }
+        self.read_text(memory)
+    }
+}
+
 impl UserPtr<UnicodeString> {
     /// Reads the text as UTF-16 code units.
     pub fn read_utf16(self, memory: &mut impl UserMemory) -> Result<Vec<u16>, Status> {
@@ -108,7 +124,7 @@ impl UserPtr<RawObjectAttributes> {
         }
         let name = match raw.object_name {
             0 => None,
-            address => Some(UserPtr::<UnicodeString>::new(address).read_utf16(memory)?),
+            address => Some(UserPtr::<UnicodeString>::new(address).read(memory)?.read_name(memory)?),
         };
         Ok(ObjectAttributes {
             root_directory: Handle(raw.root_directory),

@@ -56,10 +56,10 @@ services! { pub SERVICES;
     NtSetDebugFilterState(component: u32, level: u32, state: bool) = set_debug_filter;
     /// Prints on the boot screen.
     NtDisplayString(text: UserPtr<crate::strings::UnicodeString>) = display_string;
-    /// Tells a licence value: there is none.
+    /// Tells a licence value.
     NtQueryLicenseValue(name: UserPtr<crate::strings::UnicodeString>, kind: UserPtr<u32>, buffer: u64, length: u32, returned: UserPtr<u32>) = query_license;
-    /// Makes a debug object: there is nobody to debug.
-    NtCreateDebugObject(out: UserPtr<Handle>, access: u32, attributes: u64, flags: u32) = refuse_debug_object;
+    /// Makes a debug object.
+    NtCreateDebugObject(out: UserPtr<Handle>, access: u32, attributes: crate::object::support::AttributesPtr, flags: u32) = create_debug_object;
     /// Starts to debug a process: refused.
     NtDebugActiveProcess(process: Handle, debug: Handle) = refuse_debugging;
     /// Ends debugging a process: none is debugged.
@@ -196,9 +196,9 @@ fn time_zone() -> Vec<u8> {
         bytes
     };
     let mut bytes = vec![0; 4];
-    bytes.extend(padded("Greenwich Standard Time", 64));
+    bytes.extend(padded("@tzres.dll,-272", 64));
     bytes.extend([0; 20]);
-    bytes.extend(padded("Greenwich Daylight Time", 64));
+    bytes.extend(padded("@tzres.dll,-271", 64));
     bytes.extend([0; 20]);
     bytes.extend(padded("Greenwich Standard Time", 256));
     bytes.resize(432, 0);
@@ -291,12 +291,24 @@ fn query_timer_resolution(
     current: UserPtr<u32>,
 ) -> Result<(), Status> {
     coarsest.write(call, CLOCK_INTERVAL)?;
-    finest.write(call, 5_000)?;
-    current.write(call, CLOCK_INTERVAL)
+    finest.write(call, FINEST_INTERVAL)?;
+    let interval = call.kernel.system.timer_resolution.unwrap_or(CLOCK_INTERVAL);
+    current.write(call, interval)
 }
 
-fn set_timer_resolution(call: &mut Call<'_, '_>, wanted: u32, set: bool, current: UserPtr<u32>) -> Result<(), Status> {
-    current.write(call, if set { wanted.clamp(5_000, CLOCK_INTERVAL) } else { CLOCK_INTERVAL })
+/// Finest clock interval that can be asked for: half a millisecond.
+const FINEST_INTERVAL: u32 = 5_000;
+
+fn set_timer_resolution(
+    call: &mut Call<'_, '_>,
+    wanted: u32,
+    set: bool,
+    current: UserPtr<u32>,
+) -> Result<Status, Status> {
+    let asked_before = call.kernel.system.timer_resolution.is_some();
+    call.kernel.system.timer_resolution = set.then(|| wanted.clamp(FINEST_INTERVAL, CLOCK_INTERVAL));
+    current.write(call, call.kernel.system.timer_resolution.unwrap_or(CLOCK_INTERVAL))?;
+    Ok(if set || asked_before { Status::SUCCESS } else { Status::TIMER_RESOLUTION_NOT_SET })
 }
 
 /// Its result is no status but the count.
@@ -367,9 +379,21 @@ fn query_atom(
     }
     let atom = call.kernel.system.atoms.get(atom as u16)?;
     let name = utf16_bytes(&atom.name);
-    let head = [atom.references.min(0xFFFF) as u16, 0, name.len() as u16].map(u16::to_le_bytes).concat();
-    let answer = Answer::fixed([&head, &name[..], &[0, 0]].concat());
-    call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
+    /// ATOM_BASIC_INFORMATION, with room for one unit of the name.
+    const FIXED: usize = 8;
+    let Some(room) = (length as usize).checked_sub(FIXED) else { return Err(Status::INFO_LENGTH_MISMATCH) };
+    // A name is cut to what has room behind the structure; without any room its length is told.
+    let told = &name[..name.len().min(room & !1)];
+    let length = if told.is_empty() { name.len() } else { told.len() };
+    let head = [atom.references.min(0xFFFF) as u16, 0, length as u16].map(u16::to_le_bytes).concat();
+    returned.write_optional(call, (FIXED + name.len()) as u32)?;
+    if told.is_empty() {
+        call.write_user(buffer, &head)?;
+        return Err(Status::BUFFER_TOO_SMALL);
+    }
+    // The unit in the structure leaves room for a terminator.
+    call.write_user(buffer, &[&head, told, &[0, 0]].concat())?;
+    Ok(Status::SUCCESS)
 }
 
 fn allocate_luid(call: &mut Call<'_, '_>, luid: UserPtr<u64>) -> Result<(), Status> {
@@ -429,26 +453,53 @@ fn display_string(call: &mut Call<'_, '_>, text: UserPtr<crate::strings::Unicode
     text.read_text(call).map(|_| ())
 }
 
+/// Licence values that programs ask for: name, REG_* type, data. The first limits the languages of the user interface
+/// to none, the second allows any number of them.
+const LICENSES: [(&str, u32, &[u8]); 2] = [
+    ("Kernel-MUI-Language-Allowed", crate::registry::value_type::SZ, b"E\0M\0P\0T\0Y\0\0\0"),
+    ("Kernel-MUI-Number-Allowed", crate::registry::value_type::DWORD, &[0xE8, 3, 0, 0]),
+];
+
 fn query_license(
     call: &mut Call<'_, '_>,
     name: UserPtr<crate::strings::UnicodeString>,
-    _kind: UserPtr<u32>,
-    _buffer: u64,
-    _length: u32,
-    _returned: UserPtr<u32>,
+    kind: UserPtr<u32>,
+    buffer: u64,
+    length: u32,
+    returned: UserPtr<u32>,
 ) -> Result<(), Status> {
-    name.read_text(call)?;
-    Err(Status::OBJECT_NAME_NOT_FOUND)
+    if name.is_null() || returned.is_null() {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let raw = name.read(call)?;
+    if raw.buffer == 0 || raw.length == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let text = name.read_text(call)?;
+    let wanted = LICENSES.iter().find(|(name, ..)| name.eq_ignore_ascii_case(&text));
+    let &(_, value_type, data) = wanted.ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+    kind.write_optional(call, value_type)?;
+    returned.write(call, data.len() as u32)?;
+    if (length as usize) < data.len() {
+        return Err(Status::BUFFER_TOO_SMALL);
+    }
+    call.write_user(buffer, data)
 }
 
-fn refuse_debug_object(
-    _call: &mut Call<'_, '_>,
-    _out: UserPtr<Handle>,
-    _access: u32,
-    _attributes: u64,
-    _flags: u32,
-) -> Status {
-    Status::NOT_SUPPORTED
+fn create_debug_object(
+    call: &mut Call<'_, '_>,
+    out: UserPtr<Handle>,
+    access: u32,
+    attributes: crate::object::support::AttributesPtr,
+    flags: u32,
+) -> Result<Status, Status> {
+    /// DEBUG_KILL_ON_CLOSE.
+    const KILL_ON_CLOSE: u32 = 1;
+    out.write(call, Handle::NULL)?;
+    if flags & !KILL_ON_CLOSE != 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    call.create_object(out, access, attributes, crate::object::Body::DebugObject)
 }
 
 fn refuse_debugging(_call: &mut Call<'_, '_>, _process: Handle, _debug: Handle) -> Status {

@@ -114,6 +114,8 @@ pub struct SystemState {
     pub next_luid: u64,
     /// Timers that are set.
     pub armed_timers: Vec<ObjectId>,
+    /// Clock interval that somebody asked for.
+    pub timer_resolution: Option<u32>,
     /// Session of the process.
     pub session: u32,
     /// UniqueProcessId of the process.
@@ -133,6 +135,7 @@ impl SystemState {
             system_locale: DEFAULT_LOCALE,
             next_luid: 0x1000,
             armed_timers: Vec::new(),
+            timer_resolution: None,
             session: 1,
             process,
         }

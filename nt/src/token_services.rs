@@ -56,6 +56,7 @@ fn open_process_token_ex(
     attributes: u32,
     out: UserPtr<Handle>,
 ) -> Result<(), Status> {
+    out.write(call, Handle::NULL)?;
     call.object(process, Some(ObjectType::Process), 0)?;
     let object = call.kernel.primary_token();
     let handle = call.kernel.objects.open(&mut call.kernel.handles, object, access, attributes)?;
@@ -67,8 +68,9 @@ fn open_thread_token(
     thread: Handle,
     _access: u32,
     _as_self: bool,
-    _out: UserPtr<Handle>,
+    out: UserPtr<Handle>,
 ) -> Result<(), Status> {
+    out.write(call, Handle::NULL)?;
     call.object(thread, Some(ObjectType::Thread), 0)?;
     Err(Status::NO_TOKEN)
 }
@@ -281,6 +283,7 @@ fn duplicate_token(
     kind: u32,
     out: UserPtr<Handle>,
 ) -> Result<(), Status> {
+    out.write(call, Handle::NULL)?;
     let kind = match kind {
         1 => TokenType::Primary,
         2 => TokenType::Impersonation,

@@ -13,12 +13,12 @@ pub fn fold(name: &str) -> String {
     name.chars().map(fold_char).collect()
 }
 
-/// Upper case of one character.
+/// Upper case of one character. NT's tables know no pairs of surrogates, and nothing that changes the length.
 #[must_use]
 pub fn fold_char(character: char) -> char {
     let mut upper = character.to_uppercase();
     match (upper.next(), upper.next()) {
-        (Some(single), None) => single,
+        (Some(single), None) if u32::from(character) < 0x1_0000 && u32::from(single) < 0x1_0000 => single,
         _ => character,
     }
 }

@@ -104,6 +104,7 @@ impl MemoryManager {
     /// Decides what a fault at a user address means, and does what is needed for a retry.
     pub fn resolve_fault(&mut self, space: &mut AddressSpace, address: u64, code: PageFaultCode) -> FaultResolution {
         let page = address & !(PAGE_SIZE - 1);
+        self.adopt_commits(space, address);
         let Some((start, vad)) = self.vads.find_mut(address) else { return FaultResolution::AccessViolation };
         if let Backing::Stack { teb } = vad.backing {
             let teb_limit = teb.wrapping_add(TEB_STACK_LIMIT);
@@ -121,6 +122,9 @@ impl MemoryManager {
                 }
             }
             Some(protection) => {
+                if code.contains(PageFaultCode::WRITE) && vad.resolve_write(space, page) == Ok(true) {
+                    return FaultResolution::Retry;
+                }
                 // The rights may have been raised since the access faulted.
                 let access = protection.access();
                 let needed = if code.contains(PageFaultCode::WRITE) {
@@ -138,6 +142,22 @@ impl MemoryManager {
                 }
             }
             None => FaultResolution::AccessViolation,
+        }
+    }
+
+    /// Pages of a SEC_RESERVE section are committed for all its views at once: gives the view at `address` those that
+    /// were committed through another one.
+    pub fn adopt_commits(&mut self, space: &mut AddressSpace, address: u64) {
+        let Some((start, vad)) = self.vads.find_mut(address) else { return };
+        let Backing::View { section, offset, .. } = &vad.backing else { return };
+        let offset = *offset;
+        for part in section.committed_within(offset..offset + (vad.end - start)) {
+            let range = start + (part.start - offset)..start + (part.end - offset);
+            let missing: Vec<std::ops::Range<u64>> = vad.pages.gaps(&range).collect();
+            for gap in missing {
+                // Without memory for it the page stays absent, and an access to it faults.
+                let _ = vad.commit(space, start, gap, vad.protection);
+            }
         }
     }
 

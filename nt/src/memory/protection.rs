@@ -52,6 +52,12 @@ impl PageProtection {
         self.0 & GUARD != 0
     }
 
+    /// No section can be created with it.
+    #[must_use]
+    pub const fn is_noaccess_or_guard(self) -> bool {
+        self.0 & (Self::NOACCESS.0 | GUARD) != 0
+    }
+
     /// With PAGE_GUARD.
     #[must_use]
     pub const fn with_guard(self) -> Self {
@@ -70,7 +76,8 @@ impl PageProtection {
         self.0 & (Self::WRITECOPY.0 | Self::EXECUTE_WRITECOPY.0) != 0
     }
 
-    /// The hardware's rights. A guard page has none, so that the first access faults.
+    /// The hardware's rights. A guard page has none, so that the first access faults; a copy-on-write page cannot be
+    /// written, so that the first write faults.
     #[must_use]
     pub fn access(self) -> Protection {
         if self.is_guard() {
@@ -78,19 +85,50 @@ impl PageProtection {
         }
         match Self(self.0 & 0xFF) {
             Self::NOACCESS => Protection::empty(),
-            Self::READONLY => Protection::READ,
-            Self::READWRITE | Self::WRITECOPY => Protection::RW,
-            Self::EXECUTE | Self::EXECUTE_READ => Protection::RX,
-            _ => Protection::RWX,
+            Self::READONLY | Self::WRITECOPY => Protection::READ,
+            Self::READWRITE => Protection::RW,
+            Self::EXECUTE_READWRITE => Protection::RWX,
+            _ => Protection::RX,
         }
     }
 
-    /// Whether a view may have this protection of a section created with `section`'s: it must not grant more, except
+    /// Whether pages of something with protection `granted` may have this protection: it must not grant more, except
     /// that a copy may always be written.
     #[must_use]
-    pub fn is_compatible_with(self, section: Self) -> bool {
-        let wanted = if self.is_copy() { self.access() - Protection::WRITE } else { self.access() };
-        section.without_guard().access().contains(wanted)
+    pub fn is_compatible_with(self, granted: Self) -> bool {
+        // EXECUTE alone does not grant reading.
+        let rights = |protection: Self| {
+            let access = Self(protection.0 & 0xFF).access();
+            if protection.0 & 0xFF == Self::EXECUTE.0 { access - Protection::READ } else { access }
+        };
+        rights(granted).contains(rights(self))
+    }
+
+    /// What remains after the first write to a copy-on-write page: the copy's protection.
+    #[must_use]
+    pub const fn written(self) -> Self {
+        match self.0 & 0xFF {
+            0x8 => Self(self.0 & !0xFF | Self::READWRITE.0),
+            0x80 => Self(self.0 & !0xFF | Self::EXECUTE_READWRITE.0),
+            _ => self,
+        }
+    }
+
+    /// Write rights become copy-on-write: what asking for them means on pages of an image that are still shared.
+    #[must_use]
+    pub const fn copying(self) -> Self {
+        match self.0 & 0xFF {
+            0x4 => Self(self.0 & !0xFF | Self::WRITECOPY.0),
+            0x40 => Self(self.0 & !0xFF | Self::EXECUTE_WRITECOPY.0),
+            _ => self,
+        }
+    }
+
+    /// With the caching of the allocation, which no later change of protection can alter.
+    #[must_use]
+    pub const fn with_caching_of(self, allocation: Self) -> Self {
+        let caching = NOCACHE | WRITECOMBINE;
+        if self.0 & 0xFF == Self::NOACCESS.0 { self } else { Self(self.0 & !caching | allocation.0 & caching) }
     }
 
     /// Protection of a section of an image, from its read, write and execute flags. Images are private copies.

@@ -1,11 +1,13 @@
 //! Section objects: what a view shows.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lstar_arch::PAGE_SIZE;
 use lstar_runtime::{AddressSpace, Frames, Protection};
+use rangemap::RangeSet;
 
 use super::image::{ImageError, ImageHeaders};
 use super::protection::PageProtection;
@@ -62,6 +64,8 @@ pub struct Section {
     pub file: Option<SectionFile>,
     /// What it holds.
     pub contents: Contents,
+    /// SEC_RESERVE: offsets of the pages that were committed through any view.
+    committed: Mutex<RangeSet<u64>>,
 }
 
 /// Where frames are mapped for a moment to fill or flush them: kernel address space that nothing else uses.
@@ -81,6 +85,7 @@ impl Section {
             size: u64::from(headers.size),
             file: Some(file),
             contents: Contents::Image(Box::new(headers)),
+            committed: Mutex::default(),
         })
     }
 
@@ -95,7 +100,9 @@ impl Section {
             return Err(Status::INVALID_PARAMETER_4);
         }
         let frames = space.allocate_frames(size).map_err(|_| Status::COMMITMENT_LIMIT)?;
-        Ok(Self { protection, attributes, size: frames.size(), file: None, contents: Contents::Data(frames) })
+        let size = frames.size();
+        let contents = Contents::Data(frames);
+        Ok(Self { protection, attributes, size, file: None, contents, committed: Mutex::default() })
     }
 
     /// A section of a data file; `size` 0 takes the file's. A section larger than the file extends it when it may be
@@ -123,8 +130,33 @@ impl Section {
         let filled = copy_file(space, &file.file, 0, size, SCRATCH);
         space.unmap(SCRATCH, frames.size())?;
         filled?;
-        let attributes = attributes | attributes::FILE;
-        Ok(Self { protection, attributes, size, file: Some(file), contents: Contents::Data(frames) })
+        // Pages of a file are there: nothing is to be committed.
+        let attributes = attributes & !(attributes::COMMIT | attributes::RESERVE) | attributes::FILE;
+        let contents = Contents::Data(frames);
+        Ok(Self { protection, attributes, size, file: Some(file), contents, committed: Mutex::default() })
+    }
+
+    /// Whether pages have to be committed before they can be used.
+    #[must_use]
+    pub const fn is_reserved(&self) -> bool {
+        self.attributes & attributes::RESERVE != 0 && self.file.is_none()
+    }
+
+    /// Notes that the pages at these offsets were committed.
+    pub fn commit(&self, offsets: Range<u64>) {
+        // A panic elsewhere leaves the set as it was: it is one insertion.
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner).insert(offsets);
+    }
+
+    /// Offsets of committed pages of a SEC_RESERVE section within a range.
+    #[must_use]
+    pub fn committed_within(&self, offsets: Range<u64>) -> Vec<Range<u64>> {
+        if !self.is_reserved() {
+            return Vec::new();
+        }
+        let committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let clip = |part: &Range<u64>| part.start.max(offsets.start)..part.end.min(offsets.end);
+        committed.overlapping(&offsets).map(clip).collect()
     }
 
     /// Headers, when it is an image.

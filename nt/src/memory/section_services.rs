@@ -42,7 +42,6 @@ crate::services! {
 }
 
 const SECTION_QUERY: u32 = 1;
-const MEM_RESERVE: u32 = 0x2000;
 const MEM_REPLACE_PLACEHOLDER: u32 = 0x4000;
 const MEM_TOP_DOWN: u32 = 0x10_0000;
 const MEM_PRESERVE_PLACEHOLDER: u32 = 2;
@@ -59,9 +58,9 @@ impl Call<'_, '_> {
     }
 
     /// The host file behind a file handle, opened once more for a section.
-    fn section_file(&self, handle: Handle) -> Result<SectionFile, Status> {
+    fn section_file(&self, handle: Handle, access: u32) -> Result<SectionFile, Status> {
         let kernel = &self.kernel;
-        let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::File), 0)?;
+        let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::File), access)?;
         let Body::File(file) = kernel.objects.body(object)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
         file_of(file)
     }
@@ -117,16 +116,19 @@ fn nt_create_section(
         return Err(Status::PRIVILEGE_NOT_HELD);
     }
     handle.write(call, Handle::NULL)?;
+    if allocation_attributes & sec::IMAGE == 0 && protection.is_noaccess_or_guard() {
+        return Err(Status::INVALID_PAGE_PROTECTION);
+    }
     let section = match (allocation_attributes & sec::IMAGE != 0, file.is_null()) {
         (true, true) => return Err(Status::INVALID_FILE_FOR_SECTION),
         (true, false) => {
-            let file = call.section_file(file)?;
-            let attributes = allocation_attributes | sec::FILE;
+            let file = call.section_file(file, 0)?;
+            let attributes = allocation_attributes & !sec::COMMIT | sec::FILE;
             Section::of_image(file, attributes)?
         }
         (false, true) => Section::of_memory(call.vcpu.memory, size, protection, allocation_attributes)?,
         (false, false) => {
-            let file = call.section_file(file)?;
+            let file = call.section_file(file, file_access(protection))?;
             Section::of_file(call.vcpu.memory, file, size, protection, allocation_attributes)?
         }
     };
@@ -194,6 +196,31 @@ fn nt_map_view_of_section_ex(
     map_view(call, section, process, base, offset, view_size, placement, allocation_type, protect)
 }
 
+/// SECTION_MAP_* rights that a view with a protection needs.
+fn view_access(protection: PageProtection) -> u32 {
+    const MAP_WRITE: u32 = 2;
+    const MAP_READ: u32 = 4;
+    const MAP_EXECUTE: u32 = 8;
+    match protection.raw() & 0xFF {
+        0x04 => MAP_WRITE,
+        0x10 => MAP_EXECUTE,
+        0x20 | 0x80 => MAP_EXECUTE | MAP_READ,
+        0x40 => MAP_EXECUTE | MAP_WRITE,
+        _ => MAP_READ,
+    }
+}
+
+/// FILE_* rights that a section of a file with a protection needs. The right to execute is not asked for: loaders open
+/// programs for reading only.
+fn file_access(protection: PageProtection) -> u32 {
+    const READ_DATA: u32 = 1;
+    const WRITE_DATA: u32 = 2;
+    match protection.raw() & 0xFF {
+        0x04 | 0x40 => READ_DATA | WRITE_DATA,
+        _ => READ_DATA,
+    }
+}
+
 #[expect(clippy::too_many_arguments, reason = "what two services have in common")]
 fn map_view(
     call: &mut Call<'_, '_>,
@@ -208,7 +235,7 @@ fn map_view(
 ) -> Result<Status, Status> {
     call.kernel.require_current_process(process)?;
     let protection = PageProtection::from_raw(protect)?;
-    let section = call.section(section, 0)?;
+    let section = call.section(section, view_access(protection))?;
     let wanted = Some(base.read(call)?).filter(|&base| base != 0);
     let size = view_size.read(call)?;
     let start = offset.read_optional(call)?.unwrap_or(0);
@@ -225,15 +252,7 @@ fn map_view(
         if !protection.is_compatible_with(section.protection) {
             return Err(Status::SECTION_PROTECTION);
         }
-        let request = ViewRequest {
-            base: wanted,
-            placement,
-            offset: start,
-            size,
-            protection,
-            reserve_only: section.attributes & sec::RESERVE != 0 && allocation_type & MEM_RESERVE != 0,
-            replace_placeholder,
-        };
+        let request = ViewRequest { base: wanted, placement, offset: start, size, protection, replace_placeholder };
         let (address, mapped) = memory.map_data(call.vcpu.memory, &section, request)?;
         (address, mapped, Status::SUCCESS)
     };
@@ -279,8 +298,13 @@ fn nt_query_section(
 ) -> Result<Status, Status> {
     const BASIC: u32 = 0;
     const IMAGE: u32 = 1;
+    /// SECTION_IMAGE_INFORMATION.
+    const IMAGE_SIZE: u64 = 0x40;
     let section = call.section(section, SECTION_QUERY)?;
     let output = UserBuffer::new(buffer.address(), length);
+    if class == IMAGE && length < IMAGE_SIZE {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
     let written = match class {
         BASIC => {
             let (attributes, maximum_size) = (section.attributes, section.size);
@@ -312,10 +336,18 @@ fn nt_extend_section(call: &mut Call<'_, '_>, section: Handle, size: UserPtr<u64
 
 fn nt_are_mapped_files_the_same(call: &mut Call<'_, '_>, first: u64, second: u64) -> Result<Status, Status> {
     let memory = &call.kernel.memory;
-    let name = |address| -> Result<&str, Status> {
-        let (_, section) = memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
-        let file = section.file.as_ref().ok_or(Status::CONFLICTING_ADDRESSES)?;
-        Ok(&file.name)
+    let view = |address| {
+        if memory.vads.find(address).is_none() {
+            return Err(Status::INVALID_ADDRESS);
+        }
+        memory.section_at(address).ok_or(Status::CONFLICTING_ADDRESSES)
     };
-    if name(first)?.eq_ignore_ascii_case(name(second)?) { Ok(Status::SUCCESS) } else { Err(Status::NOT_SAME_DEVICE) }
+    let ((first_start, first), (second_start, second)) = (view(first)?, view(second)?);
+    if first_start == second_start {
+        return Ok(Status::SUCCESS);
+    }
+    // Views of data are never "the same"; an image is the same as any view of its file.
+    let name = |section: &Section| section.file.as_ref().map(|file| file.name.to_lowercase());
+    let same = first.image().is_some() && name(first).is_some() && name(first) == name(second);
+    if same { Ok(Status::SUCCESS) } else { Err(Status::NOT_SAME_DEVICE) }
 }

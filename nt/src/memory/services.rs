@@ -33,6 +33,12 @@ crate::services! {
     NtLockVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, map_type: u32) = nt_lock_virtual_memory;
     /// Undoes NtLockVirtualMemory.
     NtUnlockVirtualMemory(process: Handle, base: UserPtr<u64>, size: UserPtr<u64>, map_type: u32) = nt_lock_virtual_memory;
+    /// Tells which pages of MEM_WRITE_WATCH memory were written.
+    NtGetWriteWatch(process: Handle, flags: u32, base: u64, size: u64, addresses: UserPtr<u64>, count: UserPtr<u64>, granularity: UserPtr<u32>) = nt_get_write_watch;
+    /// Forgets which pages of MEM_WRITE_WATCH memory were written.
+    NtResetWriteWatch(process: Handle, base: u64, size: u64) = nt_reset_write_watch;
+    /// Advice about ranges of memory: prefetching them changes nothing that can be observed.
+    NtSetInformationVirtualMemory(process: Handle, class: u32, count: u64, ranges: UserPtr<[u64; 2]>, information: UserPtr<u32>, length: u32) = nt_set_information_virtual_memory;
     /// Makes changed code visible. Stores to code are always noticed, so that nothing remains to be done.
     NtFlushInstructionCache(process: Handle, address: u64, size: u64) = nt_flush_instruction_cache;
     /// Orders the stores of all processors.
@@ -89,10 +95,17 @@ pub(super) fn read_placement(
     fixed_base: bool,
 ) -> Result<Placement, Status> {
     let mut placement = Placement::default();
+    let mut seen = 0u32;
     if count > MAX_EXTENDED_PARAMETERS || count > 0 && parameters.is_null() {
         return Err(Status::INVALID_PARAMETER);
     }
     for parameter in parameters.read_array(call, u64::from(count))? {
+        // Each kind once.
+        let kind = 1u32.checked_shl((parameter.kind & 0xFF) as u32).unwrap_or(0);
+        if seen & kind != 0 {
+            return Err(Status::INVALID_PARAMETER);
+        }
+        seen |= kind;
         match parameter.kind & 0xFF {
             PARAMETER_ADDRESS_REQUIREMENTS => {
                 let wanted = UserPtr::<AddressRequirements>::new(parameter.value).read(call)?;
@@ -120,7 +133,7 @@ pub(super) fn read_placement(
 }
 
 /// ZeroBits: up to 21 a count of zero high bits below bit 32, above 32 a mask of usable bits.
-pub(super) fn placement_of_zero_bits(zero_bits: u64) -> Result<Placement, Status> {
+pub fn placement_of_zero_bits(zero_bits: u64) -> Result<Placement, Status> {
     let high = match zero_bits {
         0 => HIGHEST_USER_ADDRESS,
         1..=21 => (1 << (32 - zero_bits)) - 1,
@@ -141,7 +154,7 @@ fn nt_allocate_virtual_memory(
 ) -> Result<Status, Status> {
     let placement = placement_of_zero_bits(zero_bits)?;
     if allocation_type & (MEM_RESERVE_PLACEHOLDER | MEM_REPLACE_PLACEHOLDER) != 0 {
-        return Err(Status::INVALID_PARAMETER_5);
+        return Err(Status::INVALID_PARAMETER);
     }
     allocate(call, process, base, size, placement, allocation_type, protect)
 }
@@ -191,9 +204,6 @@ fn allocate(
         return Err(Status::PRIVILEGE_NOT_HELD);
     }
     let protection = PageProtection::from_raw(protect)?;
-    if protection.is_copy() {
-        return Err(Status::INVALID_PAGE_PROTECTION);
-    }
     let (address, length) = (base.read(call)?, size.read(call)?);
     if length == 0 {
         return Err(Status::INVALID_PARAMETER_4);
@@ -229,15 +239,34 @@ fn allocate(
         if replace {
             memory.take_placeholder(space, &range)?;
         }
+        if protection.is_copy() {
+            return Err(Status::INVALID_PAGE_PROTECTION);
+        }
         let backing = if placeholder { Backing::Placeholder } else { Backing::Private };
         memory.vads.insert(range.clone(), backing, protection)?;
+        if allocation_type & MEM_WRITE_WATCH != 0
+            && let Some((_, vad)) = memory.vads.find_mut(range.start)
+        {
+            vad.written = Some(rangemap::RangeSet::new());
+        }
         (range.start, range)
     } else {
         let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
         let (start, vad) = memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
-        match vad.backing {
-            Backing::Private | Backing::Stack { .. } | Backing::View { .. } => {}
-            Backing::Image(_) | Backing::CopiedView(_) => return Err(Status::ALREADY_COMMITTED),
+        match &vad.backing {
+            Backing::Private | Backing::Stack { .. } if protection.is_copy() => {
+                return Err(Status::INVALID_PAGE_PROTECTION);
+            }
+            Backing::Private | Backing::Stack { .. } => {}
+            Backing::View { section, .. } if section.file.is_some() => return Err(Status::ALREADY_COMMITTED),
+            Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
+                return Err(Status::SECTION_PROTECTION);
+            }
+            Backing::View { section, offset, .. } if allocation_type & MEM_COMMIT != 0 => {
+                section.commit(offset + (range.start - start)..offset + (range.end - start));
+            }
+            Backing::View { .. } => {}
+            Backing::Image(_) => return Err(Status::ALREADY_COMMITTED),
             Backing::Placeholder => return Err(Status::CONFLICTING_ADDRESSES),
         }
         (start, range)
@@ -297,7 +326,9 @@ fn nt_free_virtual_memory(
         _ => return Err(Status::INVALID_PARAMETER_4),
     }
     base.write(call, range.start)?;
-    size.write(call, range.end - range.start)?;
+    // Decommitting "all" tells no size.
+    let told = if length == 0 && free_type == MEM_DECOMMIT { 0 } else { range.end - range.start };
+    size.write(call, told)?;
     Ok(Status::SUCCESS)
 }
 
@@ -319,17 +350,16 @@ fn nt_protect_virtual_memory(
         return Err(Status::INVALID_PARAMETER_3);
     }
     let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
+    call.kernel.memory.adopt_commits(call.vcpu.memory, range.start);
     let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
-    let protection = match &vad.backing {
-        // Image pages are copies in any case: both words mean the same, and both are accepted.
-        Backing::Image(_) | Backing::CopiedView(_) => protection,
-        Backing::View { section, .. } if !protection.is_compatible_with(section.protection) => {
+    match &vad.backing {
+        Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
             return Err(Status::SECTION_PROTECTION);
         }
-        Backing::View { .. } => protection,
+        Backing::View { .. } | Backing::Image(_) => {}
         _ if protection.is_copy() => return Err(Status::INVALID_PAGE_PROTECTION),
-        _ => protection,
-    };
+        _ => {}
+    }
     let old = vad.protect(call.vcpu.memory, range.clone(), protection)?;
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;
@@ -380,6 +410,7 @@ fn nt_query_virtual_memory(
     let output = UserBuffer::new(buffer.address(), length);
     let written = match class {
         class::BASIC => {
+            call.kernel.memory.adopt_commits(call.vcpu.memory, address);
             let information = call.kernel.memory.query_basic(address)?;
             u64::from(output.write_struct(call, &information)?)
         }
@@ -411,19 +442,23 @@ fn nt_query_virtual_memory(
             let memory = &call.kernel.memory;
             let (start, vad) = memory.vads.find(address).ok_or(Status::INVALID_ADDRESS)?;
             let commit_size = vad.pages.iter().map(|(range, _)| range.end - range.start).sum();
-            let region_type = match vad.backing {
-                Backing::Image(_) => 1 << 2,
-                Backing::View { .. } | Backing::CopiedView(_) => 1 << 1,
-                _ => 1 << 0,
-            };
             let information = RegionInformation {
                 allocation_base: start,
                 allocation_protect: vad.protection.raw(),
-                region_type,
+                // The flags say how a view was made beyond the ordinary; none is.
+                region_type: 0,
                 region_size: vad.end - start,
                 commit_size,
             };
-            u64::from(output.write_struct(call, &information)?)
+            // Older callers know the structure without its last fields.
+            const SHORTEST: u64 = 0x18;
+            if length < SHORTEST {
+                return Err(Status::INFO_LENGTH_MISMATCH);
+            }
+            let bytes = information.to_vec();
+            let told = bytes.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            output.write(call, &bytes[..told])?;
+            told as u64
         }
         class::IMAGE => {
             let memory = &call.kernel.memory;
@@ -545,6 +580,101 @@ fn nt_lock_virtual_memory(
     }
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;
+    Ok(Status::SUCCESS)
+}
+
+/// WRITE_WATCH_FLAG_RESET.
+const WRITE_WATCH_RESET: u32 = 1;
+
+#[expect(clippy::too_many_arguments, reason = "the service has as many")]
+fn nt_get_write_watch(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    flags: u32,
+    base: u64,
+    size: u64,
+    addresses: UserPtr<u64>,
+    count: UserPtr<u64>,
+    granularity: UserPtr<u32>,
+) -> Result<Status, Status> {
+    let room = count.read(call)?;
+    granularity.read(call)?;
+    if flags & !WRITE_WATCH_RESET != 0 || room == 0 || size == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    call.kernel.require_current_process(process)?;
+    let range = page_range(base, size).ok_or(Status::INVALID_PARAMETER)?;
+    let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::INVALID_PARAMETER)?;
+    let written = vad.written.as_ref().ok_or(Status::INVALID_PARAMETER)?;
+    let pages: Vec<u64> = written
+        .overlapping(&range)
+        .flat_map(|part| (part.start.max(range.start)..part.end.min(range.end)).step_by(PAGE_SIZE as usize))
+        .take(usize::try_from(room).unwrap_or(usize::MAX))
+        .collect();
+    for (index, &page) in pages.iter().enumerate() {
+        addresses.element(index as u64).write(call, page)?;
+    }
+    count.write(call, pages.len() as u64)?;
+    granularity.write(call, PAGE_SIZE as u32)?;
+    if flags & WRITE_WATCH_RESET != 0
+        && let Some(&last) = pages.last()
+    {
+        // Only what was told is forgotten.
+        let told = range.start..if (pages.len() as u64) < room { range.end } else { last + PAGE_SIZE };
+        if let Some((_, vad)) = call.kernel.memory.vads.find_mut(range.start) {
+            vad.reset_written(call.vcpu.memory, &told)?;
+        }
+    }
+    Ok(Status::SUCCESS)
+}
+
+fn nt_reset_write_watch(call: &mut Call<'_, '_>, process: Handle, base: u64, size: u64) -> Result<Status, Status> {
+    if size == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    call.kernel.require_current_process(process)?;
+    let range = page_range(base, size).ok_or(Status::INVALID_PARAMETER)?;
+    let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::INVALID_PARAMETER)?;
+    if vad.written.is_none() {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    vad.reset_written(call.vcpu.memory, &range)?;
+    Ok(Status::SUCCESS)
+}
+
+fn nt_set_information_virtual_memory(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    class: u32,
+    count: u64,
+    ranges: UserPtr<[u64; 2]>,
+    information: UserPtr<u32>,
+    length: u32,
+) -> Result<Status, Status> {
+    /// VmPrefetchInformation.
+    const PREFETCH: u32 = 0;
+    /// Ranges that one call may name.
+    const MAX_RANGES: u64 = 1 << 16;
+    if class != PREFETCH {
+        return Err(Status::INVALID_PARAMETER_2);
+    }
+    if information.is_null() {
+        return Err(Status::INVALID_PARAMETER_5);
+    }
+    if length != 4 {
+        return Err(Status::INVALID_PARAMETER_6);
+    }
+    if count == 0 || count > MAX_RANGES {
+        return Err(Status::INVALID_PARAMETER_3);
+    }
+    if information.read(call)? != 0 {
+        return Err(Status::INVALID_PARAMETER_5);
+    }
+    let ranges = ranges.read_array(call, count)?;
+    if ranges.iter().any(|range| range[1] == 0) {
+        return Err(Status::INVALID_PARAMETER_4);
+    }
+    call.kernel.require_current_process(process)?;
     Ok(Status::SUCCESS)
 }
 

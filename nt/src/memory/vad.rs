@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lstar_arch::PAGE_SIZE;
-use lstar_runtime::{AddressSpace, Frames, MapError};
-use rangemap::RangeMap;
+use lstar_runtime::{AddressSpace, Frames, MapError, Protection};
+use rangemap::{RangeMap, RangeSet};
 
 use super::protection::PageProtection;
 use super::section::Section;
@@ -45,8 +45,6 @@ pub enum Backing {
         /// Offset of the view's first byte.
         offset: u64,
     },
-    /// A copy-on-write view of a data section: its pages are private copies.
-    CopiedView(Arc<Section>),
     /// A view of an image.
     Image(Arc<Section>),
 }
@@ -62,6 +60,10 @@ pub struct Vad {
     pub protection: PageProtection,
     /// Committed pages, by address.
     pub pages: RangeMap<u64, PageProtection>,
+    /// Pages of a view that were written and are private copies.
+    pub private: RangeSet<u64>,
+    /// MEM_WRITE_WATCH: the pages that were written since they were committed or reset.
+    pub written: Option<RangeSet<u64>>,
 }
 
 /// All allocations of the process, by start address.
@@ -165,7 +167,15 @@ impl VadTree {
         if !self.is_free(&range) {
             return Err(Status::CONFLICTING_ADDRESSES);
         }
-        self.vads.insert(range.start, Vad { end: range.end, backing, protection, pages: RangeMap::new() });
+        let vad = Vad {
+            end: range.end,
+            backing,
+            protection,
+            pages: RangeMap::new(),
+            private: RangeSet::new(),
+            written: None,
+        };
+        self.vads.insert(range.start, vad);
         Ok(())
     }
 
@@ -189,6 +199,12 @@ impl VadTree {
         }
         tail.pages.remove(0..at);
         vad.pages.remove(at..u64::MAX);
+        tail.private.remove(0..at);
+        vad.private.remove(at..u64::MAX);
+        if let (Some(tail), Some(head)) = (&mut tail.written, &mut vad.written) {
+            tail.remove(0..at);
+            head.remove(at..u64::MAX);
+        }
         vad.end = at;
         self.vads.insert(at, Vad { end, ..tail });
     }
@@ -235,21 +251,25 @@ impl Vad {
     ) -> Result<(), Status> {
         let gaps: Vec<Range<u64>> = self.pages.gaps(&range).collect();
         let committed: Vec<Range<u64>> = self.pages.overlapping(&range).map(|(r, _)| r.clone()).collect();
+        let access = match self.written {
+            // The first write to a watched page must fault.
+            Some(_) => protection.access() - Protection::WRITE,
+            None => protection.access(),
+        };
         for gap in gaps {
             let size = gap.end - gap.start;
             match &self.backing {
                 Backing::View { frames, offset, .. } => {
                     let frame_offset = offset + (gap.start - start);
-                    space.map_frames(gap.start, size, frames, frame_offset, protection.access())?;
+                    space.map_frames(gap.start, size, frames, frame_offset, access)?;
                 }
-                _ => space.map(gap.start, size, protection.access())?,
+                _ => space.map(gap.start, size, access)?,
             }
             self.pages.insert(gap, protection);
         }
         for old in committed {
             let part = old.start.max(range.start)..old.end.min(range.end);
-            space.protect(part.start, part.end - part.start, protection.access())?;
-            self.pages.insert(part, protection);
+            self.set_protection(space, part, protection)?;
         }
         Ok(())
     }
@@ -257,7 +277,10 @@ impl Vad {
     /// Gives the memory of a range back; it stays reserved.
     pub fn decommit(&mut self, space: &mut AddressSpace, range: Range<u64>) -> Result<(), Status> {
         space.unmap(range.start, range.end - range.start)?;
-        self.pages.remove(range);
+        self.pages.remove(range.clone());
+        if let Some(written) = &mut self.written {
+            written.remove(range);
+        }
         Ok(())
     }
 
@@ -272,9 +295,101 @@ impl Vad {
             return Err(Status::NOT_COMMITTED);
         }
         let old = self.pages.get(&range.start).copied().ok_or(Status::NOT_COMMITTED)?;
-        space.protect(range.start, range.end - range.start, protection.access())?;
-        self.pages.insert(range, protection);
+        self.set_protection(space, range, protection)?;
         Ok(old)
+    }
+
+    /// Protection of committed pages as asked for. Pages of views that are private copies can be written; those of
+    /// images that are not are copied first.
+    fn set_protection(
+        &mut self,
+        space: &mut AddressSpace,
+        range: Range<u64>,
+        protection: PageProtection,
+    ) -> Result<(), Status> {
+        let protection = protection.with_caching_of(self.protection);
+        let shared = match self.backing {
+            Backing::Image(_) => protection.copying(),
+            _ => protection,
+        };
+        if self.private.is_empty() || matches!(self.backing, Backing::Private | Backing::Stack { .. }) {
+            return self.set_pages(space, range, shared);
+        }
+        let copied: Vec<Range<u64>> = self.private.overlapping(&range).cloned().collect();
+        for part in copied {
+            let part = part.start.max(range.start)..part.end.min(range.end);
+            self.set_pages(space, part, protection.written())?;
+        }
+        let rest: Vec<Range<u64>> = self.private.gaps(&range).collect();
+        rest.into_iter().try_for_each(|part| self.set_pages(space, part, shared))
+    }
+
+    fn set_pages(
+        &mut self,
+        space: &mut AddressSpace,
+        range: Range<u64>,
+        protection: PageProtection,
+    ) -> Result<(), Status> {
+        let access = protection.access();
+        match &self.written {
+            Some(written) if access.contains(Protection::WRITE) => {
+                for part in written.overlapping(&range) {
+                    let part = part.start.max(range.start)..part.end.min(range.end);
+                    space.protect(part.start, part.end - part.start, access)?;
+                }
+                for part in written.gaps(&range) {
+                    space.protect(part.start, part.end - part.start, access - Protection::WRITE)?;
+                }
+            }
+            _ => space.protect(range.start, range.end - range.start, access)?,
+        }
+        self.pages.insert(range, protection);
+        Ok(())
+    }
+
+    /// A write to a committed page that the hardware refused: whether it is to be repeated, because the page was copied
+    /// or is now known as written.
+    pub fn resolve_write(&mut self, space: &mut AddressSpace, page: u64) -> Result<bool, Status> {
+        let range = page..page + PAGE_SIZE;
+        let Some(protection) = self.pages.get(&page).copied() else { return Ok(false) };
+        if protection.is_copy() {
+            let written = protection.written();
+            if matches!(self.backing, Backing::View { .. }) && !self.private.contains(&page) {
+                let mut contents = [0; PAGE_SIZE as usize];
+                space.read_unchecked(page, &mut contents)?;
+                space.unmap(page, PAGE_SIZE)?;
+                space.map(page, PAGE_SIZE, written.access())?;
+                space.write_unchecked(page, &contents)?;
+            }
+            self.private.insert(range.clone());
+            self.set_pages(space, range, written)?;
+            return Ok(true);
+        }
+        if let Some(written) = &mut self.written
+            && protection.access().contains(Protection::WRITE)
+            && !written.contains(&page)
+        {
+            written.insert(range);
+            space.protect(page, PAGE_SIZE, protection.access())?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// NtResetWriteWatch: forgets which pages of a range were written.
+    pub fn reset_written(&mut self, space: &mut AddressSpace, range: &Range<u64>) -> Result<(), Status> {
+        let Some(written) = &mut self.written else { return Err(Status::INVALID_PARAMETER_1) };
+        let parts: Vec<Range<u64>> = written.overlapping(range).cloned().collect();
+        written.remove(range.clone());
+        for part in parts {
+            let part = part.start.max(range.start)..part.end.min(range.end);
+            let runs: Vec<(Range<u64>, PageProtection)> =
+                self.pages.overlapping(&part).map(|(run, &protection)| (run.clone(), protection)).collect();
+            for (run, protection) in runs {
+                self.set_pages(space, run.start.max(part.start)..run.end.min(part.end), protection)?;
+            }
+        }
+        Ok(())
     }
 
     /// The run of pages around `page` that share state and protection: its end and, when committed, its protection.

@@ -51,8 +51,6 @@ pub struct ViewRequest {
     pub size: u64,
     /// Protection.
     pub protection: PageProtection,
-    /// Reserve only (MEM_RESERVE of a SEC_RESERVE section).
-    pub reserve_only: bool,
     /// The range is a placeholder to be replaced.
     pub replace_placeholder: bool,
 }
@@ -121,7 +119,7 @@ impl MemoryManager {
             section.size.checked_sub(request.offset).filter(|&rest| rest > 0).ok_or(Status::INVALID_VIEW_SIZE)?;
         let wanted = if request.size == 0 { rest } else { request.size };
         let size = wanted.checked_next_multiple_of(PAGE_SIZE).ok_or(Status::INVALID_VIEW_SIZE)?;
-        if size > rest.next_multiple_of(PAGE_SIZE) {
+        if wanted > rest {
             return Err(Status::INVALID_VIEW_SIZE);
         }
         let start = match request.base {
@@ -133,25 +131,15 @@ impl MemoryManager {
         if request.replace_placeholder {
             self.take_placeholder(space, &range)?;
         }
-        let copied = request.protection.is_copy();
         let backing =
             Backing::View { section: Arc::clone(section), frames: Arc::clone(frames), offset: request.offset };
         self.vads.insert(range.clone(), backing, request.protection)?;
-        if request.reserve_only {
+        if section.is_reserved() {
+            self.adopt_commits(space, start);
             return Ok((start, size));
         }
         let mapped = match self.vads.find_mut(start) {
-            Some((_, vad)) => vad.commit(space, start, range.clone(), request.protection).and_then(|()| {
-                if copied {
-                    // The pages become private copies at once instead of at the first write.
-                    let contents = read_all(space, &range)?;
-                    vad.decommit(space, range.clone())?;
-                    vad.backing = Backing::CopiedView(Arc::clone(section));
-                    vad.commit(space, start, range.clone(), request.protection)?;
-                    space.write_unchecked(start, &contents)?;
-                }
-                Ok(())
-            }),
+            Some((_, vad)) => vad.commit(space, start, range, request.protection),
             None => Err(Status::NO_MEMORY),
         };
         if let Err(status) = mapped {
@@ -178,8 +166,7 @@ impl MemoryManager {
         let (start, vad) = self.vads.find(address).ok_or(Status::NOT_MAPPED_VIEW)?;
         let end = vad.end;
         match &vad.backing {
-            Backing::Image(_) | Backing::CopiedView(_) => {}
-            Backing::View { section, offset, .. } => section.flush(space, start, *offset, end - start)?,
+            Backing::Image(_) | Backing::View { .. } => vad.flush(space, start)?,
             _ => return Err(Status::NOT_MAPPED_VIEW),
         }
         self.vads.remove(space, start)?;
@@ -192,9 +179,7 @@ impl MemoryManager {
     /// Writes the views of files that a range touches back.
     pub fn flush(&self, space: &AddressSpace, range: &Range<u64>) -> Result<(), Status> {
         for (start, vad) in self.vads.iter().filter(|(start, vad)| *start < range.end && vad.end > range.start) {
-            if let Backing::View { section, offset, .. } = &vad.backing {
-                section.flush(space, start, *offset, vad.end - start)?;
-            }
+            vad.flush(space, start)?;
         }
         Ok(())
     }
@@ -224,7 +209,7 @@ impl MemoryManager {
         let (end, protection) = vad.run_at(page);
         let kind = match vad.backing {
             Backing::Private | Backing::Placeholder | Backing::Stack { .. } => TYPES[0],
-            Backing::View { .. } | Backing::CopiedView(_) => TYPES[1],
+            Backing::View { .. } => TYPES[1],
             Backing::Image(_) => TYPES[2],
         };
         Ok(MemoryBasicInformation {
@@ -243,9 +228,7 @@ impl MemoryManager {
     pub fn section_at(&self, address: u64) -> Option<(u64, &Arc<Section>)> {
         let (start, vad) = self.vads.find(address)?;
         match &vad.backing {
-            Backing::View { section, .. } | Backing::CopiedView(section) | Backing::Image(section) => {
-                Some((start, section))
-            }
+            Backing::View { section, .. } | Backing::Image(section) => Some((start, section)),
             _ => None,
         }
     }
@@ -260,8 +243,13 @@ impl MemoryManager {
     }
 }
 
-fn read_all(space: &AddressSpace, range: &Range<u64>) -> Result<Vec<u8>, Status> {
-    let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(|_| Status::NO_MEMORY)?];
-    space.read_unchecked(range.start, &mut bytes)?;
-    Ok(bytes)
+impl super::vad::Vad {
+    /// Writes what a view shares with its file back; private copies stay where they are.
+    fn flush(&self, space: &AddressSpace, start: u64) -> Result<(), Status> {
+        let Backing::View { section, offset, .. } = &self.backing else { return Ok(()) };
+        let shared: Vec<Range<u64>> = self.private.gaps(&(start..self.end)).collect();
+        shared
+            .into_iter()
+            .try_for_each(|part| section.flush(space, part.start, offset + (part.start - start), part.end - part.start))
+    }
 }

@@ -214,6 +214,10 @@ impl ObjectManager {
         self.create_at(&format!("\\Sessions\\{session}\\BaseNamedObjects"), directory())?;
         self.create_at(&format!("\\Sessions\\{session}\\DosDevices"), directory())?;
         self.create_at(&format!("\\Sessions\\BNOLINKS\\{session}"), link("\\BaseNamedObjects"))?;
+        self.create_at(
+            &format!("\\BaseNamedObjects\\Session\\{session}"),
+            link(&format!("\\Sessions\\{session}\\BaseNamedObjects")),
+        )?;
         self.create_at("\\BaseNamedObjects\\Global", link("\\BaseNamedObjects"))?;
         self.create_at("\\BaseNamedObjects\\Local", link("\\BaseNamedObjects"))?;
         let own = format!("\\Sessions\\{session}\\BaseNamedObjects");

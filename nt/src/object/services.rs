@@ -67,6 +67,7 @@ fn duplicate(
     const CLOSE_SOURCE: u32 = 1;
     const SAME_ACCESS: u32 = 2;
     const SAME_ATTRIBUTES: u32 = 4;
+    target.write_optional(call, Handle::NULL)?;
     let own = call.kernel.process_object();
     for process in [source_process, target_process] {
         // The target may be absent when the source is only closed.
@@ -105,6 +106,16 @@ fn query(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
+    // ObjectTypesInformation is about no handle.
+    if class == 3 {
+        let mut bytes = Bytes::default().u32s(&[ObjectType::ALL.len() as u32, 0]).0;
+        for &kind in ObjectType::ALL {
+            let at = buffer.wrapping_add(bytes.len() as u64);
+            bytes.extend(call.kernel.describe_type(kind, at));
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        return answer_whole(call, UserBuffer::new(buffer, u64::from(length)), returned, &bytes);
+    }
     let id = call.object(handle, None, 0)?;
     let entry = if handle.is_pseudo() { None } else { Some(call.kernel.handles.get(handle)?) };
     let object = call.kernel.objects.get(id).ok_or(Status::INVALID_HANDLE)?;
@@ -123,30 +134,17 @@ fn query(
             let text = utf16_bytes(&call.kernel.object_name(id)?);
             let head = if text.is_empty() { vec![0; 16] } else { unicode_string(text.len(), buffer.wrapping_add(16)) };
             let tail: &[u8] = if text.is_empty() { &[] } else { &[0, 0] };
-            Answer { bytes: [&head, &text[..], tail].concat(), fixed: 16 }
+            let bytes = [&head, &text[..], tail].concat();
+            // Only the name of a file is told in part.
+            if kind != ObjectType::File {
+                return answer_whole(call, UserBuffer::new(buffer, u64::from(length)), returned, &bytes);
+            }
+            Answer { bytes, fixed: 16 }
         }
         // ObjectTypeInformation.
         2 => {
-            let name = utf16_bytes(kind.name());
-            let (objects, handles) = call
-                .kernel
-                .objects
-                .iter()
-                .filter(|(_, o)| o.body.object_type() == kind)
-                .fold((0u32, 0u32), |(objects, handles), (_, object)| {
-                    (objects + 1, handles.saturating_add(object.handle_count))
-                });
-            let mut bytes = unicode_string(name.len(), buffer.wrapping_add(0x68));
-            bytes.extend([objects, handles].map(u32::to_le_bytes).concat());
-            bytes.resize(0x44, 0);
-            let mapping = kind.generic_mapping();
-            bytes.extend(mapping.map(u32::to_le_bytes).concat());
-            bytes.extend(mapping[3].to_le_bytes());
-            bytes.extend([0, 0, kind.index(), 0]);
-            bytes.resize(0x68, 0);
-            bytes.extend(name);
-            bytes.extend([0, 0]);
-            Answer::fixed(bytes)
+            let bytes = call.kernel.describe_type(kind, buffer);
+            return answer_whole(call, UserBuffer::new(buffer, u64::from(length)), returned, &bytes);
         }
         // ObjectHandleFlagInformation.
         4 => {
@@ -156,6 +154,47 @@ fn query(
         _ => return Err(Status::INVALID_INFO_CLASS),
     };
     call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
+}
+
+/// An answer that is told as a whole or not at all.
+fn answer_whole(
+    call: &mut Call<'_, '_>,
+    buffer: UserBuffer,
+    returned: UserPtr<u32>,
+    bytes: &[u8],
+) -> Result<Status, Status> {
+    returned.write_optional(call, u32::try_from(bytes.len()).unwrap_or(u32::MAX))?;
+    if buffer.length < bytes.len() as u64 {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
+    call.write_user(buffer.address, bytes)?;
+    Ok(Status::SUCCESS)
+}
+
+impl crate::kernel::Kernel {
+    /// OBJECT_TYPE_INFORMATION, with the name behind it, as it stands at an address.
+    fn describe_type(&self, kind: ObjectType, address: u64) -> Vec<u8> {
+        let name = utf16_bytes(kind.name());
+        let (objects, handles) = self
+            .objects
+            .iter()
+            .filter(|(_, o)| o.body.object_type() == kind)
+            .fold((0u32, 0u32), |(objects, handles), (_, object)| {
+                (objects + 1, handles.saturating_add(object.handle_count))
+            });
+        let mut bytes = unicode_string(name.len(), address.wrapping_add(0x68));
+        // Objects and handles now; pool usage, which is not counted; the most there were at a time: no fewer than now.
+        bytes.extend([objects, handles, 0, 0, 0, 0, objects, handles].map(u32::to_le_bytes).concat());
+        bytes.resize(0x44, 0);
+        let mapping = kind.generic_mapping();
+        bytes.extend(mapping.map(u32::to_le_bytes).concat());
+        bytes.extend(kind.valid_access().to_le_bytes());
+        bytes.extend([0, 0, kind.index(), 0]);
+        bytes.resize(0x68, 0);
+        bytes.extend(name);
+        bytes.extend([0, 0]);
+        bytes
+    }
 }
 
 fn set_information(
@@ -266,15 +305,20 @@ fn query_directory(
     /// OBJECT_DIRECTORY_INFORMATION.
     const ENTRY: usize = 0x20;
     let id = call.object(handle, Some(ObjectType::Directory), 1)?;
-    let start = if restart { 0 } else { context.read(call)? as usize };
+    let told = context.read(call)? as usize;
+    let start = if restart { 0 } else { told };
     let Body::Directory(directory) = call.kernel.objects.body(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
     let mut entries: Vec<[Vec<u8>; 2]> = Vec::new();
     let mut size = ENTRY;
     let mut more = false;
+    let mut first_needed = ENTRY;
     for (name, object) in directory.iter().skip(start) {
         let kind = call.kernel.objects.body(object)?.object_type().name();
         let texts = [name, kind].map(|text| [utf16_bytes(text), vec![0, 0]].concat());
         let needed = ENTRY + texts[0].len() + texts[1].len();
+        if entries.is_empty() {
+            first_needed = size + needed;
+        }
         if size + needed > length as usize || single && !entries.is_empty() {
             more = true;
             break;
@@ -283,6 +327,12 @@ fn query_directory(
         entries.push(texts);
     }
     if entries.is_empty() {
+        let needed = if more { first_needed } else { ENTRY };
+        // With nothing to tell, the terminating entry is all there is.
+        if !more && length as usize >= ENTRY {
+            call.write_user(buffer, &[0; ENTRY])?;
+        }
+        returned.write_optional(call, needed as u32)?;
         return Err(if more { Status::BUFFER_TOO_SMALL } else { Status::NO_MORE_ENTRIES });
     }
     // An array of entries, a zero one at its end, then the texts.
@@ -311,6 +361,8 @@ fn create_link(
     if target.is_empty() {
         return Err(Status::INVALID_PARAMETER);
     }
+    // A link without a name could never be followed.
+    attributes.read(call)?;
     call.create_object(out, access, attributes, Body::SymbolicLink(SymbolicLink { target }))
 }
 
@@ -320,10 +372,15 @@ fn open_link(
     access: u32,
     attributes: AttributesPtr,
 ) -> Result<(), Status> {
+    out.write(call, Handle::NULL)?;
+    if attributes.is_null() {
+        return Err(Status::INVALID_PARAMETER);
+    }
     let attributes = attributes.read_attributes(call)?;
-    let name = super::support::name_of(&attributes)?.ok_or(Status::OBJECT_PATH_SYNTAX_BAD)?;
+    let name = super::support::wanted_name(&attributes)?;
     let root = match attributes.root_directory {
         Handle::NULL => None,
+        handle if name.is_empty() => Some(call.object(handle, None, 0)?),
         handle => Some(call.object(handle, Some(ObjectType::Directory), 0)?),
     };
     let flags = attributes.flags.bits() | super::manager::attributes::OPENLINK;
@@ -343,16 +400,14 @@ fn query_link(
     let Body::SymbolicLink(link) = call.body(handle, ObjectType::SymbolicLink, 1)? else {
         return Err(Status::OBJECT_TYPE_MISMATCH);
     };
-    let text = utf16_bytes(&link.target);
+    let mut text = utf16_bytes(&link.target);
+    // Terminated; the terminator counts for the room that is needed and not for the length.
+    text.extend([0, 0]);
     let string = target.read(call)?;
     returned.write_optional(call, text.len() as u32)?;
     if usize::from(string.maximum_length) < text.len() {
         return Err(Status::BUFFER_TOO_SMALL);
     }
     call.write_user(string.buffer, &text)?;
-    // Terminated where there is room, as callers of Wine's and Windows' user mode expect.
-    if usize::from(string.maximum_length) >= text.len() + 2 {
-        call.write_user(string.buffer.wrapping_add(text.len() as u64), &[0, 0])?;
-    }
-    target.write(call, UnicodeString { length: text.len() as u16, ..string })
+    target.write(call, UnicodeString { length: text.len() as u16 - 2, ..string })
 }

@@ -19,6 +19,16 @@ pub fn name_of(attributes: &ObjectAttributes) -> Result<Option<String>, Status> 
     name.map(|name| String::from_utf16(name).map_err(|_| Status::OBJECT_NAME_INVALID)).transpose()
 }
 
+/// The name of an object to open: relative to a directory it may be empty, which means the directory itself.
+pub fn wanted_name(attributes: &ObjectAttributes) -> Result<String, Status> {
+    match (name_of(attributes)?, attributes.root_directory) {
+        (Some(name), _) => Ok(name),
+        (None, Handle::NULL) => Err(Status::OBJECT_PATH_SYNTAX_BAD),
+        (None, _) if attributes.name.is_some() => Ok(String::new()),
+        (None, _) => Err(Status::OBJECT_NAME_INVALID),
+    }
+}
+
 impl Kernel {
     /// The process's own object.
     #[must_use]
@@ -80,6 +90,7 @@ impl Kernel {
                         }
                     }
                     Body::Section(number) => self.memory.remove_section(number),
+                    Body::Key(_) => self.key_closed(id),
                     Body::Timer(_) => self.system.armed_timers.retain(|&timer| timer != id),
                     _ => {}
                 }
@@ -134,6 +145,8 @@ impl Call<'_, '_> {
     pub fn resolve(&self, attributes: &ObjectAttributes, name: &str) -> Result<Result<Resolved, Vacancy>, Status> {
         let root = match attributes.root_directory {
             Handle::NULL => None,
+            // Only nothing at all is found relative to something that is no directory: itself.
+            handle if name.is_empty() => Some(self.object(handle, None, 0)?),
             handle => Some(self.object(handle, Some(ObjectType::Directory), 0)?),
         };
         self.kernel.objects.resolve(root, name, attributes.flags.bits())
@@ -147,7 +160,12 @@ impl Call<'_, '_> {
         attributes: AttributesPtr,
         body: Body,
     ) -> Result<Status, Status> {
+        // A failure leaves no handle.
+        out.write(self, Handle::NULL)?;
         let attributes = attributes.read_attributes_optional(self)?;
+        if attributes.name.is_none() && attributes.root_directory != Handle::NULL {
+            return Err(Status::OBJECT_NAME_INVALID);
+        }
         let permanent = attributes.flags.bits() & attributes::PERMANENT != 0;
         let kind = body.object_type();
         let (object, status) = match name_of(&attributes)? {
@@ -185,8 +203,12 @@ impl Call<'_, '_> {
         attributes: AttributesPtr,
         kind: ObjectType,
     ) -> Result<(), Status> {
+        out.write(self, Handle::NULL)?;
+        if attributes.is_null() {
+            return Err(Status::INVALID_PARAMETER);
+        }
         let attributes = attributes.read_attributes(self)?;
-        let name = name_of(&attributes)?.ok_or(Status::OBJECT_PATH_SYNTAX_BAD)?;
+        let name = wanted_name(&attributes)?;
         let found = self.resolve(&attributes, &name)?.map_err(|_| Status::OBJECT_NAME_NOT_FOUND)?;
         self.kernel.check_found(&found, kind)?;
         self.open_handle(out, found.object, access, &attributes)

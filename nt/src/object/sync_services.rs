@@ -78,6 +78,7 @@ fn create_event(
     kind: u32,
     signaled: bool,
 ) -> Result<Status, Status> {
+    out.write(call, Handle::NULL)?;
     let event = Event::new(EventKind::from_raw(kind)?, signaled);
     call.create_object(out, access, attributes, Body::Event(event))
 }
@@ -155,6 +156,7 @@ fn create_semaphore(
     count: i32,
     limit: i32,
 ) -> Result<Status, Status> {
+    out.write(call, Handle::NULL)?;
     let semaphore = Semaphore::new(count, limit)?;
     call.create_object(out, access, attributes, Body::Semaphore(semaphore))
 }
@@ -257,6 +259,7 @@ fn create_timer(
     attributes: AttributesPtr,
     kind: u32,
 ) -> Result<Status, Status> {
+    out.write(call, Handle::NULL)?;
     let timer = Timer::new(EventKind::from_raw(kind)?);
     call.create_object(out, access, attributes, Body::Timer(timer))
 }
@@ -378,6 +381,7 @@ fn create_keyed_event(
     attributes: AttributesPtr,
     flags: u32,
 ) -> Result<Status, Status> {
+    out.write(call, Handle::NULL)?;
     if flags != 0 {
         return Err(Status::INVALID_PARAMETER_4);
     }

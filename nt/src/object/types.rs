@@ -45,7 +45,7 @@ object_types! {
     /// A process.
     Process = "Process", read 0x20410, write 0x20BEA, execute 0x121001, all 0x1FFFFF;
     /// A thread.
-    Thread = "Thread", read 0x20048, write 0x20437, execute 0x120800, all 0x1FFFFF;
+    Thread = "Thread", read 0x20048, write 0x20437, execute 0x121800, all 0x1FFFFF;
     /// An event.
     Event = "Event", read 0x20001, write 0x20002, execute 0x120000, all 0x1F0003;
     /// A mutant (mutex).
@@ -66,6 +66,12 @@ object_types! {
     Device = "Device", read 0x120089, write 0x120116, execute 0x1200A0, all 0x1F01FF;
     /// An open file, directory, pipe end, volume or device.
     File = "File", read 0x120089, write 0x120116, execute 0x1200A0, all 0x1F01FF;
+    /// A type of objects.
+    Type = "Type", read 0x20000, write 0x20000, execute 0x20000, all 0xF0001;
+    /// A desktop.
+    Desktop = "Desktop", read 0x20041, write 0x200BE, execute 0x20100, all 0xF01FF;
+    /// A window station.
+    WindowStation = "WindowStation", read 0x20303, write 0x2001C, execute 0x20060, all 0xF037F;
     /// A debug object.
     DebugObject = "DebugObject", read 0x20001, write 0x20002, execute 0x120000, all 0x1F000F;
 }
@@ -83,6 +89,16 @@ impl ObjectType {
         Self::ALL.iter().position(|&t| t == self).map_or(0, |i| i as u8 + 2)
     }
 
+    /// ValidAccessMask: rights that a handle can have. Some types can be waited for although "all" does not say so.
+    #[must_use]
+    pub fn valid_access(self) -> u32 {
+        let all = self.generic_mapping()[3];
+        match self {
+            Self::Key | Self::KeyedEvent | Self::Section | Self::Token | Self::Type => all | 0x10_0000,
+            _ => all,
+        }
+    }
+
     /// Turns generic rights into the type's own. The guest is its own administrator: everything asked for is granted.
     #[must_use]
     pub fn map_access(self, desired: u32) -> u32 {
@@ -98,7 +114,13 @@ impl ObjectType {
                 access |= rights;
             }
         }
+        // The right to everything includes the right to what is less.
         access
+            | match self {
+                Self::Thread => (access & 0x60) << 5,
+                Self::Process => (access & 0x400) << 2,
+                _ => 0,
+            }
     }
 }
 
@@ -160,6 +182,8 @@ pub enum Body {
         /// Set when it ends: waits are satisfied.
         ended: bool,
     },
+    /// A debug object. Nothing is debugged through it yet: it only exists.
+    DebugObject,
     /// A section: index into the memory manager's sections.
     Section(u64),
 }
@@ -185,6 +209,7 @@ impl Body {
             Self::Process { .. } => ObjectType::Process,
             Self::Thread { .. } => ObjectType::Thread,
             Self::Section(_) => ObjectType::Section,
+            Self::DebugObject => ObjectType::DebugObject,
         }
     }
 
@@ -201,6 +226,8 @@ impl Body {
             // Every operation on a file is over when its service returns.
             Self::File(_) => Some(true),
             Self::IoCompletion(port) => Some(!port.packets.is_empty()),
+            // Not made to be waited for: waits for it end at once.
+            Self::KeyedEvent(_) => Some(true),
             _ => None,
         }
     }

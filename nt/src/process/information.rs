@@ -39,6 +39,7 @@ mod class {
     pub const COOKIE: u32 = 36;
     pub const IMAGE_INFORMATION: u32 = 37;
     pub const PAGE_PRIORITY: u32 = 39;
+    pub const THREAD_STACK_ALLOCATION: u32 = 41;
     pub const IMAGE_FILE_NAME_WIN32: u32 = 43;
     pub const GROUP_INFORMATION: u32 = 47;
     pub const MITIGATION_POLICY: u32 = 52;
@@ -259,6 +260,7 @@ fn nt_set_information_process(
             let flags = buffer.cast::<u32>().read(call)?;
             call.kernel.process.execute_flags = flags;
         }
+        class::THREAD_STACK_ALLOCATION => allocate_stack(call, buffer, length)?,
         // Hints to a scheduler and a working-set manager that have nothing to decide, and policies that forbid what the
         // process itself may do.
         class::QUOTA_LIMITS
@@ -273,4 +275,27 @@ fn nt_set_information_process(
         _ => return Err(Status::INVALID_INFO_CLASS),
     }
     Ok(Status::SUCCESS)
+}
+
+/// PROCESS_STACK_ALLOCATION_INFORMATION, or the longer form that begins with a preferred node: reserves memory for a stack
+/// and tells where it is.
+fn allocate_stack(call: &mut Call<'_, '_>, buffer: UserPtr<u8>, length: u32) -> Result<(), Status> {
+    use crate::memory::vad::{Backing, Placement, page_range};
+    use crate::memory::{ALLOCATION_GRANULARITY, PageProtection};
+    let information = match length {
+        0x18 => buffer.cast::<[u64; 3]>(),
+        0x28 => buffer.byte_add::<[u64; 3]>(0x10),
+        _ => return Err(Status::INFO_LENGTH_MISMATCH),
+    };
+    let [reserve, zero_bits, _] = information.read(call)?;
+    if reserve == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let limits = crate::memory::services::placement_of_zero_bits(zero_bits)?;
+    let placement = Placement { alignment: ALLOCATION_GRANULARITY, ..limits };
+    let size = page_range(0, reserve).ok_or(Status::NO_MEMORY)?.end;
+    let vads = &mut call.kernel.memory.vads;
+    let start = vads.find_free(size, placement).ok_or(Status::NO_MEMORY)?;
+    vads.insert(start..start + size, Backing::Private, PageProtection::READWRITE)?;
+    information.write(call, [reserve, zero_bits, start])
 }

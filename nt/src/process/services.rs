@@ -36,7 +36,8 @@ fn nt_open_process(
     attributes: UserPtr<RawObjectAttributes>,
     client: UserPtr<[u64; 2]>,
 ) -> Result<Status, Status> {
-    let attributes = attributes.read_attributes(call)?;
+    handle.write(call, Handle::NULL)?;
+    let attributes = attributes.read_attributes_optional(call)?;
     let [process, thread] = client.read(call)?;
     let kernel = &mut *call.kernel;
     let by_thread = thread != 0 && !kernel.scheduler.threads.keys().any(|&id| u64::from(id) == thread);

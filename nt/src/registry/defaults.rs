@@ -1,6 +1,6 @@
 //! The keys and values that a freshly set-up machine has, as far as start-up code and common programs read them.
 
-use super::{Registry, value_type};
+use super::{CreateOptions, KeyId, LINK_VALUE, Registry, value_type};
 use crate::status::Status;
 use crate::strings::utf16_bytes;
 
@@ -17,9 +17,11 @@ enum Data {
     Bytes(&'static [u8]),
     /// REG_MULTI_SZ.
     Texts(&'static [&'static str]),
+    /// REG_LINK: the key is a symbolic link.
+    Link(&'static str),
 }
 
-use Data::{Bytes, Expand, Number, Text, Texts};
+use Data::{Bytes, Expand, Link, Number, Text, Texts};
 
 impl Data {
     fn encode(self) -> (u32, Vec<u8>) {
@@ -33,6 +35,8 @@ impl Data {
             Self::Expand(text) => (value_type::EXPAND_SZ, terminated(text)),
             Self::Number(number) => (value_type::DWORD, number.to_le_bytes().to_vec()),
             Self::Bytes(bytes) => (value_type::BINARY, bytes.to_vec()),
+            // Not terminated.
+            Self::Link(target) => (value_type::LINK, utf16_bytes(target)),
             Self::Texts(texts) => {
                 let mut bytes: Vec<u8> = texts.iter().flat_map(|text| terminated(text)).collect();
                 bytes.extend([0, 0]);
@@ -62,7 +66,12 @@ type KeyTable = &'static [(&'static str, &'static [(&'static str, Data)])];
 /// `\Registry\Machine`.
 const MACHINE: KeyTable = &[
     ("Hardware\\Description\\System\\CentralProcessor\\0", &[]),
-    ("Software\\Classes", &[]),
+    ("Software\\Classes\\CLSID", &[]),
+    ("Software\\Classes\\Interface\\{00000000-0000-0000-C000-000000000046}", &[("", Text("IUnknown"))]),
+    ("Software\\Classes\\Interface\\{00020400-0000-0000-C000-000000000046}", &[("", Text("IDispatch"))]),
+    ("Software\\Classes\\Wow6432Node\\CLSID", &[]),
+    ("Software\\Classes\\Wow6432Node\\Interface\\{00000000-0000-0000-C000-000000000046}", &[("", Text("IUnknown"))]),
+    ("Software\\Wow6432Node\\Classes", &[(LINK_VALUE, Link("\\Registry\\Machine\\Software\\Classes\\Wow6432Node"))]),
     ("Software\\Microsoft\\Cryptography", &[("MachineGuid", Text("00000000-0000-4000-8000-000000000001"))]),
     (
         "Software\\Microsoft\\Cryptography\\Defaults\\Provider\\Microsoft Base Cryptographic Provider v1.0",
@@ -303,6 +312,13 @@ const USER: KeyTable = &[
     ("Volatile Environment", &[]),
 ];
 
+fn create_link(registry: &mut Registry, base: KeyId, path: &str, now: i64) -> Result<KeyId, Status> {
+    let (parent, name) = path.rsplit_once('\\').unwrap_or(("", path));
+    let parent = registry.create_all(base, parent, now)?;
+    let options = CreateOptions { link: true, ..CreateOptions::default() };
+    Ok(registry.create(parent, name, options, now)?.0)
+}
+
 /// A registry with the built-in keys, stamped with system time `now`.
 pub fn registry(now: i64) -> Result<Registry, Status> {
     let mut registry = Registry::new();
@@ -313,7 +329,10 @@ pub fn registry(now: i64) -> Result<Registry, Status> {
     let default = registry.create_all(users, ".Default", now)?;
     for (base, table) in [(machine, MACHINE), (user, USER), (default, USER)] {
         for (path, values) in table {
-            let key = registry.create_all(base, path, now)?;
+            let key = match values.first() {
+                Some((_, Data::Link(_))) => create_link(&mut registry, base, path, now)?,
+                _ => registry.create_all(base, path, now)?,
+            };
             for (name, data) in *values {
                 let (kind, bytes) = data.encode();
                 registry.set_value(key, name, kind, bytes, now)?;

@@ -3,6 +3,7 @@
 //! Nothing is loaded from or saved to the host: each run starts from [`defaults`].
 
 pub mod defaults;
+pub mod notify;
 pub mod services;
 
 use std::collections::BTreeMap;
@@ -64,6 +65,8 @@ pub struct Key {
     pub last_write: i64,
     /// Not kept over a restart (REG_OPTION_VOLATILE); told to queries only.
     pub volatile: bool,
+    /// A symbolic link (REG_OPTION_CREATE_LINK): its value [`LINK_VALUE`] names the key it stands for.
+    pub link: bool,
     children: BTreeMap<String, KeyId>,
     values: BTreeMap<String, Value>,
 }
@@ -100,8 +103,37 @@ pub struct Registry {
     bytes: usize,
 }
 
+/// The only value of a symbolic link.
+pub const LINK_VALUE: &str = "SymbolicLinkValue";
+/// Links followed before a path is taken for a loop.
+const MAX_LINKS: usize = 32;
+
+/// What a path leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    Key(KeyId),
+    /// Only the last component is missing.
+    Vacancy {
+        parent: KeyId,
+        name: String,
+    },
+}
+
+/// How a key is created.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CreateOptions<'a> {
+    /// Class name.
+    pub class: &'a str,
+    /// REG_OPTION_VOLATILE.
+    pub volatile: bool,
+    /// REG_OPTION_CREATE_LINK: the new key is a symbolic link.
+    pub link: bool,
+    /// OBJ_OPENLINK: a link at the end of the path is opened itself.
+    pub open_link: bool,
+}
+
 /// Longest key name in UTF-16 units.
-const MAX_KEY_NAME: usize = 255;
+const MAX_KEY_NAME: usize = 256;
 /// Longest value name in UTF-16 units.
 const MAX_VALUE_NAME: usize = 16_383;
 /// Deepest nesting.
@@ -127,6 +159,7 @@ impl Registry {
             parent: None,
             last_write: 0,
             volatile: false,
+            link: false,
             children: BTreeMap::new(),
             values: BTreeMap::new(),
         };
@@ -150,15 +183,11 @@ impl Registry {
         slot.and_then(|slot| slot.key.as_mut()).ok_or(Status::KEY_DELETED)
     }
 
-    /// Components of a path relative to a key. A trailing separator is allowed, an empty component is not.
+    /// Components of a path relative to a key. Separators may be repeated, and may end the path.
     fn components(path: &str) -> Result<Vec<&str>, Status> {
-        let path = path.strip_suffix('\\').unwrap_or(path);
-        if path.is_empty() {
-            return Ok(Vec::new());
-        }
-        let parts: Vec<&str> = path.split('\\').collect();
-        if parts.iter().any(|part| part.is_empty() || part.encode_utf16().count() > MAX_KEY_NAME) {
-            return Err(Status::OBJECT_NAME_INVALID);
+        let parts: Vec<&str> = path.split('\\').filter(|part| !part.is_empty()).collect();
+        if parts.iter().any(|part| part.encode_utf16().count() > MAX_KEY_NAME) {
+            return Err(Status::INVALID_PARAMETER);
         }
         Ok(parts)
     }
@@ -167,12 +196,48 @@ impl Registry {
         Ok(self.key(id)?.children.get(&fold(name)).copied())
     }
 
-    /// Opens an existing key by a path relative to `base`.
-    pub fn open(&self, base: KeyId, path: &str) -> Result<KeyId, Status> {
+    /// Follows a path and the symbolic links on it; one at its end only without `open_link`.
+    fn find(&self, base: KeyId, path: &str, open_link: bool) -> Result<Found, Status> {
         self.key(base)?;
-        Self::components(path)?
-            .into_iter()
-            .try_fold(base, |at, part| self.child(at, part)?.ok_or(Status::OBJECT_NAME_NOT_FOUND))
+        let mut at = base;
+        let mut rest: Vec<String> = Self::components(path)?.into_iter().rev().map(str::to_owned).collect();
+        let mut links = 0;
+        while let Some(part) = rest.pop() {
+            let Some(child) = self.child(at, &part)? else {
+                return if rest.is_empty() {
+                    Ok(Found::Vacancy { parent: at, name: part })
+                } else {
+                    Err(Status::OBJECT_NAME_NOT_FOUND)
+                };
+            };
+            let key = self.key(child)?;
+            if !key.link || rest.is_empty() && open_link {
+                at = child;
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Status::NAME_TOO_LONG);
+            }
+            let target = key.value(LINK_VALUE).map(link_target).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+            let inside = strip_root(&target).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+            rest.extend(Self::components(inside)?.into_iter().rev().map(str::to_owned));
+            at = self.root();
+        }
+        Ok(Found::Key(at))
+    }
+
+    /// Opens an existing key by a path relative to `base`, through symbolic links.
+    pub fn open(&self, base: KeyId, path: &str) -> Result<KeyId, Status> {
+        self.open_with(base, path, false)
+    }
+
+    /// The same; with `open_link` a link at the end of the path is opened itself.
+    pub fn open_with(&self, base: KeyId, path: &str, open_link: bool) -> Result<KeyId, Status> {
+        match self.find(base, path, open_link)? {
+            Found::Key(key) => Ok(key),
+            Found::Vacancy { .. } => Err(Status::OBJECT_NAME_NOT_FOUND),
+        }
     }
 
     /// Opens a key or creates its last component; the flag says whether it is new.
@@ -180,20 +245,15 @@ impl Registry {
         &mut self,
         base: KeyId,
         path: &str,
-        class: &str,
-        volatile: bool,
+        options: CreateOptions<'_>,
         now: i64,
     ) -> Result<(KeyId, bool), Status> {
-        self.key(base)?;
-        let parts = Self::components(path)?;
-        let Some((last, parents)) = parts.split_last() else { return Ok((base, false)) };
-        let mut at = base;
-        for part in parents {
-            at = self.child(at, part)?.ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
-        }
-        if let Some(existing) = self.child(at, last)? {
-            return Ok((existing, false));
-        }
+        let (at, last) = match self.find(base, path, options.open_link || options.link)? {
+            Found::Key(_) if options.link => return Err(Status::OBJECT_NAME_COLLISION),
+            Found::Key(key) => return Ok((key, false)),
+            Found::Vacancy { parent, name } => (parent, name),
+        };
+        let CreateOptions { class, volatile, link, .. } = options;
         // `\Registry` itself takes no keys beside its hives.
         if at == self.root() && self.key(at)?.children.len() >= 2 {
             return Err(Status::ACCESS_DENIED);
@@ -206,11 +266,12 @@ impl Registry {
         }
         self.charge(KEY_COST + last.len() + class.len())?;
         let key = Key {
-            name: (*last).to_owned(),
+            name: last.clone(),
             class: class.to_owned(),
             parent: Some(at),
             last_write: now,
             volatile,
+            link,
             children: BTreeMap::new(),
             values: BTreeMap::new(),
         };
@@ -227,7 +288,7 @@ impl Registry {
             }
         };
         let parent = self.key_mut(at)?;
-        parent.children.insert(fold(last), id);
+        parent.children.insert(fold(&last), id);
         parent.last_write = now;
         Ok((id, true))
     }
@@ -236,7 +297,7 @@ impl Registry {
     pub fn create_all(&mut self, base: KeyId, path: &str, now: i64) -> Result<KeyId, Status> {
         let mut at = base;
         for part in Self::components(path)? {
-            at = self.create(at, part, "", false, now)?.0;
+            at = self.create(at, part, CreateOptions::default(), now)?.0;
         }
         Ok(at)
     }
@@ -269,7 +330,7 @@ impl Registry {
         let key = self.key(id)?;
         let parent = key.parent.ok_or(Status::ACCESS_DENIED)?;
         let (old, new) = (fold(&key.name), fold(name));
-        if old != new && self.key(parent)?.children.contains_key(&new) {
+        if self.key(parent)?.children.contains_key(&new) {
             return Err(Status::CANNOT_DELETE);
         }
         let siblings = &mut self.key_mut(parent)?.children;
@@ -284,7 +345,10 @@ impl Registry {
     /// Sets a value.
     pub fn set_value(&mut self, id: KeyId, name: &str, kind: u32, data: Vec<u8>, now: i64) -> Result<(), Status> {
         if name.encode_utf16().count() > MAX_VALUE_NAME {
-            return Err(Status::OBJECT_NAME_INVALID);
+            return Err(Status::INVALID_PARAMETER);
+        }
+        if self.key(id)?.link && (kind != value_type::LINK || fold(name) != fold(LINK_VALUE)) {
+            return Err(Status::ACCESS_DENIED);
         }
         let old = self.key(id)?.value(name).map_or(0, |v| v.name.len() + v.data.len());
         self.charge(name.len() + data.len())?;
@@ -326,17 +390,58 @@ impl Registry {
     }
 }
 
+/// Target of a symbolic link. One that is no Unicode text leads nowhere.
+fn link_target(value: &Value) -> String {
+    let units: Vec<u16> = value.data.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
+    String::from_utf16_lossy(&units)
+}
+
+/// What follows `\Registry\` in an absolute path.
+fn strip_root(path: &str) -> Option<&str> {
+    const ROOT: &str = "\\Registry\\";
+    path.get(..ROOT.len()).filter(|start| start.eq_ignore_ascii_case(ROOT)).map(|_| &path[ROOT.len()..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PLAIN: CreateOptions<'_> = CreateOptions { class: "", volatile: false, link: false, open_link: false };
+
+    #[test]
+    fn links_lead_to_their_targets() {
+        let mut registry = Registry::new();
+        let user = registry.create_all(registry.root(), "User", 0).unwrap();
+        let link = CreateOptions { link: true, ..PLAIN };
+        let (id, _) = registry.create(user, "link", link, 0).unwrap();
+        assert_eq!(registry.create(user, "link", link, 0), Err(Status::OBJECT_NAME_COLLISION));
+        assert_eq!(registry.open(user, "link"), Err(Status::OBJECT_NAME_NOT_FOUND));
+        let set = |registry: &mut Registry, name: &str, kind, target: &str| {
+            registry.set_value(id, name, kind, crate::strings::utf16_bytes(target), 0)
+        };
+        assert_eq!(set(&mut registry, LINK_VALUE, 1, "x"), Err(Status::ACCESS_DENIED));
+        assert_eq!(set(&mut registry, "other", value_type::LINK, "x"), Err(Status::ACCESS_DENIED));
+        set(&mut registry, "symbolicLINKvalue", value_type::LINK, "\\REGISTRY\\user\\target").unwrap();
+        // Creating through the link creates the target.
+        let (target, new) = registry.create(user, "link", PLAIN, 0).unwrap();
+        assert!(new && target != id);
+        assert_eq!(registry.path_of(target).unwrap(), "\\REGISTRY\\User\\target");
+        let sub = registry.create_all(user, "link\\sub", 0).unwrap();
+        assert_eq!(registry.open(target, "sub"), Ok(sub));
+        assert_eq!(registry.open_with(user, "link", true), Ok(id));
+        set(&mut registry, LINK_VALUE, value_type::LINK, "\\Registry\\User\\link\\sub").unwrap();
+        assert_eq!(registry.open(user, "link"), Err(Status::NAME_TOO_LONG));
+        set(&mut registry, LINK_VALUE, value_type::LINK, "relative").unwrap();
+        assert_eq!(registry.open(user, "link"), Err(Status::OBJECT_NAME_NOT_FOUND));
+    }
 
     #[test]
     fn keys_ignore_case_and_keep_their_spelling() {
         let mut registry = Registry::new();
         let machine = registry.create_all(registry.root(), "Machine\\Software", 1).unwrap();
-        let (id, new) = registry.create(machine, "Ünïcode Key", "", false, 2).unwrap();
+        let (id, new) = registry.create(machine, "Ünïcode Key", PLAIN, 2).unwrap();
         assert!(new);
-        assert_eq!(registry.create(machine, "üNÏCODE kEY\\", "", false, 3), Ok((id, false)));
+        assert_eq!(registry.create(machine, "üNÏCODE kEY\\", PLAIN, 3), Ok((id, false)));
         assert_eq!(registry.open(registry.root(), "MACHINE\\software\\ÜNÏCODE KEY"), Ok(id));
         assert_eq!(registry.path_of(id).unwrap(), "\\REGISTRY\\Machine\\Software\\Ünïcode Key");
         assert_eq!(registry.key(machine).unwrap().last_write, 2);
@@ -346,12 +451,13 @@ mod tests {
     fn only_the_last_component_is_created() {
         let mut registry = Registry::new();
         let user = registry.create_all(registry.root(), "User", 0).unwrap();
-        assert_eq!(registry.create(user, "a\\b", "", false, 0), Err(Status::OBJECT_NAME_NOT_FOUND));
-        assert_eq!(registry.create(user, "a\\\\b", "", false, 0), Err(Status::OBJECT_NAME_INVALID));
-        assert_eq!(registry.create(user, &"x".repeat(256), "", false, 0), Err(Status::OBJECT_NAME_INVALID));
+        assert_eq!(registry.create(user, "a\\b", PLAIN, 0), Err(Status::OBJECT_NAME_NOT_FOUND));
+        assert_eq!(registry.create(user, "a\\\\b", PLAIN, 0), Err(Status::OBJECT_NAME_NOT_FOUND));
+        assert!(registry.create(user, "c\\\\", PLAIN, 0).is_ok_and(|(_, new)| new));
+        assert_eq!(registry.create(user, &"x".repeat(257), PLAIN, 0), Err(Status::INVALID_PARAMETER));
         assert_eq!(registry.open(user, ""), Ok(user));
-        let (volatile, _) = registry.create(user, "v", "", true, 0).unwrap();
-        assert_eq!(registry.create(volatile, "s", "", false, 0), Err(Status::CHILD_MUST_BE_VOLATILE));
+        let (volatile, _) = registry.create(user, "v", CreateOptions { volatile: true, ..PLAIN }, 0).unwrap();
+        assert_eq!(registry.create(volatile, "s", PLAIN, 0), Err(Status::CHILD_MUST_BE_VOLATILE));
     }
 
     #[test]
@@ -387,7 +493,7 @@ mod tests {
     fn nesting_is_bounded() {
         let mut registry = Registry::new();
         let mut key = registry.create_all(registry.root(), "User", 0).unwrap();
-        let deepest = (0..600).find_map(|_| match registry.create(key, "d", "", false, 0) {
+        let deepest = (0..600).find_map(|_| match registry.create(key, "d", PLAIN, 0) {
             Ok((next, _)) => {
                 key = next;
                 None

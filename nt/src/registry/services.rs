@@ -1,7 +1,7 @@
 //! Registry services.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
-use super::{Key, KeyId, KeyObject, Value};
+use super::{CreateOptions, Key, KeyId, KeyObject, Value, notify};
 use crate::io::info::{Answer, Bytes};
 use crate::object::support::{AttributesPtr, name_of};
 use crate::object::{Body, Device, Handle, ObjectType};
@@ -36,8 +36,6 @@ services! { pub SERVICES;
     NtSetValueKey(key: Handle, name: UserPtr<UnicodeString>, title_index: u32, kind: u32, data: u64, length: u32) = set_value;
     /// Deletes a value.
     NtDeleteValueKey(key: Handle, name: UserPtr<UnicodeString>) = delete_value;
-    /// Asks to be told of changes. Nobody but the guest itself makes any, so an asynchronous request stays pending.
-    NtNotifyChangeKey(key: Handle, event: Handle, apc: u64, apc_context: u64, io_status: UserPtr<u64>, filter: u32, subtree: bool, buffer: u64, length: u32, asynchronous: bool) = notify_change;
     /// Sets attributes of a key: write time, virtualization flags. They have no effect here.
     NtSetInformationKey(key: Handle, class: u32, buffer: u64, length: u32) = set_information;
 }
@@ -48,15 +46,19 @@ const QUERY_VALUE: u32 = 1;
 const SET_VALUE: u32 = 2;
 /// KEY_ENUMERATE_SUB_KEYS.
 const ENUMERATE_SUB_KEYS: u32 = 8;
-/// KEY_NOTIFY.
-const NOTIFY: u32 = 0x10;
 /// DELETE.
 const DELETE: u32 = 0x1_0000;
 
 /// Key that a name is relative to, and the rest of the name.
 fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<(KeyId, String), Status> {
+    if attributes.name.is_none() {
+        return Err(Status::ACCESS_VIOLATION);
+    }
     let name = name_of(attributes)?.unwrap_or_default();
     if attributes.root_directory != Handle::NULL {
+        if name.starts_with('\\') {
+            return Err(Status::OBJECT_PATH_SYNTAX_BAD);
+        }
         return Ok((key_of(call, attributes.root_directory, 0)?, name));
     }
     let attributes = ObjectAttributes { flags: attributes.flags | ObjectFlags::CASE_INSENSITIVE, ..attributes.clone() };
@@ -67,7 +69,7 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<(KeyId, 
     }
 }
 
-fn key_of(call: &Call<'_, '_>, handle: Handle, access: u32) -> Result<KeyId, Status> {
+pub(super) fn key_of(call: &Call<'_, '_>, handle: Handle, access: u32) -> Result<KeyId, Status> {
     let id = call.object(handle, Some(ObjectType::Key), access)?;
     match call.kernel.objects.body(id)? {
         Body::Key(key) => Ok(key.key),
@@ -104,14 +106,21 @@ fn create_key(
 ) -> Result<(), Status> {
     const VOLATILE: u32 = 1;
     const CREATE_LINK: u32 = 2;
-    if options & CREATE_LINK != 0 {
-        return Err(Status::NOT_SUPPORTED);
-    }
     let attributes = attributes.read_attributes(call)?;
+    out.write(call, Handle::NULL)?;
     let class = if class.is_null() { String::new() } else { class.read_text(call)? };
     let (base, path) = locate(call, &attributes)?;
     let now = call.kernel.clock.system_time();
-    let (key, new) = call.kernel.registry.create(base, &path, &class, options & VOLATILE != 0, now)?;
+    let options = CreateOptions {
+        class: &class,
+        volatile: options & VOLATILE != 0,
+        link: options & CREATE_LINK != 0,
+        open_link: attributes.flags.contains(ObjectFlags::OPENLINK),
+    };
+    let (key, new) = call.kernel.registry.create(base, &path, options, now)?;
+    if new && let Some(parent) = call.kernel.registry.key(key)?.parent {
+        notify::changed(call, parent, notify::CHANGE_NAME);
+    }
     give(call, out, key, access, &attributes)?;
     // REG_CREATED_NEW_KEY or REG_OPENED_EXISTING_KEY.
     disposition.write_optional(call, if new { 1 } else { 2 })
@@ -124,8 +133,10 @@ fn open_key(
     attributes: AttributesPtr,
 ) -> Result<(), Status> {
     let attributes = attributes.read_attributes(call)?;
+    out.write(call, Handle::NULL)?;
     let (base, path) = locate(call, &attributes)?;
-    let key = call.kernel.registry.open(base, &path)?;
+    let open_link = attributes.flags.contains(ObjectFlags::OPENLINK);
+    let key = call.kernel.registry.open_with(base, &path, open_link)?;
     give(call, out, key, access, &attributes)
 }
 
@@ -142,14 +153,26 @@ fn open_key_ex(
 fn delete_key(call: &mut Call<'_, '_>, key: Handle) -> Result<(), Status> {
     let key = key_of(call, key, DELETE)?;
     let now = call.kernel.clock.system_time();
+    match call.kernel.registry.key(key) {
+        // Deleting it again changes nothing.
+        Err(_) => return Ok(()),
+        Ok(found) if found.parent.is_none() || found.children().len() > 0 => return Err(Status::CANNOT_DELETE),
+        Ok(_) => notify::deleting(call, key),
+    }
     call.kernel.registry.delete(key, now)
 }
 
 fn rename_key(call: &mut Call<'_, '_>, key: Handle, name: UserPtr<UnicodeString>) -> Result<(), Status> {
     let name = name.read_text(call)?;
+    if key != Handle::NULL && name.is_empty() {
+        return Err(Status::INVALID_PARAMETER);
+    }
     let key = key_of(call, key, 0x6)?;
     let now = call.kernel.clock.system_time();
-    call.kernel.registry.rename(key, &name, now)
+    call.kernel.registry.rename(key, &name, now)?;
+    let parent = call.kernel.registry.key(key)?.parent;
+    notify::changed(call, parent.unwrap_or(key), notify::CHANGE_NAME);
+    Ok(())
 }
 
 fn flush_key(call: &mut Call<'_, '_>, key: Handle) -> Result<(), Status> {
@@ -321,31 +344,18 @@ fn set_value(
     let key = key_of(call, key, SET_VALUE)?;
     let data = UserBuffer::new(data, u64::from(length)).read(call)?;
     let now = call.kernel.clock.system_time();
-    call.kernel.registry.set_value(key, &name, kind, data, now)
+    call.kernel.registry.set_value(key, &name, kind, data, now)?;
+    notify::changed(call, key, notify::CHANGE_LAST_SET);
+    Ok(())
 }
 
 fn delete_value(call: &mut Call<'_, '_>, key: Handle, name: UserPtr<UnicodeString>) -> Result<(), Status> {
     let name = name.read_text(call)?;
     let key = key_of(call, key, SET_VALUE)?;
     let now = call.kernel.clock.system_time();
-    call.kernel.registry.delete_value(key, &name, now)
-}
-
-fn notify_change(
-    call: &mut Call<'_, '_>,
-    key: Handle,
-    _event: Handle,
-    _apc: u64,
-    _apc_context: u64,
-    _io_status: UserPtr<u64>,
-    _filter: u32,
-    _subtree: bool,
-    _buffer: u64,
-    _length: u32,
-    asynchronous: bool,
-) -> Result<Status, Status> {
-    key_of(call, key, NOTIFY)?;
-    if asynchronous { Ok(Status::PENDING) } else { Err(Status::NOT_SUPPORTED) }
+    call.kernel.registry.delete_value(key, &name, now)?;
+    notify::changed(call, key, notify::CHANGE_LAST_SET);
+    Ok(())
 }
 
 fn set_information(call: &mut Call<'_, '_>, key: Handle, _class: u32, buffer: u64, length: u32) -> Result<(), Status> {

@@ -54,15 +54,32 @@ crate::guest_struct! {
     }
 }
 
-/// Priority of a thread of a normal process.
-const NORMAL_PRIORITY: i32 = 8;
+/// THREAD_SET_INFORMATION.
+const SET_INFORMATION: u32 = 0x20;
+/// THREAD_QUERY_INFORMATION.
+const QUERY_INFORMATION: u32 = 0x40;
+/// THREAD_SET_LIMITED_INFORMATION.
+const SET_LIMITED_INFORMATION: u32 = 0x400;
+/// THREAD_QUERY_LIMITED_INFORMATION.
+const QUERY_LIMITED_INFORMATION: u32 = 0x800;
+
+/// The right that a query needs.
+fn query_access(class: u32) -> u32 {
+    match class {
+        class::BASIC | class::TIMES | class::AM_I_LAST_THREAD | class::PRIORITY_BOOST | class::NAME => {
+            QUERY_LIMITED_INFORMATION
+        }
+        _ => QUERY_INFORMATION,
+    }
+}
+
 /// Identifier and whether it has ended, of the thread behind a handle.
-fn identify(call: &Call<'_, '_>, handle: Handle) -> Result<(ThreadId, bool), Status> {
+fn identify(call: &Call<'_, '_>, handle: Handle, access: u32) -> Result<(ThreadId, bool), Status> {
     if handle == Handle::CURRENT_THREAD {
         return Ok((call.thread, false));
     }
     let kernel = &call.kernel;
-    let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::Thread), 0)?;
+    let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::Thread), access)?;
     match kernel.objects.body(object)? {
         Body::Thread { id, ended } => Ok((*id, *ended)),
         _ => Err(Status::OBJECT_TYPE_MISMATCH),
@@ -77,7 +94,7 @@ fn nt_query_information_thread(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
-    let (id, ended) = identify(call, thread)?;
+    let (id, ended) = identify(call, thread, query_access(class))?;
     let output = UserBuffer::new(buffer.address(), u64::from(length));
     let kernel = &*call.kernel;
     let target = kernel.scheduler.threads.get(&id);
@@ -92,7 +109,8 @@ fn nt_query_information_thread(
                 process: u64::from(kernel.process.id),
                 thread: u64::from(id),
                 affinity: target.map_or(1, |thread| thread.affinity),
-                priority: NORMAL_PRIORITY.saturating_add(priority),
+                // User mode of different builds takes the increment from either field.
+                priority,
                 base_priority: priority,
             };
             output.write_struct(call, &information)?
@@ -172,13 +190,49 @@ fn nt_set_information_thread(
     buffer: UserPtr<u8>,
     length: u32,
 ) -> Result<Status, Status> {
-    let id = call.thread_by_handle(thread, 0)?;
+    let access = if class == class::NAME { SET_LIMITED_INFORMATION } else { SET_INFORMATION };
+    let id = call.thread_by_handle(thread, access)?;
     let expect = |size: u32| if length == size { Ok(()) } else { Err(Status::INFO_LENGTH_MISMATCH) };
     match class {
-        class::PRIORITY | class::BASE_PRIORITY => {
+        class::PRIORITY => {
+            /// Base priority of a thread of a normal process.
+            const NORMAL: i32 = 8;
             expect(4)?;
             let value = buffer.cast::<i32>().read(call)?;
+            if !(1..=15).contains(&value) {
+                return Err(if (16..32).contains(&value) {
+                    Status::PRIVILEGE_NOT_HELD
+                } else {
+                    Status::INVALID_PARAMETER
+                });
+            }
+            call.kernel.scheduler.thread_mut(id)?.priority = value - NORMAL;
+        }
+        class::BASE_PRIORITY => {
+            expect(4)?;
+            let value = buffer.cast::<i32>().read(call)?;
+            // The ends of the range mean "as low or high as the class allows".
+            if !(-2..=2).contains(&value) && value != 15 && value != -15 {
+                return Err(Status::INVALID_PARAMETER);
+            }
             call.kernel.scheduler.thread_mut(id)?.priority = value;
+        }
+        class::GROUP_INFORMATION => {
+            expect(0x10)?;
+            let [mask, group] = buffer.cast::<[u64; 2]>().read(call)?;
+            // There is one group of one processor.
+            if mask != 1 || group != 0 {
+                return Err(Status::INVALID_PARAMETER);
+            }
+        }
+        class::IDEAL_PROCESSOR => {
+            expect(4)?;
+            /// MAXIMUM_PROCESSORS: "no preference".
+            const NONE: u32 = 64;
+            if buffer.cast::<u32>().read(call)? > NONE {
+                return Err(Status::INVALID_PARAMETER);
+            }
+            return Ok(Status::SUCCESS);
         }
         class::AFFINITY_MASK => {
             expect(8)?;
@@ -210,12 +264,10 @@ fn nt_set_information_thread(
         // There is one processor, and one identity: these change nothing that can be observed.
         class::IMPERSONATION_TOKEN
         | class::ENABLE_ALIGNMENT_FAULT_FIXUP
-        | class::IDEAL_PROCESSOR
         | class::IDEAL_PROCESSOR_EX
         | class::PRIORITY_BOOST
         | class::IO_PRIORITY
         | class::PAGE_PRIORITY
-        | class::GROUP_INFORMATION
         | class::POWER_THROTTLING_STATE => {}
         _ => return Err(Status::INVALID_INFO_CLASS),
     }

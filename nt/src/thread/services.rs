@@ -214,7 +214,8 @@ fn nt_open_thread(
     attributes: UserPtr<RawObjectAttributes>,
     client: UserPtr<[u64; 2]>,
 ) -> Result<Status, Status> {
-    let attributes = attributes.read_attributes(call)?;
+    handle.write(call, Handle::NULL)?;
+    let attributes = attributes.read_attributes_optional(call)?;
     let [process, thread] = client.read(call)?;
     let kernel = &mut *call.kernel;
     if process != 0 && process != u64::from(kernel.process.id) {
@@ -241,13 +242,23 @@ fn nt_get_next_thread(
     }
     handle.write(call, Handle::NULL)?;
     call.kernel.require_current_process(process)?;
-    let after = if thread.is_null() { None } else { Some(call.thread_by_handle(thread, 0)?) };
-    let kernel = &mut *call.kernel;
-    let next = match after {
-        None => kernel.scheduler.threads.values().next(),
-        Some(id) => kernel.scheduler.threads.range(id + 1..).next().map(|(_, thread)| thread),
+    let after = match thread {
+        Handle::NULL => 0,
+        handle => {
+            let object = call.object(handle, Some(ObjectType::Thread), 0)?;
+            match call.kernel.objects.body(object)? {
+                Body::Thread { id, .. } => *id,
+                _ => return Err(Status::OBJECT_TYPE_MISMATCH),
+            }
+        }
     };
-    let object = next.ok_or(Status::NO_MORE_ENTRIES)?.object;
+    let kernel = &mut *call.kernel;
+    // Ended threads are told as long as somebody holds them.
+    let following = kernel.objects.iter().filter_map(|(object, found)| match found.body {
+        Body::Thread { id, .. } if id > after => Some((id, object)),
+        _ => None,
+    });
+    let (_, object) = following.min_by_key(|&(id, _)| id).ok_or(Status::NO_MORE_ENTRIES)?;
     let new = kernel.objects.open(&mut kernel.handles, object, access, attributes)?;
     handle.write(call, new)?;
     Ok(Status::SUCCESS)
@@ -292,8 +303,13 @@ fn nt_alert_thread(call: &mut Call<'_, '_>, thread: Handle) -> Result<Status, St
 
 fn nt_alert_thread_by_thread_id(call: &mut Call<'_, '_>, thread: u64) -> Result<Status, Status> {
     let id = ThreadId::try_from(thread).map_err(|_| Status::INVALID_CID)?;
-    let target = call.kernel.scheduler.threads.get_mut(&id).ok_or(Status::INVALID_CID)?;
-    target.alerted_by_id = true;
+    match call.kernel.scheduler.threads.get_mut(&id) {
+        Some(target) => target.alerted_by_id = true,
+        // One that has ended and is still held takes no notice.
+        None => {
+            call.kernel.thread_object(id).ok_or(Status::INVALID_CID)?;
+        }
+    }
     Ok(Status::SUCCESS)
 }
 
@@ -305,7 +321,10 @@ fn nt_queue_apc_thread(
     argument2: u64,
     argument3: u64,
 ) -> Result<Status, Status> {
-    let id = call.thread_by_handle(thread, THREAD_SET_CONTEXT)?;
+    // No APC runs in a thread that has ended.
+    let gone = |status| if status == Status::THREAD_IS_TERMINATING { Status::UNSUCCESSFUL } else { status };
+    let id = call.thread_by_handle(thread, THREAD_SET_CONTEXT).map_err(gone)?;
+    // An APC without a routine does nothing but end an alertable wait.
     let apc = Apc { routine, arguments: [argument1, argument2, argument3] };
     call.kernel.scheduler.thread_mut(id)?.apcs.push_back(apc);
     Ok(Status::SUCCESS)
