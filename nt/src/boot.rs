@@ -197,6 +197,7 @@ pub(crate) fn prepare(
         scheduler: Scheduler::default(),
         process,
         layout,
+        kernel_image: (kernel_image.base, image_size(&kernel_image.pe)),
         objects,
         handles,
         files,
@@ -351,11 +352,19 @@ pub(crate) fn create_process(kernel: &mut Kernel, machine: &mut Machine, start: 
     let (entry, stack_reserve, stack_commit) = image.image().map_or((0, 0, 0), |headers| {
         (image_base + u64::from(headers.entry_rva), headers.stack_reserve, headers.stack_commit)
     });
-    let teb = TebParameters { stack_reserve, stack_commit };
+    let stack_placement = crate::memory::Placement::default();
+    let teb = TebParameters { stack_reserve, stack_commit, stack_placement };
     let peb = kernel.process.peb;
     create_thread(&mut kernel.call(&mut vcpu), teb, entry, peb).map_err(failed("the first thread"))?;
     match kernel.switch(&mut vcpu) {
         GateAction::Stop => Err(BootError::Process { what: "starting the first thread", status: Status::UNSUCCESSFUL }),
         _ => Ok(()),
     }
+}
+
+/// SizeOfImage of the guest kernel, from its headers.
+fn image_size(pe: &[u8]) -> u32 {
+    let field = |at: usize| pe.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    // e_lfanew, signature and file header, then offset 38h of the optional header.
+    field(field(0x3C) as usize + 0x18 + 0x38)
 }

@@ -130,6 +130,14 @@ impl TrapFrame {
 }
 
 impl UserContext {
+    /// The state in which a thread starts: x87 precision is 53 bits, unlike after FNINIT.
+    #[must_use]
+    pub fn of_new_thread() -> Self {
+        let mut context = Self::default();
+        context.x87.control = 0x27F;
+        context
+    }
+
     /// The state of a thread that is in user mode.
     #[must_use]
     pub fn of_registers(registers: &impl Registers) -> Self {

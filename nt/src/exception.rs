@@ -193,7 +193,11 @@ impl Kernel {
     fn record_of_vector(&mut self, vcpu: &mut Vcpu<'_>, vector: u32, user: &mut UserContext) -> ExceptionRecord {
         let code = match vector {
             vector::DIVIDE => Status::INTEGER_DIVIDE_BY_ZERO,
-            vector::DEBUG => Status::SINGLE_STEP,
+            vector::DEBUG => {
+                // One step was asked for, not one after another.
+                user.rflags &= !TRAP_FLAG;
+                Status::SINGLE_STEP
+            }
             vector::BREAKPOINT => {
                 user.rip = user.rip.wrapping_sub(1);
                 return ExceptionRecord::new(Status::BREAKPOINT, user.rip, &[0]);
@@ -303,9 +307,12 @@ impl Kernel {
     pub fn deliver_apc(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
         let frame_address = vcpu.reg(Gpr::Rdx);
         vcpu.set_reg(Gpr::Rax, 0);
-        let Some(apc) = self.scheduler.current_mut().and_then(|thread| thread.apcs.pop_front()) else {
-            return GateAction::Resume;
-        };
+        // An APC without a routine only ends the wait.
+        let next = self
+            .scheduler
+            .current_mut()
+            .and_then(|thread| std::iter::from_fn(|| thread.apcs.pop_front()).find(|apc| apc.routine != 0));
+        let Some(apc) = next else { return GateAction::Resume };
         match self.push_apc(vcpu, frame_address, apc) {
             Ok(()) => GateAction::Resume,
             Err(status) => {

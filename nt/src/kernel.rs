@@ -102,6 +102,8 @@ pub struct Kernel {
     pub process: Process,
     /// Where the guest kernel keeps its data.
     pub layout: KernelLayout,
+    /// Base and size of the guest kernel's image.
+    pub kernel_image: (u64, u32),
     /// Objects.
     pub objects: ObjectManager,
     /// Handles of the process.

@@ -57,6 +57,8 @@ pub struct TebParameters {
     pub stack_reserve: u64,
     /// Bytes committed at first.
     pub stack_commit: u64,
+    /// Where the stack may lie.
+    pub stack_placement: Placement,
 }
 
 /// A thread's user-mode memory.
@@ -84,7 +86,8 @@ pub fn prepare_thread(
         return Err(Status::INVALID_PARAMETER);
     }
     let address = kernel.memory.allocate(space, TEB_SIZE, PageProtection::READWRITE, Placement::default())?;
-    let reserved = kernel.memory.allocate_stack(space, address, parameters.stack_reserve, parameters.stack_commit);
+    let TebParameters { stack_reserve, stack_commit, stack_placement } = parameters;
+    let reserved = kernel.memory.allocate_stack(space, address, stack_reserve, stack_commit, stack_placement);
     let (stack, limit) = match reserved {
         Ok(stack) => stack,
         Err(status) => {

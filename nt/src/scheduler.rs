@@ -280,7 +280,11 @@ impl Kernel {
                 _ => None,
             });
             match waits.chain(self.next_timer()).min() {
-                Some(deadline) => self.clock.idle_until(deadline),
+                Some(deadline) => {
+                    self.clock.idle_until(deadline);
+                    // Whoever wakes up reads the time from the shared page.
+                    crate::loader::update_shared_data(self, vcpu.memory);
+                }
                 None => {
                     self.stop.get_or_insert(StopReason::Deadlock);
                     return GateAction::Stop;

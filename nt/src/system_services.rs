@@ -89,6 +89,22 @@ fn query_system(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
+    /// SYSTEM_BASIC_INFORMATION, which is asked for exactly.
+    const BASIC_SIZE: u32 = 0x40;
+    /// SYSTEM_TIMEOFDAY_INFORMATION, which can be asked for in part.
+    const TIME_OF_DAY_SIZE: u32 = 0x30;
+    match class {
+        0 | 62 | 114 if length > BASIC_SIZE => return Err(Status::INFO_LENGTH_MISMATCH),
+        3 if length > TIME_OF_DAY_SIZE => {
+            returned.write_optional(call, TIME_OF_DAY_SIZE)?;
+            return Err(Status::INFO_LENGTH_MISMATCH);
+        }
+        3 if length == 0 => {
+            returned.write_optional(call, 0)?;
+            return Ok(Status::SUCCESS);
+        }
+        _ => {}
+    }
     let answer = system_information(call, class, buffer, length)?;
     call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
 }
@@ -96,15 +112,17 @@ fn query_system(
 fn system_information(call: &mut Call<'_, '_>, class: u32, buffer: u64, length: u32) -> Result<Answer, Status> {
     let bytes = Bytes::default();
     Ok(match class {
-        // SystemBasicInformation, SystemEmulationBasicInformation.
-        0 | 62 => Answer::fixed(
+        // SystemBasicInformation, SystemEmulationBasicInformation, SystemNativeBasicInformation.
+        0 | 62 | 114 => Answer::fixed(
             bytes
                 .u32s(&[0, CLOCK_INTERVAL, PAGE_SIZE, PHYSICAL_PAGES, 1, PHYSICAL_PAGES, 0x1_0000, 0])
                 .u64s(&[0x1_0000, HIGHEST_USER_ADDRESS, 1, 1])
                 .0,
         ),
-        // SystemProcessorInformation, SystemEmulationProcessorInformation: AMD64, family 6, model and stepping.
-        1 | 63 => Answer::fixed(bytes.u32s(&[6 << 16 | 9, 1 << 16 | 0x3A09, 0x2018_3BBF]).0),
+        // SystemProcessorInformation: AMD64, family 6, model and stepping; SystemEmulationProcessorInformation: the same
+        // as a 32-bit processor.
+        1 => Answer::fixed(bytes.u32s(&[6 << 16 | 9, 1 << 16 | 0x3A09, 0x2018_3BBF]).0),
+        63 => Answer::fixed(bytes.u32s(&[6 << 16, 1 << 16 | 0x3A09, 0x2018_3BBF]).0),
         // SystemPerformanceInformation; its tail grew from version to version.
         2 => {
             let mut all = vec![0; 0x2C];
@@ -120,8 +138,12 @@ fn system_information(call: &mut Call<'_, '_>, class: u32, buffer: u64, length: 
             all.truncate((length as usize).max(1));
             Answer::fixed(all)
         }
-        // SystemProcessInformation.
-        5 => Answer::fixed(process_information(call, buffer)),
+        // SystemProcessInformation, SystemExtendedProcessInformation.
+        5 => Answer::fixed(process_information(call, buffer, 0x50)),
+        57 => Answer::fixed(process_information(call, buffer, 0x88)),
+        // SystemModuleInformation, SystemModuleInformationEx.
+        11 => Answer::fixed(kernel_modules(call, false)),
+        77 => Answer::fixed(kernel_modules(call, true)),
         // SystemProcessorPerformanceInformation: idle, kernel, user, DPC, interrupt time, interrupts.
         8 => {
             let busy = call.kernel.clock.interrupt_time();
@@ -156,8 +178,38 @@ fn system_information(call: &mut Call<'_, '_>, class: u32, buffer: u64, length: 
     })
 }
 
-/// SYSTEM_PROCESS_INFORMATION of the one process, with its threads.
-fn process_information(call: &Call<'_, '_>, buffer: u64) -> Vec<u8> {
+/// RTL_PROCESS_MODULES of the kernel: itself. The other form is a list of RTL_PROCESS_MODULE_INFORMATION_EX.
+fn kernel_modules(call: &Call<'_, '_>, extended: bool) -> Vec<u8> {
+    const PATH: &str = "\\SystemRoot\\system32\\ntoskrnl.exe";
+    const PATH_SIZE: usize = 256;
+    let (base, size) = call.kernel.kernel_image;
+    // Section, mapped base, image base, size, flags, load order, initialisation order, load count, offset of the name.
+    let offset = PATH.rfind('\\').map_or(0, |at| at + 1) as u16;
+    let mut module = Bytes::default().u64s(&[0, base, base]).u32s(&[size, 0x0880_4000]).0;
+    module.extend([0, 0, 1, offset].map(u16::to_le_bytes).concat());
+    let mut path = PATH.as_bytes().to_vec();
+    path.resize(PATH_SIZE, 0);
+    module.extend(path);
+    if extended {
+        // NextOffset of the only entry, and at its end checksum, time stamp and default base.
+        let mut entry = vec![0; 8];
+        entry.extend(module);
+        entry.resize(entry.len().next_multiple_of(8), 0);
+        entry.extend(Bytes::default().u32s(&[0, 0]).u64s(&[base]).0);
+        // A zero NextOffset ends the list.
+        let next = entry.len() as u16;
+        entry[..2].copy_from_slice(&next.to_le_bytes());
+        entry.extend([0; 8]);
+        entry
+    } else {
+        let mut bytes = Bytes::default().u32s(&[1, 0]).0;
+        bytes.extend(module);
+        bytes
+    }
+}
+
+/// SYSTEM_PROCESS_INFORMATION of the one process, with its threads, each in that many bytes.
+fn process_information(call: &Call<'_, '_>, buffer: u64, thread_size: usize) -> Vec<u8> {
     const HEAD: usize = 0x100;
     let process = u64::from(call.kernel.system.process);
     let threads: Vec<u32> = call
@@ -169,8 +221,9 @@ fn process_information(call: &Call<'_, '_>, buffer: u64) -> Vec<u8> {
             _ => None,
         })
         .collect();
-    let name = utf16_bytes("program.exe");
-    let at = buffer.wrapping_add((HEAD + 0x50 * threads.len()) as u64);
+    let path = &call.kernel.process.dos_name;
+    let name = utf16_bytes(path.rsplit('\\').next().unwrap_or(path));
+    let at = buffer.wrapping_add((HEAD + thread_size * threads.len()) as u64);
     let mut bytes = Bytes::default().u32s(&[0, threads.len() as u32]).0;
     bytes.resize(0x38, 0);
     bytes.extend(crate::object::support::unicode_string(name.len(), at));
@@ -181,7 +234,14 @@ fn process_information(call: &Call<'_, '_>, buffer: u64) -> Vec<u8> {
     for thread in threads {
         // Times, start address, client identifier, priorities, switches, state running.
         let entry = Bytes::default().u64s(&[0, 0, 0, 0, 0, process, u64::from(thread)]).u32s(&[8, 8, 0, 2, 0, 0]);
-        bytes.extend(entry.0);
+        let mut entry = entry.0;
+        if let Some(thread) = call.kernel.scheduler.threads.get(&thread) {
+            // Behind the plain form: stack, start address, TEB.
+            entry.resize(0x50, 0);
+            entry.extend(Bytes::default().u64s(&[0, thread.stack, thread.start_address, thread.teb]).0);
+        }
+        entry.resize(thread_size, 0);
+        bytes.extend(entry);
     }
     bytes.extend(name);
     bytes.extend([0, 0]);
@@ -305,6 +365,8 @@ fn set_timer_resolution(
     set: bool,
     current: UserPtr<u32>,
 ) -> Result<Status, Status> {
+    // Nothing changes for a caller that cannot be answered.
+    current.read(call)?;
     let asked_before = call.kernel.system.timer_resolution.is_some();
     call.kernel.system.timer_resolution = set.then(|| wanted.clamp(FINEST_INTERVAL, CLOCK_INTERVAL));
     current.write(call, call.kernel.system.timer_resolution.unwrap_or(CLOCK_INTERVAL))?;

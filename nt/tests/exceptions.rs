@@ -126,6 +126,23 @@ fn endless_recursion_ends_in_a_stack_overflow() {
 }
 
 #[test]
+fn a_single_step_is_reported_once() {
+    const TRAP_FLAG: u64 = 0x100;
+    let step: Program = |a| {
+        a.pushfq()?;
+        a.or(dword_ptr(rsp), TRAP_FLAG as i32)?;
+        a.popfq()?;
+        a.nop()?;
+        a.nop()
+    };
+    for engine in [Engine::Interpreter, Engine::Translator] {
+        let RunEnd::Exited { status, crash: Some(crash) } = run("step", engine, step) else { panic!("no crash") };
+        assert_eq!(status, Status::SINGLE_STEP);
+        assert_eq!(crash.registers.rflags & TRAP_FLAG, 0, "the handler goes on without stepping");
+    }
+}
+
+#[test]
 fn a_return_of_the_entry_point_ends_the_process() {
     let end = run("return", Engine::Interpreter, |a| {
         a.mov(eax, 42)?;

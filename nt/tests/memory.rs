@@ -195,12 +195,75 @@ fn views_of_a_section_show_the_same_memory() {
     let mut bytes = [0; 2];
     guest.memory().read_unchecked(second + 0x2FFE, &mut bytes).unwrap();
     assert_eq!(bytes, [6, 7]);
+    // A copy-on-write view shows the section until a page of it is written; that page is its own from then on.
     guest.memory().read_unchecked(copy + 0x2FFE, &mut bytes).unwrap();
-    assert_eq!(bytes, [0, 7], "a copy is a copy");
+    assert_eq!(bytes, [6, 7]);
+    assert_eq!(guest.call("NtQueryPerformanceCounter", &[copy + 0x2FF0, 0]), Status::SUCCESS);
+    assert_eq!((guest.query(copy).3, guest.query(copy + 0x2000).3), (8, 4));
+    guest.memory().write_unchecked(first + 0x2FFE, &[5]).unwrap();
+    guest.memory().read_unchecked(copy + 0x2FFE, &mut bytes).unwrap();
+    assert_eq!(bytes, [6, 7], "a copy is a copy");
+    let mut counter = [1; 8];
+    guest.memory().read_unchecked(first + 0x2FF0, &mut counter).unwrap();
+    assert_eq!(counter, [0; 8]);
+    assert_eq!(guest.protect(copy, 0x3000, READONLY), (Status::SUCCESS, 8));
+    assert_eq!(guest.protect(copy, 0x3000, 8), (Status::SUCCESS, 2));
+    assert_eq!((guest.query(copy).3, guest.query(copy + 0x2000).3), (8, 4), "what is copied can be written");
+    assert_eq!(guest.protect(copy, 0x1000, READWRITE).0, Status::SECTION_PROTECTION);
     assert_eq!(map(&mut guest, 0x20).0, Status::SECTION_PROTECTION);
     assert_eq!(guest.query(second).4, 0x4_0000);
     assert_eq!(guest.call("NtUnmapViewOfSection", &[CURRENT_PROCESS, first + 0x1000]), Status::SUCCESS);
     assert_eq!(guest.call("NtUnmapViewOfSection", &[CURRENT_PROCESS, first]), Status::NOT_MAPPED_VIEW);
+}
+
+#[test]
+fn reserved_sections_are_committed_for_all_views() {
+    let mut guest = Guest::boot("reserve");
+    let (handle, size) = (guest.put(0, 0), guest.put(1, 0x4000));
+    assert_eq!(guest.call("NtCreateSection", &[handle, 0xF001F, 0, size, READWRITE, 0x400_0000, 0]), Status::SUCCESS);
+    let section = guest.get(0);
+    let map = |guest: &mut Guest| {
+        let (base, offset, size) = (guest.put(2, 0), guest.put(3, 0), guest.put(4, 0));
+        let arguments = [section, CURRENT_PROCESS, base, 0, 0, offset, size, 2, 0, READWRITE];
+        assert_eq!(guest.call("NtMapViewOfSection", &arguments), Status::SUCCESS);
+        guest.get(2)
+    };
+    let (first, second) = (map(&mut guest), map(&mut guest));
+    assert_eq!(guest.query(first).2, 0x2000);
+    assert_eq!(guest.call("NtQueryPerformanceCounter", &[second + 0x1000, 0]), Status::ACCESS_VIOLATION);
+    assert_eq!(guest.allocate(first + 0x1000, 0x1000, COMMIT, READWRITE).0, Status::SUCCESS);
+    assert_eq!(guest.call("NtQueryPerformanceCounter", &[second + 0x1000, 0]), Status::SUCCESS);
+    assert_eq!(guest.query(second + 0x1000), (second, 0x1000, 0x1000, 4, 0x4_0000));
+    let third = map(&mut guest);
+    assert_eq!((guest.query(third).2, guest.query(third + 0x1000).2), (0x2000, 0x1000));
+}
+
+#[test]
+fn written_pages_are_watched() {
+    const WRITE_WATCH: u64 = 0x20_0000;
+    let mut guest = Guest::boot("watch");
+    let (_, base, _) = guest.allocate(0, 0x4000, RESERVE | COMMIT | WRITE_WATCH, READWRITE);
+    let written = |guest: &mut Guest, flags: u64| {
+        let (count, granularity) = (guest.put(8, 4), guest.put(9, 0));
+        let addresses = guest.put(10, 0);
+        let arguments = [CURRENT_PROCESS, flags, base, 0x4000, addresses, count, granularity];
+        assert_eq!(guest.call("NtGetWriteWatch", &arguments), Status::SUCCESS);
+        assert_eq!(guest.get(9), 0x1000);
+        (0..guest.get(8)).map(|index| guest.get(10 + index) - base).collect::<Vec<_>>()
+    };
+    assert!(written(&mut guest, 0).is_empty());
+    for page in [0x2000, 0x1000] {
+        assert_eq!(guest.call("NtQueryPerformanceCounter", &[base + page, 0]), Status::SUCCESS);
+    }
+    assert_eq!(written(&mut guest, 0), [0x1000, 0x2000]);
+    assert_eq!(written(&mut guest, 1), [0x1000, 0x2000]);
+    assert!(written(&mut guest, 0).is_empty());
+    assert_eq!(guest.call("NtQueryPerformanceCounter", &[base + 0x1000, 0]), Status::SUCCESS);
+    assert_eq!(written(&mut guest, 0), [0x1000]);
+    assert_eq!(guest.call("NtResetWriteWatch", &[CURRENT_PROCESS, base, 0x4000]), Status::SUCCESS);
+    assert!(written(&mut guest, 0).is_empty());
+    let (_, plain, _) = guest.allocate(0, 0x1000, RESERVE | COMMIT, READWRITE);
+    assert_eq!(guest.call("NtResetWriteWatch", &[CURRENT_PROCESS, plain, 0x1000]), Status::INVALID_PARAMETER);
 }
 
 #[test]

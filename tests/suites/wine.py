@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +42,7 @@ class Result:
         held = output.count(b"Test succeeded inside todo block")
         self.failed = max(0, self.failed - held)
         self.passed = max(0, self.executed - self.todo - self.failed - held) + held
+        self.seconds = 0.0
         self.ended = ended if ended else ("" if counts else "no summary")
 
     def __str__(self):
@@ -61,6 +63,7 @@ def run_one(args, module, test):
         environment = dict(os.environ, WINEDEBUG="-all")
         log = work / "log"
         ended = ""
+        started = time.monotonic()
         with log.open("wb") as stream:
             child = subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL, stdout=stream,
                                      stderr=subprocess.STDOUT, env=environment, start_new_session=True)
@@ -74,12 +77,15 @@ def run_one(args, module, test):
                 os.killpg(child.pid, 9)
                 child.wait()
                 ended = "timeout"
+        seconds = time.monotonic() - started
         output = log.read_bytes()
         if args.logs:
             folder = Path(args.logs)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{module}-{test}.log").write_bytes(output)
-        return Result(output, ended)
+        result = Result(output, ended)
+        result.seconds = seconds
+        return result
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -167,6 +173,8 @@ def main():
                 row[0] = str(result.passed)
             else:
                 row[1:4] = [result.passed, result.failed, result.skipped]
+                # One that ends early or takes long says little in every run.
+                row[4] = "slow" if result.ended or result.seconds > 20 else "ci"
         write_table(rows)
         return 0
     wanted = [key for key in wanted if key in rows and (not args.ci or rows[key][4] == "ci")]

@@ -231,7 +231,10 @@ impl FileSystem {
                 Ok((self.register(request, kind)?, CreateResult::Opened))
             }
             Found::File(mut node) => {
-                if request.options & options::DIRECTORY_FILE != 0 || request.path.directory {
+                if request.path.directory {
+                    return Err(Status::OBJECT_NAME_INVALID);
+                }
+                if request.options & options::DIRECTORY_FILE != 0 {
                     return Err(Status::NOT_A_DIRECTORY);
                 }
                 let stat = FileStat::new(&volume.stat(&Found::File(node.clone()))?, 0);

@@ -237,6 +237,9 @@ pub fn query(class: u32, facts: &OpenFacts<'_>) -> Result<Answer, Status> {
             let bytes = Bytes::default().u32s(&[0, name.len() as u32]).u64s(&[stat.size, stat.allocation]).bytes(&name);
             Answer { bytes: bytes.0, fixed: 0x20 }
         }
+        // FileAllocationInformation, FileEndOfFileInformation: sizes that are usually set.
+        0x13 => Answer::fixed(disk()?.allocation.to_le_bytes().into()),
+        0x14 => Answer::fixed(disk()?.size.to_le_bytes().into()),
         // FileCompressionInformation.
         0x1C => Answer::fixed(Bytes::default().u64s(&[disk()?.size, 0]).0),
         // FileNetworkOpenInformation.

@@ -38,6 +38,8 @@ impl NtPath {
         if path.encode_utf16().count() > MAX_PATH {
             return Err(Status::OBJECT_NAME_INVALID);
         }
+        // The volume's own separator may be doubled.
+        let path = path.strip_prefix('\\').unwrap_or(path);
         let (path, directory) = match path.strip_suffix('\\') {
             Some(path) => (path, true),
             None => (path, path.is_empty()),
@@ -96,6 +98,7 @@ mod tests {
             ("trailing. ", &["trailing. "], false),
             ("...", &["..."], false),
             ("NUL", &["NUL"], false),
+            ("\\a", &["a"], false),
         ] {
             let parsed = NtPath::parse(path).unwrap();
             assert_eq!((parsed.parts, parsed.directory), (parts.iter().map(|s| (*s).to_owned()).collect(), directory));
@@ -110,7 +113,7 @@ mod tests {
             "a\\..\\b",
             ".",
             "a\\.\\b",
-            "\\a",
+            "\\\\a",
             "a\\\\b",
             "a\\b\\\\",
             "a:stream",

@@ -84,6 +84,9 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
 }
 
 fn relative(file: &FileObject, name: &str) -> Result<Target, Status> {
+    if name.starts_with('\\') {
+        return Err(Status::INVALID_PARAMETER);
+    }
     let mut path = NtPath::parse(name)?;
     match &file.kind {
         FileKind::Directory { volume, directory, .. } => {
@@ -242,9 +245,18 @@ fn query_information(
     length: u32,
     class: u32,
 ) -> Result<Status, Status> {
+    /// FileMaximumInformation of the newest builds.
+    const END_OF_CLASSES: u32 = 84;
+    if class == 0 || class >= END_OF_CLASSES {
+        return Err(Status::INVALID_INFO_CLASS);
+    }
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let file = call.kernel.file(id)?;
-    let answer_bytes = info::query(class, &call.kernel.files.facts(file)?)?;
+    let answer_bytes = match class {
+        // FileIoCompletionNotificationInformation.
+        0x29 => info::Answer::fixed(file.completion_flags.to_le_bytes().into()),
+        _ => info::query(class, &call.kernel.files.facts(file)?)?,
+    };
     answer(call, io_status, UserBuffer::new(buffer, u64::from(length)), &answer_bytes)
 }
 

@@ -197,7 +197,7 @@ fn options_are_checked() {
     };
     assert_eq!(run("dir", READ, 0x40), Err(Status::FILE_IS_A_DIRECTORY));
     assert_eq!(run("top", READ, 1), Err(Status::NOT_A_DIRECTORY));
-    assert_eq!(run("top\\", READ, 0), Err(Status::NOT_A_DIRECTORY));
+    assert_eq!(run("top\\", READ, 0), Err(Status::OBJECT_NAME_INVALID));
     assert_eq!(run("top", READ, 0x41), Err(Status::INVALID_PARAMETER));
     assert_eq!(run("top", 1, 0x20), Err(Status::INVALID_PARAMETER), "synchronous I/O needs SYNCHRONIZE");
     assert_eq!(run("top", READ, 0x1000), Err(Status::INVALID_PARAMETER), "deletion needs DELETE");

@@ -104,7 +104,9 @@ impl MemoryManager {
     /// Decides what a fault at a user address means, and does what is needed for a retry.
     pub fn resolve_fault(&mut self, space: &mut AddressSpace, address: u64, code: PageFaultCode) -> FaultResolution {
         let page = address & !(PAGE_SIZE - 1);
-        self.adopt_commits(space, address);
+        if self.adopt_commits(space, address) {
+            return FaultResolution::Retry;
+        }
         let Some((start, vad)) = self.vads.find_mut(address) else { return FaultResolution::AccessViolation };
         if let Backing::Stack { teb } = vad.backing {
             let teb_limit = teb.wrapping_add(TEB_STACK_LIMIT);
@@ -146,19 +148,21 @@ impl MemoryManager {
     }
 
     /// Pages of a SEC_RESERVE section are committed for all its views at once: gives the view at `address` those that
-    /// were committed through another one.
-    pub fn adopt_commits(&mut self, space: &mut AddressSpace, address: u64) {
-        let Some((start, vad)) = self.vads.find_mut(address) else { return };
-        let Backing::View { section, offset, .. } = &vad.backing else { return };
+    /// were committed through another one. Says whether there were any.
+    pub fn adopt_commits(&mut self, space: &mut AddressSpace, address: u64) -> bool {
+        let Some((start, vad)) = self.vads.find_mut(address) else { return false };
+        let Backing::View { section, offset, .. } = &vad.backing else { return false };
         let offset = *offset;
+        let mut adopted = false;
         for part in section.committed_within(offset..offset + (vad.end - start)) {
             let range = start + (part.start - offset)..start + (part.end - offset);
             let missing: Vec<std::ops::Range<u64>> = vad.pages.gaps(&range).collect();
             for gap in missing {
                 // Without memory for it the page stays absent, and an access to it faults.
-                let _ = vad.commit(space, start, gap, vad.protection);
+                adopted |= vad.commit(space, start, gap, vad.protection).is_ok();
             }
         }
+        adopted
     }
 
     /// Reserves and commits memory where there is room.
@@ -201,13 +205,14 @@ impl MemoryManager {
         teb: u64,
         reserve: u64,
         commit: u64,
+        placement: Placement,
     ) -> Result<(std::ops::Range<u64>, u64), Status> {
         let size = reserve
             .max(commit)
             .max(ALLOCATION_GRANULARITY)
             .checked_next_multiple_of(ALLOCATION_GRANULARITY)
             .ok_or(Status::NO_MEMORY)?;
-        let start = self.vads.find_free(size, Placement::default()).ok_or(Status::NO_MEMORY)?;
+        let start = self.vads.find_free(size, placement).ok_or(Status::NO_MEMORY)?;
         let range = start..start + size;
         self.vads.insert(range.clone(), Backing::Stack { teb }, PageProtection::READWRITE)?;
         let floor = start + (STACK_RESERVE_PAGES + 1) * PAGE_SIZE;

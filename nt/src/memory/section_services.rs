@@ -107,6 +107,7 @@ fn nt_create_section(
         | sec::WRITECOMBINE
         | sec::LARGE_PAGES
         | 0x40_0000;
+    handle.write(call, Handle::NULL)?;
     let protection = PageProtection::from_raw(protect)?;
     let size = maximum_size.read_optional(call)?.unwrap_or(0);
     if allocation_attributes & !KNOWN != 0 || allocation_attributes & (sec::IMAGE | sec::RESERVE | sec::COMMIT) == 0 {
@@ -115,7 +116,6 @@ fn nt_create_section(
     if allocation_attributes & sec::LARGE_PAGES != 0 {
         return Err(Status::PRIVILEGE_NOT_HELD);
     }
-    handle.write(call, Handle::NULL)?;
     if allocation_attributes & sec::IMAGE == 0 && protection.is_noaccess_or_guard() {
         return Err(Status::INVALID_PAGE_PROTECTION);
     }

@@ -150,14 +150,16 @@ impl VadTree {
             return (candidate >= low).then_some(candidate);
         }
         let mut candidate = low.checked_next_multiple_of(alignment)?;
-        if let Some((_, vad)) = self.find(candidate) {
-            candidate = vad.end.checked_next_multiple_of(alignment)?;
-        }
-        for (&start, vad) in self.vads.range(candidate..) {
+        // Rounding up can lead into or past allocations that begin below the candidate: each is looked at.
+        let first = self.find(candidate).map_or(candidate, |(start, _)| start);
+        for (&start, vad) in self.vads.range(first..) {
+            if vad.end <= candidate {
+                continue;
+            }
             if candidate.checked_add(size)? <= start {
                 break;
             }
-            candidate = candidate.max(vad.end.checked_next_multiple_of(alignment)?);
+            candidate = vad.end.checked_next_multiple_of(alignment)?;
         }
         (candidate.checked_add(size)? <= end).then_some(candidate)
     }
@@ -431,6 +433,8 @@ mod tests {
         assert_eq!(tree.find_free(0x1_0000, bottom_up), Some(0x3_0000));
         assert_eq!(tree.find_free(0x2_0000, bottom_up), Some(0x5_0000));
         assert_eq!(tree.find_free(u64::MAX - 5, bottom_up), None);
+        // 0x20000 is taken up to 0x21000: aligned more coarsely the next place lies behind the other allocation.
+        assert_eq!(tree.find_free(0x1000, Placement { alignment: 0x4_0000, ..bottom_up }), Some(0x8_0000));
         let top_down = Placement { top_down: true, high: 0x5_FFFF, ..bottom_up };
         assert_eq!(tree.find_free(0x1000, top_down), Some(0x5_0000));
         assert_eq!(tree.find_free(0x1_0000, Placement { high: 0x4_FFFF, ..top_down }), Some(0x3_0000));

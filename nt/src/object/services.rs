@@ -357,10 +357,13 @@ fn create_link(
     attributes: AttributesPtr,
     target: UserPtr<UnicodeString>,
 ) -> Result<Status, Status> {
-    let target = target.read_text(call)?;
-    if target.is_empty() {
-        return Err(Status::INVALID_PARAMETER);
+    out.write(call, Handle::NULL)?;
+    let raw = target.read(call)?;
+    let target = raw.read_text(call)?;
+    if raw.maximum_length == 0 || target.is_empty() {
+        return Err(Status::INVALID_PARAMETER_4);
     }
+    let target = String::from_utf16_lossy(&target);
     // A link without a name could never be followed.
     attributes.read(call)?;
     call.create_object(out, access, attributes, Body::SymbolicLink(SymbolicLink { target }))

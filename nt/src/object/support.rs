@@ -210,6 +210,10 @@ impl Call<'_, '_> {
         let attributes = attributes.read_attributes(self)?;
         let name = wanted_name(&attributes)?;
         let found = self.resolve(&attributes, &name)?.map_err(|_| Status::OBJECT_NAME_NOT_FOUND)?;
+        // Nothing but a directory is opened relative to itself.
+        if name.is_empty() && kind != ObjectType::Directory {
+            return Err(Status::OBJECT_TYPE_MISMATCH);
+        }
         self.kernel.check_found(&found, kind)?;
         self.open_handle(out, found.object, access, &attributes)
     }

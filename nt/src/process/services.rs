@@ -38,7 +38,8 @@ fn nt_open_process(
 ) -> Result<Status, Status> {
     handle.write(call, Handle::NULL)?;
     let attributes = attributes.read_attributes_optional(call)?;
-    let [process, thread] = client.read(call)?;
+    // The two lowest bits of an identifier do not count.
+    let [process, thread] = client.read(call)?.map(|id| id & !3);
     let kernel = &mut *call.kernel;
     let by_thread = thread != 0 && !kernel.scheduler.threads.keys().any(|&id| u64::from(id) == thread);
     if process != u64::from(kernel.process.id) || by_thread {

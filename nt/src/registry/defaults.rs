@@ -174,8 +174,11 @@ const MACHINE: KeyTable = &[
         &[
             ("Display", Text("(UTC+00:00) Monrovia, Reykjavik")),
             ("Dlt", Text("Greenwich Daylight Time")),
+            ("MUI_Display", Text("@tzres.dll,-270")),
+            ("MUI_Dlt", Text("@tzres.dll,-271")),
+            ("MUI_Std", Text("@tzres.dll,-272")),
             ("Std", Text("Greenwich Standard Time")),
-            ("TZI", Bytes(&fixed_zone(-60))),
+            ("TZI", Bytes(&fixed_zone(0))),
         ],
     ),
     (
@@ -183,6 +186,9 @@ const MACHINE: KeyTable = &[
         &[
             ("Display", Text("(UTC) Coordinated Universal Time")),
             ("Dlt", Text("Coordinated Universal Time")),
+            ("MUI_Display", Text("@tzres.dll,-930")),
+            ("MUI_Dlt", Text("@tzres.dll,-931")),
+            ("MUI_Std", Text("@tzres.dll,-932")),
             ("Std", Text("Coordinated Universal Time")),
             ("TZI", Bytes(&fixed_zone(0))),
         ],
@@ -339,6 +345,8 @@ pub fn registry(now: i64) -> Result<Registry, Status> {
             }
         }
     }
+    let zones = registry.create_all(machine, "Software\\Microsoft\\Windows NT\\CurrentVersion\\Time Zones", now)?;
+    super::time_zones::add(&mut registry, zones, now)?;
     Ok(registry)
 }
 

@@ -5,6 +5,7 @@
 pub mod defaults;
 pub mod notify;
 pub mod services;
+mod time_zones;
 
 use std::collections::BTreeMap;
 

@@ -106,8 +106,8 @@ fn create_key(
 ) -> Result<(), Status> {
     const VOLATILE: u32 = 1;
     const CREATE_LINK: u32 = 2;
-    let attributes = attributes.read_attributes(call)?;
     out.write(call, Handle::NULL)?;
+    let attributes = attributes.read_attributes(call)?;
     let class = if class.is_null() { String::new() } else { class.read_text(call)? };
     let (base, path) = locate(call, &attributes)?;
     let now = call.kernel.clock.system_time();
@@ -132,8 +132,8 @@ fn open_key(
     access: u32,
     attributes: AttributesPtr,
 ) -> Result<(), Status> {
-    let attributes = attributes.read_attributes(call)?;
     out.write(call, Handle::NULL)?;
+    let attributes = attributes.read_attributes(call)?;
     let (base, path) = locate(call, &attributes)?;
     let open_link = attributes.flags.contains(ObjectFlags::OPENLINK);
     let key = call.kernel.registry.open_with(base, &path, open_link)?;

@@ -94,7 +94,7 @@ fn nt_create_thread_ex(
     start: u64,
     argument: u64,
     flags: u32,
-    _zero_bits: u64,
+    zero_bits: u64,
     stack_commit: u64,
     stack_reserve: u64,
     list: UserPtr<u64>,
@@ -107,7 +107,8 @@ fn nt_create_thread_ex(
     let (default_reserve, default_commit) = image.unwrap_or((0x10_0000, 0x1000));
     let reserve = if stack_reserve == 0 { default_reserve } else { stack_reserve };
     let commit = if stack_commit == 0 { default_commit } else { stack_commit };
-    let parameters = TebParameters { stack_reserve: reserve, stack_commit: commit };
+    let stack_placement = crate::memory::services::placement_of_zero_bits(zero_bits)?;
+    let parameters = TebParameters { stack_reserve: reserve, stack_commit: commit, stack_placement };
     let id = create_thread(call, parameters, start, argument)?;
     let thread = call.kernel.scheduler.thread_mut(id)?;
     thread.suspend_count = u32::from(flags & CREATE_SUSPENDED != 0);
@@ -143,7 +144,7 @@ pub fn create_thread(
 
     // A register state can only be made on the processor: the caller's is put back afterwards.
     let caller = call.vcpu.save();
-    let mut user = UserContext { rip: entry.loader_thunk, ..UserContext::default() };
+    let mut user = UserContext { rip: entry.loader_thunk, ..UserContext::of_new_thread() };
     user.set_reg(Gpr::Rcx, context_address);
     user.set_reg(Gpr::Rdx, kernel.process.ntdll_base);
     user.set_reg(Gpr::Rsp, context_address.wrapping_sub(8));
@@ -216,7 +217,8 @@ fn nt_open_thread(
 ) -> Result<Status, Status> {
     handle.write(call, Handle::NULL)?;
     let attributes = attributes.read_attributes_optional(call)?;
-    let [process, thread] = client.read(call)?;
+    // The two lowest bits of an identifier do not count.
+    let [process, thread] = client.read(call)?.map(|id| id & !3);
     let kernel = &mut *call.kernel;
     if process != 0 && process != u64::from(kernel.process.id) {
         return Err(Status::INVALID_CID);
@@ -282,7 +284,14 @@ fn nt_suspend_thread(call: &mut Call<'_, '_>, thread: Handle, previous: UserPtr<
 }
 
 fn nt_resume_thread(call: &mut Call<'_, '_>, thread: Handle, previous: UserPtr<u32>) -> Result<Status, Status> {
-    let id = call.thread_by_handle(thread, THREAD_SUSPEND_RESUME)?;
+    let id = match call.thread_by_handle(thread, THREAD_SUSPEND_RESUME) {
+        // One that has ended is not suspended.
+        Err(Status::THREAD_IS_TERMINATING) => {
+            previous.write_optional(call, 0)?;
+            return Ok(Status::SUCCESS);
+        }
+        id => id?,
+    };
     let target = call.kernel.scheduler.thread_mut(id)?;
     let count = target.suspend_count;
     target.suspend_count = count.saturating_sub(1);
