@@ -35,7 +35,7 @@ const MAX_NAME: u16 = 65_532;
 impl UnicodeString {
     /// Reads the text as the name of an object: one of odd or excessive length is STATUS_OBJECT_NAME_INVALID.
     fn read_name(&self, memory: &mut impl UserMemory) -> Result<Vec<u16>, Status> {
-        if self.length != 0 && self.buffer % 2 != 0 {
+        if self.length != 0 && !self.buffer.is_multiple_of(2) {
             return Err(Status::DATATYPE_MISALIGNMENT);
         }
         if !self.length.is_multiple_of(2) || self.length > MAX_NAME {

@@ -63,16 +63,15 @@ def run_one(args, module, test):
         environment = dict(os.environ, WINEDEBUG="-all")
         log = work / "log"
         ended = ""
+        code = None
         started = time.monotonic()
         with log.open("wb") as stream:
             child = subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL, stdout=stream,
                                      stderr=subprocess.STDOUT, env=environment, start_new_session=True)
             try:
                 code = child.wait(args.timeout + 20)
-                if code == 124 and not args.native:
-                    ended = "timeout"
-                elif code < 0 or code == 101:
-                    ended = f"lstar died ({code})"
+                if code < 0:
+                    ended = f"ended by signal {-code}"
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, 9)
                 child.wait()
@@ -84,6 +83,9 @@ def run_one(args, module, test):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{module}-{test}.log").write_bytes(output)
         result = Result(output, ended)
+        # A status of 124 can also be a count of failures.
+        if result.ended == "no summary" and code == 124:
+            result.ended = "timeout"
         result.seconds = seconds
         return result
     finally:
