@@ -71,6 +71,8 @@ pub struct X87State {
     pub instruction_pointer: u64,
     /// Last data pointer.
     pub data_pointer: u64,
+    /// Selectors that belong to the pointers: code, data. Processors that deprecate them hold zeros.
+    pub selectors: [u16; 2],
 }
 
 impl Default for X87State {
@@ -83,6 +85,7 @@ impl Default for X87State {
             opcode: 0,
             instruction_pointer: 0,
             data_pointer: 0,
+            selectors: [0; 2],
         }
     }
 }

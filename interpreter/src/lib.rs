@@ -28,6 +28,7 @@ mod xsave;
 
 pub use engine::Interpreter;
 use lstar_arch::Exception;
+pub use x87::{Provider, Transcendental, provide_transcendentals};
 
 /// Ticks of the time-stamp counter for each instruction retired.
 pub const TSC_PER_INSTRUCTION: u64 = 1;

@@ -130,6 +130,24 @@ extern "C" fn read_tsc(block: *mut VcpuBlock, _: u64) -> u64 {
     core.read_tsc()
 }
 
+extern "C" fn x87_execute(block: *mut VcpuBlock, descriptor: u64, operand: u64, rip: u64, offset: u64) -> u64 {
+    // SAFETY: translated code passes its own live block and is stopped.
+    let cpu = unsafe { &mut (*block).cpu };
+    crate::x87::execute(cpu, descriptor, operand, rip, offset)
+}
+
+extern "C" fn x87_convert(block: *mut VcpuBlock, descriptor: u64, _: u64) -> u64 {
+    // SAFETY: translated code passes its own live block and is stopped.
+    let block = unsafe { &mut *block };
+    match crate::x87::convert(&block.cpu, descriptor) {
+        Some(pending) => {
+            block.x87_pending = pending;
+            0
+        }
+        None => 1,
+    }
+}
+
 /// Resolves what a slot or the target table could not; called by the stubs.
 pub(crate) extern "C" fn resolve(block: *mut VcpuBlock, argument: u64, kind: u64) -> Resolution {
     let kind = if kind == MissKind::Slot as u64 { MissKind::Slot } else { MissKind::Target };
@@ -151,6 +169,8 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::LoadMxcsr => load_mxcsr as *const (),
         Helper::StoreMxcsr => store_mxcsr as *const (),
         Helper::ReadTsc => read_tsc as *const (),
+        Helper::X87Execute => x87_execute as *const (),
+        Helper::X87Convert => x87_convert as *const (),
         Helper::ReadFlags => read_flags as *const (),
     }) as u64
 }

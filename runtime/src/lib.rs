@@ -10,9 +10,12 @@ mod entry;
 mod fault;
 mod helpers;
 mod host_ops;
+#[cfg(target_arch = "x86_64")]
+mod host_x87;
 pub mod machine;
 pub mod memory;
 pub mod vcpu;
+mod x87;
 
 pub use machine::{
     Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit,

@@ -128,6 +128,9 @@ pub struct VcpuBlock {
     pub host_ops: [u64; HostOp::COUNT],
     /// Addresses of string comparisons, by [`StringOp`].
     pub string_ops: [u64; StringOp::COUNT],
+    /// What [`Helper::X87Convert`] leaves: the value to store; status word, tags (bits 16 to 23) and the value's upper
+    /// 16 bits (32 to 47); the selectors of the pointers.
+    pub x87_pending: [u64; 3],
 }
 
 /// Hand-written entry points with a region's signature.
@@ -183,6 +186,13 @@ macro_rules! foreach_helper {
             StoreMxcsr(1) Leaf;
             /// RDTSC's value. Argument: unused.
             ReadTsc(1) Leaf;
+            /// Executes an x87 instruction. Arguments: a [`crate::x87::Descriptor`], the memory operand's value, address of the
+            /// instruction, offset of the operand. Bit 0 of the result: not executed, nothing has changed; above: flags of
+            /// comparisons.
+            X87Execute(4) Leaf;
+            /// Converts what an x87 instruction stores, into `x87_pending`. Arguments: a [`crate::x87::Descriptor`], unused.
+            /// Result: 1 if not executed.
+            X87Convert(2) Leaf;
             /// Folds `lazy` into `cpu.rflags` (as [`crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
             ReadFlags(1) Leaf;
         }

@@ -142,6 +142,13 @@ fn changes_system_state(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, M::Ldmxcsr | M::Vldmxcsr | M::Swapgs | M::Cli | M::Sti | M::Cld | M::Std)
 }
 
+/// Whether the instruction works on the x87's registers, which are in the block alone.
+fn is_x87(insn: &Instruction) -> bool {
+    let x87 =
+        |feature: &CpuidFeature| matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387);
+    insn.mnemonic() == Mnemonic::Wait || insn.cpuid_features().iter().any(x87)
+}
+
 /// Computes the effects of `insn`.
 pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) -> Effects {
     let info = factory.info(insn);
@@ -174,6 +181,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
     let stores = info.used_memory().iter().any(|used| {
         !matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead)
     });
+    let x87 = is_x87(insn);
     let divides = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
     // MOV to and from control and debug registers leaves the flags undefined, but not if it faults for want of privilege.
     let refused = insn.is_privileged() && insn.rflags_undefined() != 0;
@@ -188,8 +196,8 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         kills: kills & !reads,
         flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
         flag_write,
-        stores: stores || changes_system_state(insn.mnemonic()),
-        faults: memory || divides || refused || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
+        stores: stores || x87 || changes_system_state(insn.mnemonic()),
+        faults: x87 || memory || divides || refused || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
     }
 }
 

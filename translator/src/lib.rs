@@ -28,6 +28,7 @@ mod lift;
 mod liveness;
 mod recover;
 mod translate;
+pub mod x87;
 
 use abi::{Mode, Slot, VcpuBlock};
 use serde::{Deserialize, Serialize};

@@ -6,6 +6,7 @@
 
 mod branches;
 mod calls;
+mod extended;
 mod float;
 mod hashing;
 mod memory;
@@ -95,6 +96,7 @@ pub fn programs() -> Result<Vec<Program>, BuildError> {
         vector::mandelbrot(),
         vector::integers(),
         vector::copy_16(),
+        extended::mandelbrot(),
     ]
     .into_iter()
     .map(Recipe::build)

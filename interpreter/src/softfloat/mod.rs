@@ -338,6 +338,8 @@ pub(crate) struct Environment {
     pub flags: u32,
     /// Whether the last rounding increased the magnitude (x87 condition code C1).
     pub rounded_up: bool,
+    /// The x87's control word; 0 for SSE.
+    pub control: u16,
 }
 
 impl Environment {
@@ -350,6 +352,7 @@ impl Environment {
             masks: mxcsr >> 7 & 0x3F,
             flags: 0,
             rounded_up: false,
+            control: 0,
         }
     }
 
@@ -362,6 +365,7 @@ impl Environment {
             masks: u32::from(control) & 0x3F,
             flags: 0,
             rounded_up: false,
+            control,
         }
     }
 

@@ -352,6 +352,7 @@ const APPROXIMATION: Environment = Environment {
     masks: 0x3F,
     flags: 0,
     rounded_up: false,
+    control: 0,
 };
 
 fn reciprocal(_: &mut Environment, format: &Format, _: u64, b: u64) -> u64 {

@@ -1,7 +1,7 @@
 //! Data transfer (SDM vol. 1, 9.4.1, 10.4.1.1, 10.4.6, 11.4.1.1, 12.3.2).
 
 use iced_x86::{Mnemonic, OpKind, Register};
-use lstar_arch::{Exception, GuestMemory, is_canonical};
+use lstar_arch::{Exception, GuestMemory, Vendor, is_canonical};
 
 use super::lanes::{build, lane, sign_bits, with_lane};
 use crate::exec::{Exec, Op};
@@ -36,6 +36,9 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Maskmovdqu | Mnemonic::Maskmovq => masked_store(ex),
         Mnemonic::Emms => {
             ex.cpu.x87.valid = 0;
+            if ex.cpu.model.vendor == Vendor::Amd {
+                ex.cpu.x87.status &= !(7 << 11);
+            }
             Ok(())
         }
         _ => return None,

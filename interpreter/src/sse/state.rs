@@ -2,7 +2,7 @@
 
 use iced_x86::Mnemonic;
 use lstar_arch::control::cr0;
-use lstar_arch::{Exception, GuestMemory};
+use lstar_arch::{Exception, GuestMemory, Vendor};
 
 use crate::exec::{Exec, Op};
 
@@ -77,13 +77,19 @@ fn wide_pointers<M: GuestMemory>(ex: &Exec<'_, M>) -> bool {
 pub(crate) fn image<M: GuestMemory>(ex: &Exec<'_, M>) -> [u8; XMM_END] {
     let x87 = &ex.cpu.x87;
     let mut image = [0; XMM_END];
-    let pointer_mask = if wide_pointers(ex) { u64::MAX } else { 0xFFFF_FFFF };
+    // AMD's processors save the last opcode and pointers only while an unmasked exception is pending.
+    if ex.cpu.model.vendor != Vendor::Amd || x87.status & 1 << 7 != 0 {
+        let pointer = |pointer: u64, selector: u16| match wide_pointers(ex) {
+            true => pointer,
+            false => pointer & 0xFFFF_FFFF | u64::from(selector) << 32,
+        };
+        image[6..8].copy_from_slice(&x87.opcode.to_le_bytes());
+        image[8..16].copy_from_slice(&pointer(x87.instruction_pointer, x87.selectors[0]).to_le_bytes());
+        image[16..24].copy_from_slice(&pointer(x87.data_pointer, x87.selectors[1]).to_le_bytes());
+    }
     image[0..2].copy_from_slice(&x87.control.to_le_bytes());
     image[2..4].copy_from_slice(&x87.status.to_le_bytes());
     image[4] = x87.valid;
-    image[6..8].copy_from_slice(&x87.opcode.to_le_bytes());
-    image[8..16].copy_from_slice(&(x87.instruction_pointer & pointer_mask).to_le_bytes());
-    image[16..24].copy_from_slice(&(x87.data_pointer & pointer_mask).to_le_bytes());
     image[24..28].copy_from_slice(&ex.cpu.mxcsr.to_le_bytes());
     image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
     for (index, slot) in image[REGISTERS..XMM].chunks_exact_mut(16).enumerate() {
@@ -104,8 +110,10 @@ pub(crate) fn quadword(image: &[u8], at: usize) -> u64 {
 }
 
 pub(crate) fn load_x87<M: GuestMemory>(ex: &mut Exec<'_, M>, image: &[u8; XMM_END]) {
-    let pointer_mask = if wide_pointers(ex) { u64::MAX } else { 0xFFFF_FFFF };
+    let wide = wide_pointers(ex);
+    let pointer_mask = if wide { u64::MAX } else { 0xFFFF_FFFF };
     let x87 = &mut ex.cpu.x87;
+    x87.selectors = if wide { [0; 2] } else { [word(image, 12), word(image, 20)] };
     x87.status = word(image, 2);
     x87.valid = image[4];
     x87.opcode = word(image, 6) & 0x7FF;

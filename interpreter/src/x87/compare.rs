@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use iced_x86::{Mnemonic, OpKind};
-use lstar_arch::{Exception, GuestMemory, Rflags};
+use lstar_arch::{Exception, GuestMemory, Rflags, Vendor};
 
 use super::{C0, C1, C2, C3};
 use crate::exec::{Exec, Op};
@@ -22,7 +22,8 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Fucomi => compare_to_flags(ex, false, 0),
         Mnemonic::Fucomip => compare_to_flags(ex, false, 1),
         Mnemonic::Ftst => {
-            if let Some(order) = order(ex, Some(Float::zero(false)), true) {
+            let (order, proceeds) = order(ex, Some(Float::zero(false)), true);
+            if proceeds || compares_regardless(ex) {
                 set_condition_codes(ex, order);
             }
             Ok(())
@@ -35,13 +36,12 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
     })
 }
 
-/// Compares ST(0) with `other` and raises what that raises. The outer option is empty if an unmasked exception leaves
-/// everything as it was, the inner one if the operands are unordered.
-#[expect(clippy::option_option, reason = "\"no result\" and \"unordered\" are different things")]
-fn order<M: GuestMemory>(ex: &mut Exec<'_, M>, other: Option<Float>, signal_quiet: bool) -> Option<Option<Ordering>> {
+/// Compares ST(0) with `other` and raises what that raises: the order, none if the operands are unordered, and whether no
+/// unmasked exception keeps the comparison from taking effect.
+fn order<M: GuestMemory>(ex: &mut Exec<'_, M>, other: Option<Float>, signal_quiet: bool) -> (Option<Ordering>, bool) {
     let first = ex.st(0).map(|image| Format::EXTENDED.unpack(image));
     let Some((a, b)) = first.zip(other) else {
-        return ex.stack_fault(false).then_some(None);
+        return (None, ex.stack_fault(false));
     };
     let mut environment = ex.x87_environment();
     let comparable = |float: &Float| !float.is_nan() && float.class != Class::Unsupported;
@@ -56,7 +56,12 @@ fn order<M: GuestMemory>(ex: &mut Exec<'_, M>, other: Option<Float>, signal_quie
         }
         None
     };
-    ex.x87_report(&environment).then_some(order)
+    (order, ex.x87_report(&environment))
+}
+
+/// AMD's processors set condition codes or flags even if an exception of the comparison is unmasked; only the stack stays.
+fn compares_regardless<M: GuestMemory>(ex: &Exec<'_, M>) -> bool {
+    ex.cpu.model.vendor == Vendor::Amd
 }
 
 /// The second operand: the last explicit one, or ST(1).
@@ -70,8 +75,11 @@ fn second_operand<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Result<Option<Float>,
 
 fn compare<M: GuestMemory>(ex: &mut Exec<'_, M>, signal_quiet: bool, pops: u32) -> Op {
     let other = second_operand(ex)?;
-    if let Some(order) = order(ex, other, signal_quiet) {
+    let (order, proceeds) = order(ex, other, signal_quiet);
+    if proceeds || compares_regardless(ex) {
         set_condition_codes(ex, order);
+    }
+    if proceeds {
         (0..pops).for_each(|_| ex.pop_st());
     }
     Ok(())
@@ -90,9 +98,18 @@ fn set_condition_codes<M: GuestMemory>(ex: &mut Exec<'_, M>, order: Option<Order
 
 fn compare_to_flags<M: GuestMemory>(ex: &mut Exec<'_, M>, signal_quiet: bool, pops: u32) -> Op {
     let other = second_operand(ex)?;
-    if let Some(order) = order(ex, other, signal_quiet) {
+    let old_c1 = ex.cpu.x87.status & C1 != 0;
+    let stack_fault = ex.st(0).is_none() || other.is_none();
+    let (order, proceeds) = order(ex, other, signal_quiet);
+    if compares_regardless(ex) && !stack_fault {
+        // They keep C1 as well.
+        ex.set_condition(C1, old_c1);
+    }
+    if proceeds || compares_regardless(ex) {
         let flags = crate::sse::order_flags(order);
         ex.cpu.rflags = ex.cpu.rflags & !Rflags::STATUS.bits() | flags.bits();
+    }
+    if proceeds {
         (0..pops).for_each(|_| ex.pop_st());
     }
     Ok(())

@@ -43,6 +43,26 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
     })
 }
 
+/// Whether the instruction leaves the last instruction and data pointers alone.
+pub(super) fn is_control(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Fninit
+            | Mnemonic::Fnclex
+            | Mnemonic::Fldcw
+            | Mnemonic::Fnstcw
+            | Mnemonic::Fnstsw
+            | Mnemonic::Fnstenv
+            | Mnemonic::Fldenv
+            | Mnemonic::Fnsave
+            | Mnemonic::Frstor
+            | Mnemonic::Fneni
+            | Mnemonic::Fndisi
+            | Mnemonic::Fnsetpm
+            | Mnemonic::Wait
+    )
+}
+
 /// FNINIT: the registers' contents stay, all of them become empty.
 pub(super) fn initialise<M: GuestMemory>(ex: &mut Exec<'_, M>) {
     let registers = ex.cpu.x87.registers;

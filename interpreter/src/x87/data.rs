@@ -1,7 +1,7 @@
 //! x87 data transfer and constants (SDM vol. 1, 8.3.2 to 8.3.4).
 
 use iced_x86::{MemorySize, Mnemonic, OpKind};
-use lstar_arch::{Exception, GuestMemory, Rflags};
+use lstar_arch::{Exception, GuestMemory, Rflags, is_canonical};
 
 use super::propagate_nan;
 use crate::exec::{Exec, Op};
@@ -15,6 +15,10 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Fld | Mnemonic::Fild => load(ex),
         Mnemonic::Fst => store(ex, false),
         Mnemonic::Fstp => store(ex, true),
+        Mnemonic::Fstpnce => {
+            move_and_pop(ex);
+            Ok(())
+        }
         Mnemonic::Fist => store_integer(ex, false, false),
         Mnemonic::Fistp => store_integer(ex, true, false),
         Mnemonic::Fisttp => store_integer(ex, true, true),
@@ -97,8 +101,30 @@ fn load<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     Ok(())
 }
 
+/// FSTPNCE, an undocumented FSTP that does not check ST(0): an empty register is popped and not moved.
+fn move_and_pop<M: GuestMemory>(ex: &mut Exec<'_, M>) {
+    if let Some(image) = ex.st(0) {
+        ex.set_st(ex.insn.op0_register().number(), image);
+    }
+    ex.set_condition(super::C1, false);
+    ex.pop_st();
+}
+
+/// A store that an unmasked exception suppresses faults all the same where it could not be made.
+fn check_destination<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+    if ex.insn.op0_kind() == OpKind::Register {
+        return Ok(());
+    }
+    let (linear, size) = (ex.linear_address(), ex.insn.memory_size().size() as u64);
+    if !is_canonical(linear) || !is_canonical(linear.wrapping_add(size - 1)) {
+        return Err(ex.non_canonical());
+    }
+    Ok(ex.mem.probe_write(linear, size, ex.cpu.privilege())?)
+}
+
 /// FST and FSTP. A conversion with an unmasked exception other than inexactness stores and pops nothing.
 fn store<M: GuestMemory>(ex: &mut Exec<'_, M>, pop: bool) -> Op {
+    check_destination(ex)?;
     let image = match ex.st(0) {
         Some(image) => {
             ex.set_condition(super::C1, false);
@@ -187,6 +213,7 @@ fn store_converted<M: GuestMemory>(
     pop: bool,
     convert: impl FnOnce(&mut Environment, Float) -> Bytes,
 ) -> Op {
+    check_destination(ex)?;
     let image = ex.st(0);
     // An empty register converts like a NaN, with the stack fault on top.
     let value = image.map_or(Float::INDEFINITE, |image| Format::EXTENDED.unpack(image));

@@ -22,7 +22,7 @@ fn is_short<M: GuestMemory>(ex: &Exec<'_, M>) -> bool {
     matches!(ex.insn.code(), Code::Fnstenv_m14byte | Code::Fldenv_m14byte | Code::Fnsave_m94byte | Code::Frstor_m94byte)
 }
 
-/// The seven fields: control, status, tags, IP, CS and opcode, DP, DS. The selectors are not kept (SDM vol. 1, 8.1.8).
+/// The seven fields: control, status, tags, IP, CS and opcode, DP, DS (SDM vol. 1, 8.1.8).
 fn environment<M: GuestMemory>(ex: &Exec<'_, M>) -> [u32; 7] {
     let x87 = &ex.cpu.x87;
     let opcode = if is_short(ex) { 0 } else { u32::from(x87.opcode & 0x7FF) << 16 };
@@ -31,9 +31,9 @@ fn environment<M: GuestMemory>(ex: &Exec<'_, M>) -> [u32; 7] {
         x87.status.into(),
         tag_word(ex).into(),
         x87.instruction_pointer as u32,
-        opcode,
+        opcode | u32::from(x87.selectors[0]),
         x87.data_pointer as u32,
-        0,
+        x87.selectors[1].into(),
     ]
 }
 
@@ -74,6 +74,8 @@ fn long_bytes(fields: [u32; 7]) -> [u8; 28] {
 /// Loads the fields and returns the number of bytes they take.
 fn load_environment<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Result<u64, Exception> {
     let linear = ex.linear_address();
+    // Processors find out first whether they reach the last byte.
+    ex.load::<1>(linear.wrapping_add(if is_short(ex) { 13 } else { 27 }))?;
     let (fields, size): ([u32; 7], u64) = if is_short(ex) {
         let bytes: [u8; 14] = ex.load(linear)?;
         (std::array::from_fn(|at| u16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).into()), 14)
@@ -81,13 +83,14 @@ fn load_environment<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Result<u64, Excepti
         let bytes: [u8; 28] = ex.load(linear)?;
         (std::array::from_fn(|at| u32::from_le_bytes(std::array::from_fn(|byte| bytes[4 * at + byte]))), 28)
     };
-    let [control, status, tags, instruction, opcode, data, _] = fields;
+    let [control, status, tags, instruction, opcode, data, data_selector] = fields;
     let x87 = &mut ex.cpu.x87;
     x87.status = status as u16;
     x87.valid = (0..8).fold(0, |valid, index| valid | u8::from(tags >> (2 * index) & 3 != 3) << index);
     x87.instruction_pointer = instruction.into();
     x87.opcode = (opcode >> 16 & 0x7FF) as u16;
     x87.data_pointer = data.into();
+    x87.selectors = [opcode as u16, data_selector as u16];
     set_control(ex, control as u16);
     summarise(ex);
     Ok(size)
@@ -118,7 +121,8 @@ fn save<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
 fn restore<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let linear = ex.linear_address();
     let size = if is_short(ex) { 14 } else { 28 };
-    // The registers first: nothing changes when either part faults.
+    // The registers first: nothing changes when either part faults. Their last byte is read before everything else.
+    ex.load::<1>(linear.wrapping_add(size + 79))?;
     let registers: [u8; 80] = ex.load(linear.wrapping_add(size))?;
     load_environment(ex)?;
     for index in 0..8 {

@@ -11,11 +11,12 @@ mod image;
 mod transcendental;
 
 pub(crate) use control::set_control;
+pub use transcendental::{Provider, Transcendental, provide_transcendentals};
 
-use iced_x86::{CpuidFeature, EncodingKind, MemorySize, Mnemonic, OpKind};
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, MemorySize, Mnemonic, OpKind, Register};
 use lstar_arch::control::cr0;
 use lstar_arch::cpuid::Features;
-use lstar_arch::{Exception, GuestMemory};
+use lstar_arch::{Exception, GuestMemory, SegmentIndex, Vendor};
 
 use crate::exec::{Exec, Op};
 use crate::softfloat::{Class, Environment, Float, Format, flags};
@@ -43,12 +44,70 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
     if let Err(exception) = check_available(ex, mnemonic) {
         return Some(Err(exception));
     }
+    let result = execute_available(ex, mnemonic);
+    if matches!(result, Some(Ok(()))) && !control::is_control(mnemonic) {
+        record_pointers(ex);
+    }
+    result
+}
+
+fn execute_available<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
     data::execute(ex, mnemonic)
         .or_else(|| arithmetic::execute(ex, mnemonic))
         .or_else(|| compare::execute(ex, mnemonic))
         .or_else(|| transcendental::execute(ex, mnemonic))
         .or_else(|| control::execute(ex, mnemonic))
         .or_else(|| image::execute(ex, mnemonic))
+}
+
+/// The last instruction and data pointers (SDM vol. 1, 8.1.8). The data pointer stays when there is no memory operand.
+fn record_pointers<M: GuestMemory>(ex: &mut Exec<'_, M>) {
+    // Intel's processors have deprecated the selectors (CPUID.7.0:EBX bit 13).
+    let has_selectors = ex.cpu.model.vendor == Vendor::Amd;
+    let selector = |index: SegmentIndex| if has_selectors { ex.cpu.segment(index).selector } else { 0 };
+    let code = selector(SegmentIndex::Cs);
+    if (0..ex.insn.op_count()).any(|op| ex.insn.op_kind(op) == OpKind::Memory) {
+        let data = selector(match ex.insn.memory_segment() {
+            Register::ES => SegmentIndex::Es,
+            Register::CS => SegmentIndex::Cs,
+            Register::SS => SegmentIndex::Ss,
+            Register::FS => SegmentIndex::Fs,
+            Register::GS => SegmentIndex::Gs,
+            _ => SegmentIndex::Ds,
+        });
+        ex.cpu.x87.data_pointer = ex.effective_address();
+        ex.cpu.x87.selectors[1] = data;
+    }
+    ex.cpu.x87.selectors[0] = code;
+    ex.cpu.x87.instruction_pointer = ex.insn.ip();
+    ex.cpu.x87.opcode = opcode(ex.insn);
+}
+
+/// The low three bits of the first opcode byte and the second byte. The decoder does not keep the second one where it is a
+/// ModRM byte with a memory operand; its parts follow from the operand.
+fn opcode(insn: &Instruction) -> u16 {
+    let info = insn.code().op_code();
+    let number = |op: u32| if op < insn.op_count() { insn.op_register(op) } else { Register::None };
+    if info.op_code_len() == 2 {
+        // At most one of the operands is not ST(0).
+        let index = |register: Register| if register.is_st() { register.number() as u16 } else { 0 };
+        return (info.op_code() as u16 + index(number(0)) + index(number(1))) & 0x7FF;
+    }
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let mode = match insn.memory_displ_size() {
+        _ if insn.is_ip_rel_memory_operand() || base == Register::None => 0,
+        0 => 0,
+        1 => 1,
+        _ => 2,
+    };
+    let number = base.number() as u16 & 7;
+    let operand = match base {
+        _ if insn.is_ip_rel_memory_operand() => 5,
+        _ if index != Register::None || base == Register::None || number == 4 => 4,
+        _ => number,
+    };
+    let group = info.group_index().max(0) as u16;
+    (info.op_code() as u16 & 7) << 8 | mode << 6 | group << 3 | operand
 }
 
 /// #NM by CR0.EM and CR0.TS (for WAIT by TS with MP), then #MF for a pending exception unless the instruction is one
@@ -73,6 +132,9 @@ fn check_available<M: GuestMemory>(ex: &Exec<'_, M>, mnemonic: Mnemonic) -> Op {
             | Mnemonic::Fnstsw
             | Mnemonic::Fnstenv
             | Mnemonic::Fnsave
+            | Mnemonic::Fneni
+            | Mnemonic::Fndisi
+            | Mnemonic::Fnsetpm
     );
     if waits && ex.cpu.x87.status & ERROR_SUMMARY != 0 { Err(Exception::MF) } else { Ok(()) }
 }

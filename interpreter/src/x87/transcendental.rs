@@ -1,6 +1,8 @@
 //! x87 transcendental instructions (SDM vol. 1, 8.3.6 to 8.3.10).
 //!
-//! Precision control does not concern them, rounding control does; every computed result counts as inexact.
+//! Rounding control concerns them, precision control hardly; every computed result counts as inexact.
+
+use std::sync::OnceLock;
 
 use iced_x86::Mnemonic;
 use lstar_arch::GuestMemory;
@@ -10,6 +12,71 @@ use super::{C1, C2, propagate_nan};
 use crate::exec::{Exec, Op};
 use crate::softfloat::wide::Wide;
 use crate::softfloat::{Class, Environment, Float, Format, elementary, flags};
+
+/// A function that a [`Provider`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transcendental {
+    /// `2^x - 1` (F2XM1).
+    Exponential,
+    /// `y * log2(x)` (FYL2X).
+    Logarithm,
+    /// `y * log2(x + 1)` (FYL2XP1).
+    LogarithmOfNext,
+    /// The angle of (`x`, `y`) (FPATAN).
+    ArcTangent,
+    /// FPTAN.
+    Tangent,
+    /// FSIN, and FSINCOS for its sine.
+    Sine,
+    /// FCOS, and FSINCOS for its cosine.
+    Cosine,
+}
+
+/// Computes a transcendental function of numbers in its domain: the function, `x` and `y` as 80-bit images, and a control
+/// word in which all exceptions are masked. Returns the image of the result and the status word behind it.
+pub type Provider = fn(Transcendental, u128, u128, u16) -> (u128, u16);
+
+static PROVIDER: OnceLock<Provider> = OnceLock::new();
+
+/// Makes all interpreters of this process take transcendental functions from `provider` instead of rounding them correctly.
+/// Processors differ in the last place: a machine whose translated code uses the host's x87 wants the interpreter to agree
+/// with it. The first call decides.
+pub fn provide_transcendentals(provider: Provider) {
+    let _ = PROVIDER.set(provider);
+}
+
+/// The provider's result, if there is a provider and none of the exceptions that arise keeps the result from being it.
+fn provided(environment: &mut Environment, function: Transcendental, x: Float, y: Float) -> Option<Float> {
+    let provider = PROVIDER.get()?;
+    // A denormal with the integer bit set has no place among the values that are packed.
+    let image = |float: Float| match Format::EXTENDED.pack(float) {
+        image if float.denormal => image & !(0x7FFF << 64),
+        image => image,
+    };
+    // Precision control has a say in some of FPTAN's results.
+    let (result, status) = provider(function, image(x), image(y), environment.control | 0x7F);
+    let raised = u32::from(status) & 0x3F;
+    if raised & !environment.masks & !flags::PE != 0 {
+        return None;
+    }
+    environment.raise(raised);
+    environment.rounded_up = status & C1 != 0;
+    Some(Format::EXTENDED.unpack(result))
+}
+
+/// Rounds what `compute` returns, unless a provider has the result.
+fn approximate(
+    environment: &mut Environment,
+    function: Transcendental,
+    x: Float,
+    y: Float,
+    compute: impl FnOnce() -> Wide,
+) -> Float {
+    match provided(environment, function, x, y) {
+        Some(result) => result,
+        None => environment.round_approximation(compute()),
+    }
+}
 
 pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
     Some(match mnemonic {
@@ -54,7 +121,9 @@ fn note_denormals(environment: &mut Environment, operands: &[Float]) {
 fn exponential(environment: &mut Environment, x: Float) -> Float {
     note_denormals(environment, &[x]);
     match x.class {
-        Class::Finite if x.exponent < 0 => environment.round_approximation(elementary::exponential(x.to_wide())),
+        Class::Finite if x.exponent < 0 => {
+            approximate(environment, Transcendental::Exponential, x, x, || elementary::exponential(x.to_wide()))
+        }
         Class::Finite => {
             let value = if (x.exponent, x.significand) == (0, 1 << 63) && x.negative {
                 Wide { negative: true, ..Wide::ONE.scaled(-1) }
@@ -73,13 +142,13 @@ fn times(environment: &mut Environment, y: Float, logarithm: Float) -> Float {
     environment.multiply(&Format::EXTENDED, y, logarithm)
 }
 
-/// `y` times a logarithm.
-fn scaled(environment: &mut Environment, y: Float, logarithm: Wide) -> Float {
+/// `y` times the `function` of `x`.
+fn scaled(environment: &mut Environment, function: Transcendental, x: Float, y: Float, logarithm: Wide) -> Float {
     note_denormals(environment, &[y]);
     let negative = logarithm.negative != y.negative;
     match y.class {
         Class::Finite if logarithm.is_zero() => Float::zero(negative),
-        Class::Finite => environment.round_approximation(logarithm.multiply(y.to_wide())),
+        Class::Finite => approximate(environment, function, x, y, || logarithm.multiply(y.to_wide())),
         Class::Infinite if logarithm.is_zero() => environment.invalid(),
         _ => Float { negative, ..y },
     }
@@ -96,7 +165,7 @@ fn logarithm(environment: &mut Environment, x: Float, y: Float) -> Float {
         _ if x.negative => environment.invalid(),
         Class::Finite => {
             note_denormals(environment, &[x]);
-            scaled(environment, y, elementary::logarithm(x.to_wide()))
+            scaled(environment, Transcendental::Logarithm, x, y, elementary::logarithm(x.to_wide()))
         }
         _ => times(environment, y, x),
     }
@@ -114,7 +183,10 @@ fn logarithm_of_next(environment: &mut Environment, x: Float, y: Float) -> Float
                     note_denormals(environment, &[y]);
                     environment.round_approximation(x.to_wide())
                 }
-                Class::Finite => scaled(environment, y, elementary::logarithm_of_next(x.to_wide())),
+                Class::Finite => {
+                    let logarithm = elementary::logarithm_of_next(x.to_wide());
+                    scaled(environment, Transcendental::LogarithmOfNext, x, y, logarithm)
+                }
                 _ => Float { negative: x.negative != y.negative, ..y },
             }
         }
@@ -134,15 +206,18 @@ fn arc_tangent(environment: &mut Environment, x: Float, y: Float) -> Float {
         (_, Class::Zero) => elementary::half_pi(),
         _ => elementary::arc_tangent(y.to_wide(), x.to_wide()),
     };
-    environment.round_approximation(Wide { negative: y.negative, ..upper })
+    approximate(environment, Transcendental::ArcTangent, x, y, || Wide { negative: y.negative, ..upper })
 }
 
 /// The sine of a number, or the cosine.
 fn sine_or(environment: &mut Environment, x: Float, sine: bool) -> Float {
     match x.class {
         Class::Finite => {
-            let (first, second) = elementary::sine_and_cosine(x.to_wide());
-            environment.round_approximation(if sine { first } else { second })
+            let function = if sine { Transcendental::Sine } else { Transcendental::Cosine };
+            approximate(environment, function, x, x, || {
+                let (first, second) = elementary::sine_and_cosine(x.to_wide());
+                if sine { first } else { second }
+            })
         }
         _ if sine => x,
         _ => Float::from_integer(1),

@@ -104,6 +104,12 @@ impl Host {
         }
     }
 
+    /// Where the instruction is on the host.
+    #[allow(dead_code, reason = "not all test binaries compare it")]
+    pub fn instruction_address(&self) -> u64 {
+        INSTRUCTION.load(Ordering::Relaxed) as u64
+    }
+
     /// Runs the instruction; a fault comes back as its signal number.
     pub fn run(&self, state: &mut State) -> Result<(), i32> {
         SIGNAL.store(0, Ordering::Relaxed);

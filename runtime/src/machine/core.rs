@@ -145,10 +145,12 @@ impl Core {
             context: context.cast(),
             stubs,
             helpers: helper_table,
+            x87_pending: [0; 3],
         };
         // SAFETY: `block` is a fresh mapping of the right size and alignment, owned by `memory`.
         unsafe { block.write(initial) };
         fault::install();
+        crate::x87::provide_transcendentals();
         Ok(core)
     }
 

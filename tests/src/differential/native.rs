@@ -150,6 +150,7 @@ fn exit_code() -> Result<(Vec<u8>, u64), IcedError> {
     if has_ymm() {
         a.vzeroupper()?;
     }
+    a.fninit()?;
     a.mov(rsp, field(offset_of!(Control, scratch_top)))?;
     a.ldmxcsr(dword_ptr(from_scratch(offset_of!(Control, host_mxcsr))))?;
     a.mov(rsp, qword_ptr(from_scratch(offset_of!(Control, host_rsp))))?;

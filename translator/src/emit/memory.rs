@@ -63,6 +63,14 @@ pub(super) fn segment_of(insn: &Instruction) -> Option<SegmentIndex> {
     }
 }
 
+impl Host {
+    /// The address `bytes` further on, within the same access.
+    pub fn above(self, bytes: i32) -> Result<Self, NotLifted> {
+        let offset = self.offset.checked_add(bytes).ok_or(NotLifted)?;
+        Ok(Self { offset, ..self })
+    }
+}
+
 impl Emitter<'_> {
     /// The effective address of the memory operand, without segment base: what LEA yields.
     pub fn effective_address(&mut self, insn: &Instruction) -> Value {

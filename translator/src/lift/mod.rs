@@ -27,6 +27,7 @@ pub(crate) mod sse_state;
 pub(crate) mod sse_string;
 pub(crate) mod string;
 pub(crate) mod system;
+pub(crate) mod x87;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -59,6 +60,7 @@ const FAMILIES: &[fn(Mnemonic) -> Option<Lifter>] = &[
     fma::lifter,
     crypto::lifter,
     system::lifter,
+    x87::lifter,
 ];
 
 /// The lifter for `insn`, if there is one.
