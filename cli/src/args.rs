@@ -141,16 +141,21 @@ pub struct Trace {
 /// `lstar diff`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The program runs on the interpreter, then on the translator, with the same virtual clock, input \
-and entropy; all registers are compared at every arrival at the service gate, and the output in the end. Exit status: \
-0 if nothing differs, 1 if something does.
+    after_help = "The program runs on the translator, then on the interpreter, with the same virtual clock, input, \
+entropy and thread switches; all registers are compared at every arrival at the service gate, and the output in the end. \
+Where they differ, both runs are made again to find the first instruction that translated code gets wrong, and a \
+regression case for it is printed. Exit status: 0 if nothing differs, 1 if something does.
 
 Examples:
   lstar diff
   lstar diff hello.exe
+  lstar diff --region-ends hello.exe
   lstar diff --json ninja.exe --version"
 )]
 pub struct Diff {
+    /// Compare wherever translated code can be stopped: after every region and round of a loop (slow)
+    #[arg(long)]
+    pub region_ends: bool,
     /// One line of JSON
     #[arg(long)]
     pub json: bool,

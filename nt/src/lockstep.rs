@@ -2,7 +2,9 @@
 //!
 //! The first run records; the second one, on another engine, compares and stops at the first difference. Between two
 //! arrivals only guest code runs, so that a difference means that an engine executes something wrongly since the
-//! arrival before. Both runs need the same deterministic surroundings: the virtual clock, and a host whose input,
+//! arrival before. The first run also records at which instruction counts time slices ended, and the second ends them
+//! there: translated code yields only where a region or a round of a loop ends, the interpreter anywhere, so that the
+//! translator goes first. Both runs need the same deterministic surroundings: the virtual clock, and a host whose input,
 //! time and entropy are the same each time.
 
 use std::collections::VecDeque;
@@ -56,7 +58,7 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "after {} equal arrivals at the service gate:", self.agreed)?;
         let Some(recorded) = &self.recorded else {
-            return writeln!(f, "  the first run had ended; the second asks for {:#x}", self.found.id);
+            return writeln!(f, "  the translator's run had ended; the interpreter asks for {:#x}", self.found.id);
         };
         let mut row = |name: &str, left: u128, right: u128| {
             if left == right { Ok(()) } else { writeln!(f, "  {name:<12} {left:#x} but {right:#x}") }
@@ -76,11 +78,14 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Records a run's arrivals, or compares with those of another.
-#[derive(Debug, Default)]
+/// Records a run's arrivals and time slices, or compares with those of another.
+#[derive(Clone, Debug, Default)]
 pub struct Lockstep {
     recorded: VecDeque<Arrival>,
+    /// Instruction counts at which time slices ended.
+    slices: VecDeque<u64>,
     comparing: bool,
+    stop_at: Option<usize>,
     agreed: usize,
     difference: Option<Difference>,
 }
@@ -98,8 +103,61 @@ impl Lockstep {
         Self { comparing: true, ..first }
     }
 
+    /// For a run of the translator again, with its slices as they fall: compares nothing.
+    #[must_use]
+    pub fn watch() -> Self {
+        Self::default()
+    }
+
+    /// For a run of the interpreter again, with the time slices of the first run: compares nothing.
+    #[must_use]
+    pub fn replay(slices: VecDeque<u64>) -> Self {
+        Self { slices, comparing: true, stop_at: Some(usize::MAX), ..Self::default() }
+    }
+
+    /// Stops the run at the arrival of this number, counted from 0, before it is served. Compares nothing.
+    #[must_use]
+    pub fn stop_at(self, arrival: usize) -> Self {
+        Self { stop_at: Some(arrival), ..self }
+    }
+
+    /// Instruction counts at which time slices ended.
+    #[must_use]
+    pub fn slices(&self) -> &VecDeque<u64> {
+        &self.slices
+    }
+
+    /// More time slices to end: for two runs that go on side by side.
+    pub fn add_slices(&mut self, slices: impl IntoIterator<Item = u64>) {
+        self.slices.extend(slices);
+    }
+
+    /// The instruction count of each arrival recorded.
+    #[must_use]
+    pub fn counts(&self) -> Vec<u64> {
+        self.recorded.iter().map(|arrival| arrival.retired).collect()
+    }
+
+    /// Whether time slices end where another run's did; if so, the count at which the next one does.
+    pub(crate) fn next_slice(&self) -> Option<u64> {
+        self.comparing.then(|| self.slices.front().copied().unwrap_or(u64::MAX))
+    }
+
+    /// A time slice has ended.
+    pub(crate) fn end_slice(&mut self, retired: u64) {
+        if self.comparing {
+            self.slices.pop_front();
+        } else {
+            self.slices.push_back(retired);
+        }
+    }
+
     /// Takes note of an arrival; `false` when the run need not go on.
     pub(crate) fn arrive(&mut self, vcpu: &Vcpu<'_>) -> bool {
+        if let Some(stop) = self.stop_at {
+            self.agreed += 1;
+            return self.agreed <= stop;
+        }
         let found = Arrival::at(vcpu);
         if !self.comparing {
             if self.recorded.len() < LIMIT {

@@ -12,6 +12,7 @@ use lstar_runtime::{GateAction, Machine, MachineConfig, MachineError, Protection
 use crate::crash::CrashReport;
 use crate::io::{Host, MountAccess};
 use crate::kernel::{DispatchTable, Kernel};
+use crate::lockstep::Lockstep;
 use crate::prototypes::{prototype, stack_arguments};
 use crate::status::Status;
 use crate::time::ClockSource;
@@ -235,6 +236,8 @@ pub struct System {
     timeout: Option<Duration>,
     instruction_limit: Option<u64>,
     interrupt: Arc<AtomicBool>,
+    /// Instruction count at which the current time slice ends.
+    slice_end: u64,
 }
 
 /// Instructions between looks at the clock, the interrupt flag and the other threads.
@@ -257,7 +260,8 @@ impl System {
             return Err(BootError::Start(exit));
         }
         crate::boot::create_process(&mut kernel, &mut machine, start)?;
-        Ok(Self { machine, kernel, kernel_image, timeout, instruction_limit, interrupt })
+        let slice_end = machine.vcpu().retired + SLICE;
+        Ok(Self { machine, kernel, kernel_image, timeout, instruction_limit, interrupt, slice_end })
     }
 
     /// Runs until the process ends, or something else stops it. Can be called again after a breakpoint, a limit or an
@@ -276,11 +280,28 @@ impl System {
             if left == 0 {
                 return RunEnd::InstructionLimit;
             }
-            let exit = self.machine.run(&mut self.kernel, SLICE.min(left));
+            // In a run that follows another one the other one's slices end this one's.
+            let replayed = self.kernel.lockstep.as_ref().and_then(Lockstep::next_slice);
+            let slice = replayed.unwrap_or(self.slice_end).saturating_sub(retired);
+            let exit = if slice == 0 { VmExit::Budget } else { self.machine.run(&mut self.kernel, slice.min(left)) };
+            if exit == VmExit::Budget && slice != 0 {
+                continue;
+            }
             if let Some(end) = self.after(exit) {
                 return end;
             }
         }
+    }
+
+    /// Instructions retired since the machine was made.
+    pub fn retired(&mut self) -> u64 {
+        self.machine.vcpu().retired
+    }
+
+    /// Makes runs end after that many guest instructions, counted since the machine was made; translated code ends them
+    /// a little later.
+    pub fn set_instruction_limit(&mut self, limit: Option<u64>) {
+        self.instruction_limit = limit;
     }
 
     /// Executes one instruction of the current thread; `None` when there is no reason to stop.
@@ -300,9 +321,10 @@ impl System {
 
     /// The time slice is used up: clocks advance, others get their turn.
     fn end_slice(&mut self) -> Option<RunEnd> {
-        let Self { machine, kernel, .. } = self;
+        let Self { machine, kernel, slice_end, .. } = self;
+        let replays = kernel.lockstep.as_ref().is_some_and(|lockstep| lockstep.next_slice().is_some());
         for _ in 0..KERNEL_SLICE {
-            if machine.vcpu().cpl() == 3 {
+            if replays || machine.vcpu().cpl() == 3 {
                 break;
             }
             let exit = machine.run(kernel, 1);
@@ -311,6 +333,10 @@ impl System {
             }
         }
         let mut vcpu = machine.vcpu();
+        if let Some(lockstep) = &mut kernel.lockstep {
+            lockstep.end_slice(vcpu.retired);
+        }
+        *slice_end = vcpu.retired + SLICE;
         kernel.clock.advance(vcpu.retired);
         crate::loader::update_shared_data(kernel, vcpu.memory);
         if vcpu.cpl() == 3 && kernel.preempt(&mut vcpu) == GateAction::Stop {

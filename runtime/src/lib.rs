@@ -3,6 +3,7 @@
 //! Everything above this crate sees [`Machine`], [`Vcpu`] and [`AddressSpace`]; no host
 //! address leaves it.
 
+pub mod bisect;
 mod code_cache;
 pub mod code_store;
 mod compiler;

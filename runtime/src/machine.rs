@@ -49,6 +49,11 @@ pub struct MachineConfig {
     pub background: bool,
     /// Bytes of host code kept at most; translating more drops everything.
     pub code_cache_size: usize,
+    /// Most guest instructions in one region.
+    pub region_limit: usize,
+    /// Changes code on its way to the translator (address, bytes, region limit): how tests plant a bug to be found.
+    #[doc(hidden)]
+    pub mistranslate: Option<fn(u64, &mut [u8], usize)>,
 }
 
 impl Default for MachineConfig {
@@ -61,6 +66,8 @@ impl Default for MachineConfig {
             hot_threshold: 1000,
             background: false,
             code_cache_size: 256 << 20,
+            region_limit: 2000,
+            mistranslate: None,
         }
     }
 }
@@ -166,7 +173,7 @@ pub enum MachineError {
 /// One virtual processor with its memory.
 #[derive(Debug)]
 pub struct Machine {
-    core: Box<core::Core>,
+    pub(crate) core: Box<core::Core>,
 }
 
 impl Machine {
@@ -201,6 +208,11 @@ impl Machine {
     /// instruction by instruction. A run that starts on one executes it.
     pub fn breakpoints(&mut self) -> &mut BTreeSet<u64> {
         &mut self.core.breakpoints
+    }
+
+    /// Drops all translated and decoded code; regions made from now on hold at most `region_limit` instructions.
+    pub fn retranslate(&mut self, region_limit: usize) {
+        self.core.retranslate(region_limit);
     }
 
     /// Uses the regions in `store`, and keeps new ones there.

@@ -41,3 +41,35 @@ fn exclusions_have_reasons() {
         assert!(!tested.contains(&code) && !reason.is_empty(), "{code:?}");
     }
 }
+
+/// A translator that mistakes one instruction is caught at region ends or at the end, and the instruction is named.
+#[test]
+fn a_planted_bug_is_named() {
+    use lstar_runtime::MachineConfig;
+    use lstar_tests::differential::Engine;
+    use lstar_tests::differential::campaign::{EngineKind, make_engine};
+    use lstar_tests::differential::translated::Translated;
+    /// BSWAP swaps another register.
+    fn mistake(_: u64, bytes: &mut [u8], _: usize) {
+        use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+        let copy = bytes.to_vec();
+        let mut at = 0;
+        for insn in &mut Decoder::new(64, &copy, DecoderOptions::NONE) {
+            if insn.mnemonic() == Mnemonic::Bswap && insn.len() >= 2 {
+                bytes[at + insn.len() - 1] ^= 1;
+            }
+            at += insn.len();
+        }
+    }
+    let config = MachineConfig { mistranslate: Some(mistake), ..Translated::CONFIG };
+    let wrong = Translated::new(config).expect("a machine");
+    let mut engines: Vec<Box<dyn Engine>> =
+        vec![make_engine(EngineKind::Interpreter).expect("interpreter"), Box::new(wrong)];
+    let settings = Settings { seed: 5, cases: 400_000, states: [2, 8], mismatches: 1, ..Settings::default() };
+    let report = run(&mut engines, &settings, &mut |_| {});
+    let mismatch = report.mismatches.first().expect("the bug is found");
+    let text = &mismatch.report;
+    assert!(text.contains("first differing instruction: ") && text.contains(": bswap "), "{text}");
+    assert!(text.contains("Case {"), "{text}");
+    assert_eq!(mismatch.program.instructions().count(), 1, "{text}");
+}

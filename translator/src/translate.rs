@@ -84,6 +84,11 @@ impl Translator {
         &self.config
     }
 
+    /// Changes the most guest instructions of regions to come.
+    pub fn set_max_instructions(&mut self, limit: usize) {
+        self.config.max_instructions = limit;
+    }
+
     /// What has been done so far.
     #[must_use]
     pub const fn stats(&self) -> &TranslatorStats {

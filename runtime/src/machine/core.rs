@@ -79,6 +79,8 @@ pub(crate) struct Core {
     finishing: bool,
     /// Budget at the start of the current run.
     granted: i64,
+    /// Where it is `Some`, exceptions and interrupts are left here and end the run instead of being delivered.
+    pub intercept: Option<Option<Event>>,
 }
 
 impl std::fmt::Debug for Core {
@@ -94,7 +96,11 @@ impl Core {
         let cache = CodeCache::new(config.code_cache_size)
             .map_err(|error| MachineError::Translation(format!("no memory for host code: {error}")))?;
         let translates = config.engine == Engine::Translator;
-        let translator_config = TranslatorConfig { features: config.model.features, ..TranslatorConfig::default() };
+        let translator_config = TranslatorConfig {
+            features: config.model.features,
+            max_instructions: config.region_limit,
+            ..TranslatorConfig::default()
+        };
         let (mut translator, mut compiler) = (None, None);
         if translates && config.background {
             compiler = Some(Compiler::start(translator_config).map_err(MachineError::Translation)?);
@@ -122,6 +128,7 @@ impl Core {
             fallbacks: BTreeMap::new(),
             finishing: false,
             granted: 0,
+            intercept: None,
         });
         let context: *mut Self = &raw mut *core;
         let mut stubs = [0; Stub::COUNT];
@@ -164,11 +171,11 @@ impl Core {
         unsafe { &mut *self.block }
     }
 
-    fn cpu(&self) -> &CpuState {
+    pub fn cpu(&self) -> &CpuState {
         &self.block().cpu
     }
 
-    fn cpu_mut(&mut self) -> &mut CpuState {
+    pub fn cpu_mut(&mut self) -> &mut CpuState {
         &mut self.block_mut().cpu
     }
 
@@ -258,9 +265,13 @@ impl Core {
         }
     }
 
-    /// Takes an instruction executed by [`Core::step_once`] off the budget, if it retired.
-    fn charge(&mut self, outcome: Outcome) {
-        self.block_mut().budget -= i64::from(!raised(outcome));
+    /// As [`Core::step_once`], and takes the instruction off the budget if it retires: before it executes, so that one that
+    /// reads the counter is counted itself.
+    fn step_charged(&mut self) -> Outcome {
+        self.block_mut().budget -= 1;
+        let outcome = self.step_once();
+        self.block_mut().budget += i64::from(raised(outcome));
+        outcome
     }
 
     /// Executes one instruction from the interpreter's cache of decoded blocks: for those that translated code leaves to
@@ -385,6 +396,11 @@ impl Core {
     }
 
     fn deliver(&mut self, event: Event) -> After {
+        if let Some(intercepted) = &mut self.intercept {
+            *intercepted = Some(event);
+            self.exit = Some(VmExit::Stopped);
+            return After::Exit;
+        }
         self.statistics.exceptions += 1;
         let (block, memory, _) = self.parts();
         let cpl = block.cpu.cpl;
@@ -451,10 +467,26 @@ impl Core {
         }
     }
 
+    /// See [`super::Machine::retranslate`].
+    pub fn retranslate(&mut self, region_limit: usize) {
+        self.translator_config.max_instructions = region_limit;
+        if let Some(translator) = &mut self.translator {
+            translator.set_max_instructions(region_limit);
+        }
+        self.cache.clear();
+        self.untranslatable.clear();
+        self.interpreter.invalidate_all();
+    }
+
     /// Translates the region at RIP, if it can be, or asks for it.
     fn translate(&mut self) {
         let (entry, mode) = (self.cpu().rip, self.mode());
-        let mut source = Fetcher { memory: &mut self.memory, interpreter: &self.interpreter };
+        let mut source = Fetcher {
+            memory: &mut self.memory,
+            interpreter: &self.interpreter,
+            mistranslate: self.config.mistranslate,
+            region_limit: self.translator_config.max_instructions,
+        };
         if let Some(translator) = &mut self.translator {
             let start = Instant::now();
             let result = translator.translate(entry, mode, &mut source);
@@ -489,7 +521,12 @@ impl Core {
         if self.cache.lookup(entry, mode).is_some() {
             return;
         }
-        let mut source = Fetcher { memory: &mut self.memory, interpreter: &self.interpreter };
+        let mut source = Fetcher {
+            memory: &mut self.memory,
+            interpreter: &self.interpreter,
+            mistranslate: self.config.mistranslate,
+            region_limit: self.translator_config.max_instructions,
+        };
         if let Some(region) = self.store.as_ref().and_then(|store| store.find(entry, mode, &mut source)) {
             self.statistics.regions_loaded += 1;
             self.cache_full |= self.cache.insert(region).is_none();
@@ -503,7 +540,12 @@ impl Core {
             return;
         };
         if let Some(store) = &mut self.store {
-            store.add(&region, &mut Fetcher { memory: &mut self.memory, interpreter: &self.interpreter });
+            store.add(&region, &mut Fetcher {
+            memory: &mut self.memory,
+            interpreter: &self.interpreter,
+            mistranslate: self.config.mistranslate,
+            region_limit: self.translator_config.max_instructions,
+        });
         }
         self.statistics.regions += 1;
         self.statistics.blocks += u64::from(region.blocks);
@@ -548,6 +590,10 @@ struct Fetcher<'a> {
     memory: &'a mut AddressSpace,
     /// Has seen where indirect jumps go.
     interpreter: &'a Interpreter,
+    /// See [`MachineConfig::mistranslate`].
+    mistranslate: Option<fn(u64, &mut [u8], usize)>,
+    /// The translator's limit.
+    region_limit: usize,
 }
 
 impl CodeSource for Fetcher<'_> {
@@ -556,7 +602,11 @@ impl CodeSource for Fetcher<'_> {
             Mode::User => Privilege::User,
             Mode::Kernel => Privilege::Supervisor,
         };
-        self.memory.fetch(address, buf, privilege).unwrap_or(0)
+        let count = self.memory.fetch(address, buf, privilege).unwrap_or(0);
+        if let Some(mistranslate) = self.mistranslate {
+            mistranslate(address, &mut buf[..count], self.region_limit);
+        }
+        count
     }
 
     fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
@@ -659,8 +709,7 @@ unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             UNWIND => Next::Again,
             FAULT => {
                 this.statistics.faults += 1;
-                let outcome = this.step_once();
-                this.charge(outcome);
+                let outcome = this.step_charged();
                 let after = this.finish(outcome);
                 next(this, after, nested)
             }
@@ -687,8 +736,7 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
             this.exit = Some(VmExit::Breakpoint(this.cpu().rip));
             return Next::Again;
         }
-        let outcome = this.step_once();
-        this.charge(outcome);
+        let outcome = this.step_charged();
         let after = this.finish(outcome);
         return next(this, after, nested);
     }

@@ -368,6 +368,11 @@ impl AddressSpace {
         (state & PRESENT != 0).then(|| Protection::from_bits_truncate(state))
     }
 
+    /// What is mapped, in ascending order: start and size.
+    pub fn mapped(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.extents.iter().map(|(&start, extent)| (start, extent.size))
+    }
+
     /// Writes whatever the page's protection says (loaders, debuggers). Fails where nothing is mapped.
     pub fn write_unchecked(&mut self, address: u64, data: &[u8]) -> Result<(), PageFault> {
         self.check(address, data.len() as u64, PRESENT, PageFaultCode::WRITE, Privilege::Supervisor)?;

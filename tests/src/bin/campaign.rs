@@ -100,6 +100,7 @@ fn main() -> ExitCode {
         report.runs,
         report.elapsed.as_secs_f64()
     );
+    println!("region ends compared on the way: {}", report.region_ends);
     println!("runs that did not end: {}", report.endless_runs);
     println!("runs that ended with an exception, by vector: {:?}", report.exceptions);
     println!("encodings compared one by one: {} of {}", report.coverage.len(), catalog::encodings().len());

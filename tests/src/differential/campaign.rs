@@ -10,6 +10,7 @@ use super::generate::Generator;
 use super::interpreted::Interpreted;
 use super::minimise::{Mismatch, minimise};
 use super::program::Program;
+use super::region_ends::{compare_at_region_ends, stepping_pair};
 use super::translated::Translated;
 use super::{Engine, IMAGES, Memory, Outcome, State, Tolerance, catalog};
 
@@ -81,13 +82,24 @@ pub struct Settings {
     pub mismatches: usize,
     /// States for each single instruction and for each longer program.
     pub states: [u64; 2],
+    /// States in which each longer program is also compared at every region end, on the first two engines that can be
+    /// stopped there.
+    pub region_ends: u64,
     /// Only encodings whose name contains one of these, and no longer programs; empty for all.
     pub only: Vec<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, cases: u64::MAX, time: Duration::MAX, mismatches: 20, states: [256, 64], only: Vec::new() }
+        Self {
+            seed: 1,
+            cases: u64::MAX,
+            time: Duration::MAX,
+            mismatches: 20,
+            states: [256, 64],
+            region_ends: 4,
+            only: Vec::new(),
+        }
     }
 }
 
@@ -114,6 +126,8 @@ pub struct Report {
     pub runs: u64,
     /// Runs that did not end on some engine, and were not compared.
     pub endless_runs: u64,
+    /// Region ends compared.
+    pub region_ends: u64,
     /// Runs that ended with an exception, by vector.
     pub exceptions: BTreeMap<u8, u64>,
     /// Coverage, for single instructions.
@@ -175,12 +189,12 @@ pub fn run(engines: &mut [Box<dyn Engine>], settings: &Settings, progress: &mut 
         if settings.only.is_empty() && round % 3 == 2 {
             let length = 5 + generator.random.below(56) as usize;
             let program = generator.program(length);
-            campaign.program(&mut generator, &program, settings.states[1], None);
+            campaign.program(&mut generator, &program, settings, None);
         } else {
             // Every encoding in turn, in random order.
             let code = order.swap_remove(generator.random.below(order.len() as u64) as usize);
             if let Some(program) = generator.single(code) {
-                campaign.program(&mut generator, &program, settings.states[0], Some(code));
+                campaign.program(&mut generator, &program, settings, Some(code));
             }
         }
     }
@@ -191,7 +205,8 @@ pub fn run(engines: &mut [Box<dyn Engine>], settings: &Settings, progress: &mut 
 
 impl Campaign<'_> {
     /// Compares one program in many states.
-    fn program(&mut self, generator: &mut Generator, program: &Program, states: u64, single: Option<Code>) {
+    fn program(&mut self, generator: &mut Generator, program: &Program, settings: &Settings, single: Option<Code>) {
+        let states = settings.states[usize::from(single.is_none())];
         let Some(assembled) = program.assemble() else { return };
         for engine in self.engines.iter_mut() {
             engine.load(&assembled.code);
@@ -199,7 +214,7 @@ impl Campaign<'_> {
         self.report.programs += 1;
         let mut memory = Memory::zeroed();
         let length = program.instructions().count() as u64;
-        for _ in 0..states {
+        for number in 0..states {
             let state = generator.state(program, single.is_some());
             let image = &self.images[usize::from(state.image)];
             memory.data = image.data;
@@ -240,6 +255,18 @@ impl Campaign<'_> {
                 let excused = || program.excuses(&assembled, a) || program.excuses(&assembled, b);
                 if !base.without_flags(undefined).agree(a, b) && !excused() {
                     self.mismatch([0, other], program, &state, &assembled.code);
+                    return;
+                }
+            }
+            if single.is_none()
+                && number < settings.region_ends
+                && let Some(pair) = stepping_pair(self.engines)
+            {
+                let (stops, differing) =
+                    compare_at_region_ends(self.engines, pair, program, &assembled, &state, &memory);
+                self.report.region_ends += stops;
+                if differing.is_some() {
+                    self.mismatch(pair, program, &state, &assembled.code);
                     return;
                 }
             }

@@ -7,7 +7,7 @@ use lstar_interpreter::{Interpreter, Outcome as Stop, RunOptions};
 
 use super::{
     BUDGET, CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Ending, Engine, GS_BASE, MODEL, Memory, Outcome, READ_ONLY, STACK,
-    STACK_SIZE, State, read_only_page,
+    STACK_SIZE, State, Stepping, read_only_page,
 };
 
 /// The four areas of a program.
@@ -118,6 +118,8 @@ pub struct Interpreted {
     interpreter: Interpreter,
     /// Instructions executed so far.
     pub retired: u64,
+    /// The same since the last start.
+    since_start: u64,
 }
 
 impl Default for Interpreted {
@@ -133,7 +135,7 @@ impl Default for Interpreted {
             read_only: read_only_page(),
             memory: Memory::zeroed(),
         };
-        Self { cpu, areas, interpreter: Interpreter::new(), retired: 0 }
+        Self { cpu, areas, interpreter: Interpreter::new(), retired: 0, since_start: 0 }
     }
 }
 
@@ -146,6 +148,20 @@ impl Interpreted {
     /// The instructions met without an implementation since the last call.
     pub fn take_unimplemented(&mut self) -> Vec<lstar_interpreter::Unimplemented> {
         self.interpreter.take_unimplemented()
+    }
+
+    /// The registers that a program starts with.
+    fn cpu_for(&self, state: &State) -> CpuState {
+        let mut cpu = self.cpu.clone();
+        cpu.gpr = state.gpr;
+        cpu.rip = CODE;
+        cpu.rflags = state.rflags | Rflags::FIXED.bits();
+        cpu.mxcsr = state.mxcsr;
+        cpu.x87 = lstar_arch::state::X87State::default();
+        let split = |value: u128| [value as u64, (value >> 64) as u64];
+        cpu.xmm = state.xmm.map(split);
+        cpu.ymm_high = state.ymm_high.map(split);
+        cpu
     }
 
     fn stop(&mut self, stop: Stop, outcome: &mut Outcome) {
@@ -179,21 +195,30 @@ impl Engine for Interpreted {
     }
 
     fn run(&mut self, state: &State, memory: &Memory, outcome: &mut Outcome) {
+        self.start(state, memory);
+        self.advance(BUDGET, outcome);
+    }
+
+    fn stepping(&mut self) -> Option<&mut dyn Stepping> {
+        Some(self)
+    }
+}
+
+impl Stepping for Interpreted {
+    fn start(&mut self, state: &State, memory: &Memory) {
         self.areas.memory.data = memory.data;
         self.areas.memory.stack = memory.stack;
-        let cpu = &mut self.cpu;
-        cpu.gpr = state.gpr;
-        cpu.rip = CODE;
-        cpu.rflags = state.rflags | Rflags::FIXED.bits();
-        cpu.mxcsr = state.mxcsr;
-        cpu.x87 = lstar_arch::state::X87State::default();
-        let split = |value: u128| [value as u64, (value >> 64) as u64];
-        cpu.xmm = state.xmm.map(split);
-        cpu.ymm_high = state.ymm_high.map(split);
-        let mut budget = BUDGET as i64;
+        self.cpu = self.cpu_for(state);
+        self.since_start = 0;
+    }
+
+    fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64 {
+        let granted = count.saturating_sub(self.since_start) as i64;
+        let mut budget = granted;
         let options = RunOptions::PLAIN;
-        let stop = self.interpreter.run(cpu, &mut self.areas, &mut budget, options);
-        self.retired += BUDGET - budget as u64;
+        let stop = self.interpreter.run(&mut self.cpu, &mut self.areas, &mut budget, options);
+        self.since_start += (granted - budget) as u64;
+        self.retired += (granted - budget) as u64;
         self.stop(stop, outcome);
         outcome.gpr = self.cpu.gpr;
         outcome.rflags = self.cpu.rflags;
@@ -203,6 +228,11 @@ impl Engine for Interpreted {
         outcome.ymm_high = self.cpu.ymm_high.map(join);
         outcome.memory.data = self.areas.memory.data;
         outcome.memory.stack = self.areas.memory.stack;
+        self.since_start
+    }
+
+    fn registers(&self, state: &State) -> Option<CpuState> {
+        Some(self.cpu_for(state))
     }
 }
 

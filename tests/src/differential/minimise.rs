@@ -1,6 +1,7 @@
 //! Makes a failing program and its state as small as it gets.
 
 use super::program::Program;
+use super::region_ends::{compare_at_region_ends, name_culprit};
 use super::regression::{execute, source};
 use super::{Ending, Engine, Outcome, State, Tolerance};
 
@@ -31,9 +32,17 @@ fn disagree(
     }
     let right = execute(&mut *engines[a], &assembled.code, state);
     let undefined = program.undefined_at(&assembled, right.rip);
-    let tolerance = Tolerance::between(&*engines[a], &*engines[b]).without_flags(undefined);
+    let base = Tolerance::between(&*engines[a], &*engines[b]);
+    let tolerance = base.without_flags(undefined);
     let excused = program.excuses(&assembled, &right) || program.excuses(&assembled, &wrong);
-    (!excused && !tolerance.agree(&right, &wrong)).then_some((right, wrong, tolerance, undefined))
+    if !tolerance.agree(&right, &wrong) {
+        return (!excused).then_some((right, wrong, tolerance, undefined));
+    }
+    let memory = state.memory();
+    let (_, differing) = compare_at_region_ends(engines, [a, b], program, &assembled, state, &memory);
+    let (right, wrong) = differing?;
+    let undefined = program.undefined_at(&assembled, right.rip);
+    Some((right, wrong, base.without_flags(undefined), undefined))
 }
 
 /// Minimises a disagreement between engines `pair[0]` and `pair[1]`.
@@ -54,9 +63,10 @@ pub fn minimise(engines: &mut [Box<dyn Engine>], pair: [usize; 2], program: &Pro
         Some((right, wrong, tolerance, undefined)) => {
             let code = program.assemble().map(|assembled| assembled.code).unwrap_or_default();
             format!(
-                "{} / {}:\n{}{}",
+                "{} / {}:\n{}{}{}",
                 names[0],
                 names[1],
+                name_culprit(engines, pair, &code, &state),
                 tolerance.differences(&right, &wrong),
                 source(&code, &state, undefined, &right, &wrong)
             )

@@ -10,12 +10,14 @@
 pub mod campaign;
 pub mod catalog;
 pub mod generate;
+pub mod image_case;
 pub mod interpreted;
 pub mod minimise;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod native;
 pub mod program;
 pub mod random;
+pub mod region_ends;
 pub mod regression;
 pub mod translated;
 pub mod undefined;
@@ -144,6 +146,18 @@ impl Default for State {
     }
 }
 
+impl State {
+    /// The writable areas that it stands for.
+    #[must_use]
+    pub fn memory(&self) -> Box<Memory> {
+        let mut memory = Memory::image(self.image);
+        for &(address, value) in &self.patches {
+            memory.patch(address, value);
+        }
+        memory
+    }
+}
+
 /// Where Linux's user space ends: a page below the end of the canonical lower half.
 const LINUX_USER_END: u64 = (1 << 47) - 0x1000;
 
@@ -237,6 +251,29 @@ pub trait Engine {
     fn load(&mut self, code: &[u8]);
     /// Runs it from `state`, with `memory` in the writable areas.
     fn run(&mut self, state: &State, memory: &Memory, outcome: &mut Outcome);
+    /// The same engine stop by stop, if it can be stopped on the way.
+    fn stepping(&mut self) -> Option<&mut dyn Stepping> {
+        None
+    }
+}
+
+/// An engine that can be stopped on the way.
+pub trait Stepping {
+    /// Sets everything up as [`Engine::run`] does, and executes nothing.
+    fn start(&mut self, state: &State, memory: &Memory);
+    /// Goes on until `count` instructions have retired since the start: the interpreter exactly, translated code up to
+    /// the next end of a region or a round of a loop. Fills `outcome` ([`Ending::Stuck`] where the program has not
+    /// ended), and returns how many have retired.
+    fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64;
+    /// Settings of the machine that runs translated code.
+    fn machine(&self) -> Option<lstar_runtime::MachineConfig> {
+        None
+    }
+    /// The registers that a program starts with.
+    fn registers(&self, state: &State) -> Option<lstar_arch::CpuState> {
+        let _ = state;
+        None
+    }
 }
 
 /// What is left out of a comparison.

@@ -142,10 +142,7 @@ fn byte(memory: &Memory, address: u64) -> u8 {
 
 /// Loads and runs a program once.
 pub fn execute(engine: &mut dyn Engine, code: &[u8], state: &State) -> Outcome {
-    let mut memory = Memory::image(state.image);
-    for &(address, value) in &state.patches {
-        memory.patch(address, value);
-    }
+    let memory = state.memory();
     let mut outcome = Outcome::default();
     engine.load(code);
     engine.run(state, &memory, &mut outcome);

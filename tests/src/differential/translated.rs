@@ -9,7 +9,7 @@ use lstar_runtime::{GateAction, Machine, MachineConfig, MachineError, Protection
 
 use super::{
     BUDGET, CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Ending, Engine, GS_BASE, MODEL, Memory, Outcome, READ_ONLY, STACK,
-    STACK_SIZE, State, read_only_page,
+    STACK_SIZE, State, Stepping, read_only_page,
 };
 
 const PAGE: u64 = lstar_arch::PAGE_SIZE;
@@ -67,9 +67,23 @@ impl ServiceGate for Gate {
 pub struct Translated {
     /// The machine.
     pub machine: Machine,
+    /// Its instruction count at the last start.
+    started_at: u64,
 }
 
 impl Translated {
+    /// Settings of [`Translated::translating`].
+    pub const CONFIG: MachineConfig = MachineConfig {
+        engine: lstar_runtime::Engine::Translator,
+        dispatch: lstar_runtime::SyscallDispatch::Direct,
+        model: MODEL,
+        hot_threshold: 0,
+        memory_limit: 1 << 26,
+        code_cache_size: 64 << 20,
+        region_limit: 2000,
+        mistranslate: None,
+    };
+
     /// A machine with the areas of a program and the minimal kernel.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
         let mut machine = Machine::new(config)?;
@@ -85,7 +99,7 @@ impl Translated {
         ] {
             memory.map(start, size, protection)?;
         }
-        let mut engine = Self { machine };
+        let mut engine = Self { machine, started_at: 0 };
         engine.write(EXIT, &[0xCC]);
         engine.write(READ_ONLY, &read_only_page());
         engine.boot();
@@ -94,13 +108,7 @@ impl Translated {
 
     /// The translator from the first visit of a block on.
     pub fn translating() -> Result<Self, MachineError> {
-        Self::new(MachineConfig {
-            model: MODEL,
-            hot_threshold: 0,
-            memory_limit: 1 << 26,
-            code_cache_size: 64 << 20,
-            ..MachineConfig::default()
-        })
+        Self::new(Self::CONFIG)
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) {
@@ -165,6 +173,17 @@ impl Engine for Translated {
     }
 
     fn run(&mut self, state: &State, memory: &Memory, outcome: &mut Outcome) {
+        self.start(state, memory);
+        self.advance(BUDGET, outcome);
+    }
+
+    fn stepping(&mut self) -> Option<&mut dyn Stepping> {
+        Some(self)
+    }
+}
+
+impl Stepping for Translated {
+    fn start(&mut self, state: &State, memory: &Memory) {
         self.write(DATA, &memory.data);
         self.write(STACK, &memory.stack);
         let mut vcpu = self.machine.vcpu();
@@ -183,8 +202,14 @@ impl Engine for Translated {
         vcpu.set_rflags(state.rflags);
         vcpu.set_mxcsr(state.mxcsr);
         *vcpu.x87_mut() = lstar_arch::state::X87State::default();
+        self.started_at = vcpu.retired;
+    }
+
+    fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64 {
         let mut gate = Gate::default();
-        let exit = self.machine.run(&mut gate, BUDGET);
+        let left = (self.started_at + count).saturating_sub(self.machine.vcpu().retired);
+        let exit = self.machine.run(&mut gate, left);
+        let retired = self.machine.vcpu().retired - self.started_at;
         let vcpu = self.machine.vcpu();
         outcome.gpr = Gpr::ALL.map(|register| vcpu.reg(register));
         outcome.xmm = std::array::from_fn(|index| vcpu.xmm(index));
@@ -200,5 +225,10 @@ impl Engine for Translated {
         let memory = self.machine.memory();
         memory.read_unchecked(DATA, &mut outcome.memory.data).expect("mapped");
         memory.read_unchecked(STACK, &mut outcome.memory.stack).expect("mapped");
+        retired
+    }
+
+    fn machine(&self) -> Option<MachineConfig> {
+        Some(*self.machine.config())
     }
 }
