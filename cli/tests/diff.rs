@@ -1,5 +1,7 @@
 //! `lstar diff` with a translator that has a bug planted.
 
+use std::sync::{Mutex, PoisonError};
+
 use lstar_cli::diff::{Comparison, compare, same_host, side_by_side};
 use lstar_cli::run::boot_demonstration;
 use lstar_runtime::{Engine, MachineConfig};
@@ -33,6 +35,9 @@ fn wrong_in_company(_: u64, bytes: &mut [u8], region_limit: usize) {
 
 type Method = fn(&lstar_cli::diff::Boot<'_>, Option<std::time::Duration>) -> anyhow::Result<Comparison>;
 
+/// Machines reserve so much address space that tests must take turns.
+static TURNS: Mutex<()> = Mutex::new(());
+
 fn run(method: Method, mistranslate: Option<fn(u64, &mut [u8], usize)>) -> Comparison {
     let boot = move |engine: Engine| {
         let (host, output) = same_host();
@@ -41,6 +46,7 @@ fn run(method: Method, mistranslate: Option<fn(u64, &mut [u8], usize)>) -> Compa
         let (system, folder) = boot_demonstration(config, host)?;
         Ok((system, Some(folder), output))
     };
+    let _turn = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
     method(&boot, None).expect("a comparison")
 }
 

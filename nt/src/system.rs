@@ -283,7 +283,11 @@ impl System {
             // In a run that follows another one the other one's slices end this one's.
             let replayed = self.kernel.lockstep.as_ref().and_then(Lockstep::next_slice);
             let slice = replayed.unwrap_or(self.slice_end).saturating_sub(retired);
-            let exit = if slice == 0 { VmExit::Budget } else { self.machine.run(&mut self.kernel, slice.min(left)) };
+            let exit = if slice == 0 {
+                VmExit::Budget
+            } else {
+                self.machine.run(&mut self.kernel, slice.min(left).min(SLICE))
+            };
             if exit == VmExit::Budget && slice != 0 {
                 continue;
             }

@@ -16,6 +16,15 @@ const SIMD: u8 = 19;
 
 const CASES: &[Case] = &[
     Case {
+        name: "CMPS with two bad addresses faults at the destination",
+        code: &[
+            0xA6, // cmpsb
+        ],
+        gpr: &[(6, 0x10_0000), (7, 0xF5)],
+        expected: &[exception(PAGE_FAULT, 4, 0xF5)],
+        ..Case::EMPTY
+    },
+    Case {
         name: "a register that the instruction of a final helper overwrites is stored before",
         code: &[
             0x0F, 0x8C, 0x05, 0x00, 0x00, 0x00, // jl near ptr 000000001000000Bh

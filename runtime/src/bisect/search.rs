@@ -93,29 +93,19 @@ pub fn search_scene(start: Scene<'_>, config: MachineConfig, steps: u64) -> Resu
             return Ok(Finding::Found(Box::new(found)));
         }
     }
-    // In company: from as late a start as shows it, in as short a region as shows it.
+    // In company: from as late a start as shows it, in as short a region as shows it. A run ends at the first region end
+    // behind its budget, so that the smallest budget gives the one that the engines differ at.
     let count = moments.len();
-    let shows =
-        |probe: &mut Probe, moments: &mut Vec<Moment<'_>>, scene: &mut Scene<'_>, start: usize, limit: usize| {
-            attempt(probe, moments, scene, &last, start, limit, (count - start) as u64)
-        };
     let limit = config.region_limit.max(1);
-    let mut best = None;
-    for start in (0..count).rev() {
-        if let Some(found) = shows(&mut probe, &mut moments, &mut scene, start, limit) {
-            best = Some((start, found));
-            break;
-        }
-    }
-    let Some((start, mut found)) = best else { return Ok(Finding::NotReproduced { tried: last.retired }) };
-    for length in 2..=count - start {
-        let steps = length as u64;
-        if let Some(shorter) = attempt(&mut probe, &mut moments, &mut scene, &last, start, length, steps) {
-            found = shorter;
-            break;
-        }
-    }
-    Ok(Finding::Found(Box::new(found)))
+    let found = (0..count).rev().find_map(|start| {
+        let budgets = [1, (count - start) as u64];
+        let mut attempt = |steps| attempt(&mut probe, &mut moments, &mut scene, &last, start, limit, steps);
+        budgets.into_iter().find_map(&mut attempt).map(|found| (start, found))
+    });
+    let Some((start, found)) = found else { return Ok(Finding::NotReproduced { tried: last.retired }) };
+    let shorter =
+        (2..=count - start).find_map(|length| attempt(&mut probe, &mut moments, &mut scene, &last, start, length, 1));
+    Ok(Finding::Found(Box::new(shorter.unwrap_or(found))))
 }
 
 /// Gives `steps` instructions from moment `start` on to the probe, in regions of at most `limit` instructions. What it

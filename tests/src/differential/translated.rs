@@ -208,7 +208,11 @@ impl Stepping for Translated {
     fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64 {
         let mut gate = Gate::default();
         let left = (self.started_at + count).saturating_sub(self.machine.vcpu().retired);
-        let exit = self.machine.run(&mut gate, left);
+        let mut exit = self.machine.run(&mut gate, left);
+        // An exception is under way to its gate.
+        while exit == lstar_runtime::VmExit::Budget && self.machine.vcpu().cpl() != 3 {
+            exit = self.machine.run(&mut gate, 1);
+        }
         let retired = self.machine.vcpu().retired - self.started_at;
         let vcpu = self.machine.vcpu();
         outcome.gpr = Gpr::ALL.map(|register| vcpu.reg(register));
