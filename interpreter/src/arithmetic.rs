@@ -155,6 +155,13 @@ pub(crate) fn idiv<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     Ok(())
 }
 
+/// SALC, which no manual of Intel's has: AL becomes the carry, repeated.
+pub(crate) fn salc<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+    let value = if ex.cpu.rflags & CF != 0 { 0xFF } else { 0 };
+    ex.set_register(Gpr::Rax, value, 1);
+    Ok(())
+}
+
 /// The decimal adjustments of compatibility mode (SDM vol. 1, 5.1.3).
 pub(crate) fn decimal<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let ax = ex.cpu.reg(Gpr::Rax) & 0xFFFF;

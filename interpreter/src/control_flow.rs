@@ -1,7 +1,7 @@
 //! Near control transfers (SDM vol. 1, 5.1.7). Far ones are in [`crate::system`].
 
 use iced_x86::{Code, Mnemonic};
-use lstar_arch::{Exception, Gpr, GuestMemory, Vector, is_canonical};
+use lstar_arch::{Exception, Gpr, GuestMemory, Vector};
 
 use crate::decode::is_far;
 use crate::exec::{Exec, Op};
@@ -26,9 +26,7 @@ pub(crate) fn call<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         return system::far_transfer(ex);
     }
     let target = ex.read(0)?;
-    if !is_canonical(target) {
-        return Err(Exception::GP0);
-    }
+    ex.check_target(target)?;
     let size = ex.insn.stack_pointer_increment().unsigned_abs() as u8;
     ex.push(ex.cpu.rip, size)?;
     ex.cpu.rip = target;
@@ -43,10 +41,7 @@ pub(crate) fn ret<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     };
     let saved = ex.cpu.reg(Gpr::Rsp);
     let target = ex.pop(size)?;
-    if !is_canonical(target) {
-        ex.cpu.set_reg(Gpr::Rsp, saved);
-        return Err(Exception::GP0);
-    }
+    ex.check_target(target).inspect_err(|_| ex.cpu.set_reg(Gpr::Rsp, saved))?;
     if ex.insn.op_count() == 1 {
         let width = ex.stack_size();
         let top = ex.cpu.reg(Gpr::Rsp).wrapping_add(u64::from(ex.insn.immediate16()));

@@ -58,6 +58,7 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         M::Imul => arithmetic::imul(ex),
         M::Div => arithmetic::div(ex),
         M::Idiv => arithmetic::idiv(ex),
+        M::Salc => arithmetic::salc(ex),
         M::Daa | M::Das | M::Aaa | M::Aas | M::Aam | M::Aad => arithmetic::decimal(ex),
 
         M::And => logic::and(ex),
@@ -134,6 +135,7 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         M::Lgdt | M::Lidt | M::Sgdt | M::Sidt => system::descriptor_table(ex),
         M::Lldt | M::Ltr | M::Verr | M::Verw | M::Lmsw => system::selector_source(ex),
         M::Sldt | M::Str | M::Smsw | M::Rdpid => system::store_system_value(ex),
+        M::Arpl => system::arpl(ex),
         M::Lar | M::Lsl => system::inspect_selector(ex),
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => system::segment_base(ex),
         M::Rdrand | M::Rdseed => system::random(ex),

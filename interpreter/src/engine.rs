@@ -10,7 +10,7 @@ use crate::block_cache::{BlockCache, decode_one};
 use crate::decode::{After, Decoded};
 use crate::dispatch::{UNIMPLEMENTED, execute};
 use crate::exec::Exec;
-use crate::{Counters, Outcome, RunOptions, TSC_PER_INSTRUCTION, Unimplemented, watch};
+use crate::{Counters, Outcome, RunOptions, TSC_PER_INSTRUCTION, Unimplemented, limits, watch};
 
 /// Executes guest code instruction by instruction, from a cache of decoded blocks.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct Interpreter {
     cache: BlockCache,
     unimplemented: UnimplementedLog,
     counters: Counters,
+    /// DR6 bits of data breakpoints that a load of SS has hit: they wait for the instruction behind it.
+    held: u64,
 }
 
 impl Default for Interpreter {
@@ -30,7 +32,12 @@ impl Interpreter {
     /// An interpreter that has seen no code yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { cache: BlockCache::new(), unimplemented: UnimplementedLog::default(), counters: Counters::default() }
+        Self {
+            cache: BlockCache::new(),
+            unimplemented: UnimplementedLog::default(),
+            counters: Counters::default(),
+            held: 0,
+        }
     }
 
     /// Executes exactly one instruction (of a long repeated string instruction: some iterations). It is decoded anew,
@@ -168,6 +175,10 @@ impl Interpreter {
         let rf = Rflags::RF.bits();
         // Whatever happens, the shadow of the instruction before ends here.
         cpu.interrupt_shadow = 0;
+        let held = std::mem::take(&mut self.held);
+        if limits::is_16bit(cpu) {
+            return (self.unimplemented.segment_of_16_bits(cpu.rip), false);
+        }
         if cpu.rflags & rf == 0
             && let Some(hit) = watch::instruction_breakpoint(cpu)
         {
@@ -177,11 +188,16 @@ impl Interpreter {
             Ok(decoded) => decoded,
             Err(exception) => return (Outcome::Exception(exception), false),
         };
+        if limits::armed(cpu)
+            && let Err(exception) = limits::check(cpu, &decoded)
+        {
+            return (Outcome::Exception(exception), false);
+        }
         if let Some(exception) = watch::misaligned(cpu, mem, &decoded) {
             return (Outcome::Exception(exception), false);
         }
         let flags_before = cpu.rflags;
-        let mut dr6 = watch::data_breakpoints(cpu, &decoded);
+        let mut dr6 = watch::data_breakpoints(cpu, &decoded) | held;
         let start = cpu.rip;
         let cpl = cpu.cpl;
         cpu.rip = decoded.insn.next_ip();
@@ -201,6 +217,9 @@ impl Interpreter {
         }
         if watch::traps_after(&decoded, flags_before, cpu) {
             dr6 |= dr::DR6_BS;
+        }
+        if cpu.interrupt_shadow != 0 && watch::loads_ss(&decoded) {
+            self.held = std::mem::take(&mut dr6);
         }
         let outcome = match decoded.after {
             _ if dr6 != 0 => Outcome::Exception(Exception::db(dr6)),
@@ -226,7 +245,11 @@ impl Counters {
 #[inline]
 fn needs_care(cpu: &CpuState) -> bool {
     let flags = (Rflags::TF | Rflags::RF).bits();
-    cpu.rflags & flags != 0 || cpu.interrupt_shadow != 0 || cpu.dr[7] & 0xFF != 0 || checks_alignment(cpu)
+    cpu.rflags & flags != 0
+        || cpu.interrupt_shadow != 0
+        || cpu.dr[7] & 0xFF != 0
+        || checks_alignment(cpu)
+        || limits::armed(cpu)
 }
 
 /// Whether #AC is armed (SDM vol. 3, 6.15, interrupt 17).
@@ -256,6 +279,15 @@ struct UnimplementedLog {
 }
 
 impl UnimplementedLog {
+    /// The outcome of code in a 16-bit segment, which is noted once per address.
+    #[cold]
+    fn segment_of_16_bits(&mut self, rip: u64) -> Outcome {
+        if self.seen.insert(rip) {
+            self.met.push(Unimplemented { rip, text: "code in a 16-bit segment".to_owned() });
+        }
+        Outcome::Exception(Exception::UD)
+    }
+
     /// The outcome of an instruction that did not retire. RIP goes back to it, except for the traps INT3, INTO and INT1.
     #[cold]
     fn exception(&mut self, cpu: &mut CpuState, decoded: &Decoded, mut exception: Exception) -> Outcome {

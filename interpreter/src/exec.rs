@@ -6,6 +6,7 @@ use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, SegmentIndex, is_canonic
 
 use crate::decode::{Decoded, Place, is_high_byte, segment};
 use crate::flags::{STATUS, mask};
+use crate::limits;
 
 /// Result of an instruction's body. On `Err` nothing visible has changed except what the manual says.
 pub(crate) type Op = Result<(), Exception>;
@@ -282,12 +283,20 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
         Ok(value)
     }
 
-    /// Moves RIP to a near branch target; #GP(0) when it is not canonical.
+    /// Whether a near branch target is a place to execute from; #GP(0) when it is not canonical, or beyond the limit of a
+    /// code segment of compatibility mode.
     #[inline]
-    pub fn jump(&mut self, target: u64) -> Op {
+    pub fn check_target(&self, target: u64) -> Op {
         if !is_canonical(target) {
             return Err(Exception::GP0);
         }
+        limits::check_target(self.cpu, target)
+    }
+
+    /// Moves RIP to a near branch target, which is checked.
+    #[inline]
+    pub fn jump(&mut self, target: u64) -> Op {
+        self.check_target(target)?;
         self.cpu.rip = target;
         Ok(())
     }

@@ -16,6 +16,7 @@ mod dispatch;
 mod engine;
 mod exec;
 mod flags;
+mod limits;
 mod logic;
 mod shift;
 mod softfloat;

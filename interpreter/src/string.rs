@@ -67,7 +67,7 @@ fn repeat<M: GuestMemory>(ex: &mut Exec<'_, M>, kind: Kind) -> Op {
     if !ex.insn.has_rep_prefix() && !ex.insn.has_repne_prefix() {
         return element(ex, &plan);
     }
-    let watched = ex.cpu.rflags & Rflags::TF.bits() != 0 || ex.cpu.dr[7] & 0xFF != 0;
+    let watched = ex.cpu.rflags & Rflags::TF.bits() != 0 || ex.cpu.dr[7] & 0xFF != 0 || crate::limits::armed(ex.cpu);
     let mut budget = if watched { 1 } else { ELEMENTS_PER_STEP };
     loop {
         let left = ex.cpu.reg(Gpr::Rcx) & mask(plan.width);

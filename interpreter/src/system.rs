@@ -224,6 +224,18 @@ pub(crate) fn store_system_value<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     ex.write(0, value)
 }
 
+/// ARPL (compatibility mode): raises the RPL of the destination to the source's.
+pub(crate) fn arpl<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+    let destination = ex.read_destination()?;
+    let source = ex.read(1)?;
+    let raised = destination & 3 < source & 3;
+    if raised {
+        ex.write(0, destination & !3 | source & 3)?;
+    }
+    ex.set_flags(crate::flags::ZF, if raised { crate::flags::ZF } else { 0 });
+    Ok(())
+}
+
 /// LAR and LSL write their destination only when the selector is fine.
 pub(crate) fn inspect_selector<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let selector = ex.read(1)? as u16;

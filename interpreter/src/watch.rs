@@ -4,7 +4,7 @@
 use iced_x86::{
     EncodingKind, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, Register, UsedMemory,
 };
-use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, is_canonical};
+use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, Rflags, SegmentIndex, is_canonical};
 
 use crate::decode::{Decoded, is_high_byte, segment};
 use crate::engine::checks_alignment;
@@ -30,8 +30,10 @@ fn breakpoints(cpu: &CpuState) -> impl Iterator<Item = (usize, u64, u64, u64)> +
 
 /// The fault for an instruction breakpoint at RIP.
 pub(crate) fn instruction_breakpoint(cpu: &CpuState) -> Option<Exception> {
+    let linear =
+        if cpu.is_64bit() { cpu.rip } else { cpu.rip.wrapping_add(cpu.segment(SegmentIndex::Cs).base) & 0xFFFF_FFFF };
     let hits = breakpoints(cpu)
-        .filter(|(_, address, kind, _)| *kind == ON_EXECUTION && *address == cpu.rip)
+        .filter(|(_, address, kind, _)| *kind == ON_EXECUTION && *address == linear)
         .fold(0, |hits, (i, ..)| hits | 1 << i);
     (hits != 0).then_some(Exception::db(hits))
 }
@@ -135,6 +137,11 @@ pub(crate) fn loads_rf(decoded: &Decoded) -> bool {
     )
 }
 
+/// MOV and POP to SS.
+pub(crate) fn loads_ss(decoded: &Decoded) -> bool {
+    matches!(decoded.mnemonic, Mnemonic::Mov | Mnemonic::Pop) && decoded.insn.op0_register() == Register::SS
+}
+
 /// Whether a single-step trap follows, given RFLAGS from before: INT n hands over to a handler that runs without TF,
 /// SYSCALL takes the trap only when FMASK leaves TF set, and SYSRET takes it at once when it sets TF itself.
 pub(crate) fn traps_after(decoded: &Decoded, flags_before: u64, cpu: &CpuState) -> bool {
@@ -156,6 +163,14 @@ struct Access {
 
 /// All data accesses of the instruction with the registers as they are now.
 fn accesses(cpu: &CpuState, decoded: &Decoded) -> Vec<Access> {
+    let insn = &decoded.insn;
+    if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) {
+        let width = if cpu.is_64bit() { u64::MAX } else { 0xFFFF_FFFF };
+        // A count of zero: no access.
+        if cpu.reg(Gpr::Rcx) & width == 0 {
+            return Vec::new();
+        }
+    }
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info_options(&decoded.insn, InstructionInfoOptions::NO_REGISTER_USAGE);
     info.used_memory().iter().filter_map(|used| access(cpu, used)).collect()
@@ -172,7 +187,7 @@ fn access(cpu: &CpuState, used: &UsedMemory) -> Option<Access> {
     Some(Access { address, size: used.memory_size().size() as u64, writes })
 }
 
-fn register_value(cpu: &CpuState, register: Register) -> u64 {
+pub(crate) fn register_value(cpu: &CpuState, register: Register) -> u64 {
     if register.is_segment_register() {
         return segment(register, cpu.is_64bit()).map_or(0, |index| cpu.segment(index).base);
     }

@@ -133,6 +133,11 @@ pub trait Registers {
         };
     }
 
+    /// Sets a segment's limit, in bytes, until the segment is loaded again; only compatibility mode looks at it.
+    fn set_limit(&mut self, segment: SegmentIndex, limit: u32) {
+        self.state_mut().segment_mut(segment).limit = limit;
+    }
+
     /// Puts the processor into 64-bit user mode with flat segments (`cs` with RPL 3, `ss` likewise), as IRETQ would.
     fn enter_user_mode(&mut self, cs: u16, ss: u16) {
         let state = self.state_mut();

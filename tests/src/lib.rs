@@ -2,4 +2,5 @@
 
 pub mod bare;
 pub mod differential;
+pub mod fuzz;
 pub mod programs;

@@ -151,3 +151,46 @@ fn direct_dispatch_equals_the_guest_code() {
     let difference = guest.1.iter().zip(&direct.1).position(|(left, right)| left != right);
     assert_eq!(difference, None, "offset in the kernel's data, stacks included");
 }
+
+/// On AMD's processors SYSCALL of 32-bit code goes to CSTAR: KiSystemCall32, which shares the rest of the path.
+#[test]
+fn system_calls_of_32_bit_code_go_through_cstar() {
+    use lstar_arch::{CpuModel, SegmentIndex};
+    use lstar_runtime::Protection;
+    const CODE: u64 = 0x40_0000;
+    const STACK: u64 = 0x50_0000;
+    for engine in ENGINES {
+        let config = MachineConfig { engine, model: CpuModel::AMD, memory_limit: 1 << 30, ..MachineConfig::default() };
+        let mut system = BareSystem::boot(config, SERVICES, SHADOW);
+        system.load_user(|a| {
+            // To 32-bit code at CODE: retfq.
+            a.mov(esp, (STACK + 0x800) as u32).unwrap();
+            a.push(0x23).unwrap();
+            a.push(CODE as i32).unwrap();
+            a.db(&[0x48, 0xCB]).unwrap();
+        });
+        let memory = system.machine.memory();
+        memory.map(CODE, 0x1000, Protection::RX).unwrap();
+        memory.map(STACK, 0x1000, Protection::RW).unwrap();
+        let code = [
+            0xB8, 0x0C, 0, 0, 0, // mov eax, 0Ch: NtClose
+            0x60, 0x61, // pushad; popad: this is 32-bit code
+            0x0F, 0x05, // syscall
+            // SYSRETQ comes back to 64-bit code.
+            0x49, 0x89, 0xC2, // mov r10, rax
+            0xB8, 0x29, 0, 0, 0, // mov eax, 29h: NtTerminateProcess
+            0x0F, 0x05, // syscall
+        ];
+        memory.write_unchecked(CODE, &code).unwrap();
+        let mut calls = Vec::new();
+        let (exit, _) = system.run(true, &mut |vcpu, id| {
+            calls.push((id, vcpu.reg(Gpr::Rcx), vcpu.selector(SegmentIndex::Cs)));
+            vcpu.set_reg(Gpr::Rax, 0x1234);
+            if id == 0x29 { GateAction::Stop } else { GateAction::Resume }
+        });
+        assert_eq!(exit, VmExit::Stopped, "{engine:?}");
+        assert_eq!(calls.len(), 2, "{engine:?}: {calls:x?}");
+        assert_eq!((calls[0].0, calls[0].2), (0x0C, 0x10), "{engine:?}");
+        assert_eq!(calls[1], (0x29, 0x1234, 0x10), "{engine:?}");
+    }
+}

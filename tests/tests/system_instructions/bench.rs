@@ -440,7 +440,9 @@ fn run_row(row: &Row, engine: Engine, what: &str) -> Seen {
     assert_eq!(exit, if halts { VmExit::Halted } else { VmExit::Stopped }, "{what}");
     if engine == Engine::Translator {
         // The start-up code, the row and a handler, unless the row is one that only the interpreter runs.
-        let interpreted = matches!(row.level, Level::Ring1 | Level::Compatibility) || row.rflags & 0x1_0100 != 0;
+        let interpreted = matches!(row.level, Level::Ring1 | Level::Compatibility)
+            || row.rflags & 0x1_0100 != 0
+            || machine.vcpu().debug_register(7) & 0xFF != 0;
         let within = row.level == Level::Kernel && matches!(row.expect, Expect::Next | Expect::Halt);
         let least = if interpreted || within { 2 } else { 3 };
         assert!(machine.statistics().regions >= least, "{what}: not translated");
