@@ -149,13 +149,13 @@ regression case for it is printed. Exit status: 0 if nothing differs, 1 if somet
 Examples:
   lstar diff
   lstar diff hello.exe
-  lstar diff --region-ends hello.exe
+  lstar diff --every 10000 hello.exe
   lstar diff --json ninja.exe --version"
 )]
 pub struct Diff {
-    /// Compare wherever translated code can be stopped: after every region and round of a loop (slow)
-    #[arg(long)]
-    pub region_ends: bool,
+    /// Compare every N instructions, too, wherever the program is then (some thousand let translated code run)
+    #[arg(long, value_name = "N")]
+    pub every: Option<std::num::NonZeroU64>,
     /// One line of JSON
     #[arg(long)]
     pub json: bool,

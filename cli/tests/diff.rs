@@ -77,7 +77,8 @@ fn what_is_wrong_in_company_only_is_shown_with_its_company() {
 }
 
 #[test]
-fn region_ends_show_the_same() {
-    let text = run(side_by_side, Some(wrong_rotation)).text;
+fn stops_on_the_way_show_the_same() {
+    let often: Method = |boot, timeout| side_by_side(boot, timeout, 1000);
+    let text = run(often, Some(wrong_rotation)).text;
     assert!(text.contains("): rol rdx,5"), "{text}");
 }

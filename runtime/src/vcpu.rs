@@ -133,9 +133,10 @@ pub trait Registers {
         };
     }
 
-    /// Sets a segment's limit, in bytes, until the segment is loaded again; only compatibility mode looks at it.
-    fn set_limit(&mut self, segment: SegmentIndex, limit: u32) {
-        self.state_mut().segment_mut(segment).limit = limit;
+    /// Loads a data segment register as user code would, with base 0 and a limit in bytes, which only compatibility mode
+    /// looks at.
+    fn set_data_segment(&mut self, segment: SegmentIndex, selector: u16, limit: u32) {
+        *self.state_mut().segment_mut(segment) = Segment { limit, ..Segment::flat_data(selector, 3) };
     }
 
     /// Puts the processor into 64-bit user mode with flat segments (`cs` with RPL 3, `ss` likewise), as IRETQ would.

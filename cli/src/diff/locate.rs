@@ -1,8 +1,8 @@
 //! From two runs that differ to the instruction that is to blame.
 //!
-//! Both runs are deterministic, so that each can be made again up to any instruction count; translated code stops where
-//! the region, or the round of a loop, that is running there ends. [`Search::narrow`] finds two neighbouring stops of
-//! which only the first is equal on both engines; [`lstar_runtime::bisect`] takes it from there.
+//! Both runs are deterministic, and end at any instruction count: translated code leaves what does not fit to the
+//! interpreter. [`Search::narrow`] finds the count at which the runs first differ, that is, where the piece of translated
+//! code ends that did something wrong; [`lstar_runtime::bisect`] takes it from there.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -27,6 +27,8 @@ const POINTS: u64 = 4;
 /// A stretch of both runs: equal at its start, different at its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Stretch {
+    /// Instructions retired where a search by single instructions may begin.
+    pub from: u64,
     /// Instructions retired at its start.
     pub start: u64,
     /// Instructions retired at its end.
@@ -46,7 +48,7 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The translator's run up to the first stop at or behind `limit`.
+    /// The translator's run up to `limit` instructions.
     fn translated(&self, limit: u64) -> Result<Booted> {
         let (mut system, folder) = (self.boot)(Engine::Translator)?;
         system.kernel.lockstep = Some(Lockstep::watch().stop_at(self.arrival));
@@ -62,15 +64,14 @@ impl Search<'_> {
         Ok((system, folder))
     }
 
-    /// Whether the engines differ when the translator stops at or behind `count`, and where that is.
-    fn differ(&self, count: u64, interpreted: &mut System, memory: bool) -> Result<(bool, u64)> {
-        let (mut translated, _folder) = self.translated(count)?;
-        let stop = translated.retired();
-        advance(interpreted, stop);
-        Ok((!bisect::differences(&interpreted.machine, &translated.machine, memory).is_empty(), stop))
+    /// Whether the engines differ after `count` instructions.
+    fn differ(&self, count: u64, interpreted: &mut System, memory: bool) -> Result<bool> {
+        let (translated, _folder) = self.translated(count)?;
+        advance(interpreted, count);
+        Ok(!bisect::differences(&interpreted.machine, &translated.machine, memory).is_empty())
     }
 
-    /// The two neighbouring stops of the translator between which the runs part.
+    /// The instruction count at which the runs part.
     ///
     /// `start` is where they were last seen equal, `end` where they differ. A difference in memory may be older than the
     /// one in registers that gave it away; then the search begins at the program's start.
@@ -81,65 +82,44 @@ impl Search<'_> {
         let (mut interpreted, folder) = self.interpreted()?;
         let origin = interpreted.retired();
         start = start.max(origin);
-        let different = self.differ(start, &mut interpreted, true)?.0;
+        let different = self.differ(start, &mut interpreted, true)?;
         drop((interpreted, folder));
         if different {
             let (mut interpreted, _folder) = self.interpreted()?;
-            memory = !self.differ(origin, &mut interpreted, true)?.0;
+            memory = !self.differ(origin, &mut interpreted, true)?;
             if memory {
                 start = origin;
             }
         }
-        let mut stretch = Stretch { start, end };
-        loop {
-            let (mut interpreted, folder) = self.interpreted()?;
+        let mut stretch = Stretch { from: start, start, end };
+        while stretch.end > stretch.start + 1 {
+            let (mut interpreted, _folder) = self.interpreted()?;
             let length = stretch.end - stretch.start;
-            let points = POINTS.min(length.saturating_sub(1)).max(1);
-            let mut narrowed = stretch;
+            let points = POINTS.min(length - 1);
+            let base = stretch.start;
             for point in 1..=points {
-                // A bare step at the end of the search: the translator's next stop behind the start.
-                let count = (stretch.start + length * point / (points + 1)).max(stretch.start + 1);
-                if count <= narrowed.start || count >= stretch.end && narrowed.end < stretch.end {
-                    continue;
-                }
-                let (differ, stop) = self.differ(count, &mut interpreted, memory)?;
-                if differ {
-                    narrowed.end = stop.min(narrowed.end);
-                    if stop >= stretch.end {
-                        // Nothing between here and the end can be stopped at.
-                        drop((interpreted, folder));
-                        return self.first_behind(narrowed.start, stop, memory);
-                    }
+                let count = (base + length * point / (points + 1)).clamp(stretch.start + 1, stretch.end - 1);
+                if self.differ(count, &mut interpreted, memory)? {
+                    stretch.end = count;
                     break;
                 }
-                narrowed.start = stop;
+                stretch.start = count;
+                if stretch.start + 1 == stretch.end {
+                    break;
+                }
             }
-            if narrowed.start == stretch.start && narrowed.end == stretch.end || narrowed.end <= narrowed.start + 1 {
-                return Ok(narrowed);
-            }
-            stretch = narrowed;
         }
-    }
-
-    /// Steps from one stop of the translator to the next, until they differ.
-    fn first_behind(&self, start: u64, end: u64, memory: bool) -> Result<Stretch> {
-        let mut start = start;
-        let (mut interpreted, _folder) = self.interpreted()?;
-        while start < end {
-            let (differ, stop) = self.differ(start + 1, &mut interpreted, memory)?;
-            if differ || stop <= start {
-                return Ok(Stretch { start, end: stop.max(start + 1) });
-            }
-            start = stop;
-        }
-        Ok(Stretch { start, end })
+        Ok(stretch)
     }
 
     /// Looks into a stretch instruction by instruction.
     pub fn look_into(&self, stretch: Stretch) -> Result<Located> {
         let (mut system, _folder) = self.interpreted()?;
-        advance(&mut system, stretch.start);
-        let finding = bisect::search(&system.machine, self.config, stretch.end.saturating_sub(stretch.start))?;
+        // What does not fit into the rest of a run is left to the interpreter: where the runs first differ a piece of
+        // translated code has just ended, which may have begun that far before.
+        let start = stretch.from.max(stretch.end.saturating_sub(self.config.region_limit as u64));
+        advance(&mut system, start);
+        let finding = bisect::search(&system.machine, self.config, stretch.end.saturating_sub(start))?;
         let place = match &finding {
             Finding::Found(found) => found.path.last().map_or(0, |last| last.ip),
             Finding::NotReproduced { .. } => system.machine.vcpu().rip(),
@@ -172,7 +152,7 @@ pub struct Located {
 impl Located {
     /// A description, with a regression case where there is one instruction to blame.
     pub fn text(&self) -> String {
-        let Stretch { start, end } = self.stretch;
+        let Stretch { start, end, .. } = self.stretch;
         let place = match &self.module {
             Some(module) => format!("{:#x} ({module})", self.place),
             None => format!("{:#x}", self.place),

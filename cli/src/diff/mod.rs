@@ -1,4 +1,4 @@
-//! `lstar diff`: one program on both engines, compared at every arrival at the service gate or at every region end.
+//! `lstar diff`: one program on both engines, compared at every arrival at the service gate or every so many instructions.
 
 mod locate;
 
@@ -82,13 +82,15 @@ pub struct Comparison {
 /// `lstar diff`.
 pub fn run(args: &Diff) -> Result<u8> {
     let boot = |engine: Engine| {
-        let machine = MachineConfig { engine, ..args.guest.machine.config() };
+        let machine = MachineConfig { engine, background: false, ..args.guest.machine.config() };
         let (host, output) = same_host();
         let (system, folder) = boot(args, machine, host)?;
         Ok((system, folder, output))
     };
-    let comparison =
-        if args.region_ends { side_by_side(&boot, args.guest.timeout)? } else { compare(&boot, args.guest.timeout)? };
+    let comparison = match args.every {
+        Some(every) => side_by_side(&boot, args.guest.timeout, every.get())?,
+        None => compare(&boot, args.guest.timeout)?,
+    };
     if args.json {
         println!("{}", comparison.json)
     } else {
@@ -145,9 +147,9 @@ pub fn compare(boot: &Boot<'_>, timeout: Option<Duration>) -> Result<Comparison>
     Ok(Comparison { same, text, json })
 }
 
-/// Takes both engines through the program side by side, and compares them wherever translated code can be stopped: at
-/// the end of every region and of every round of a loop.
-pub fn side_by_side(boot: &Boot<'_>, timeout: Option<Duration>) -> Result<Comparison> {
+/// Takes both engines through the program side by side, and compares them every `every` instructions: translated code
+/// is left at the end of a region or of a round of a loop, and the interpreter does the rest.
+pub fn side_by_side(boot: &Boot<'_>, timeout: Option<Duration>, every: u64) -> Result<Comparison> {
     let started = Instant::now();
     let (mut translated, _folder, _) = boot(Engine::Translator)?;
     let (mut interpreted, _other_folder, _) = boot(Engine::Interpreter)?;
@@ -156,7 +158,7 @@ pub fn side_by_side(boot: &Boot<'_>, timeout: Option<Duration>) -> Result<Compar
     let (mut stops, mut slices) = (0u64, VecDeque::new());
     loop {
         let start = translated.retired();
-        translated.set_instruction_limit(Some(start + 1));
+        translated.set_instruction_limit(Some(start + every));
         let end = translated.run();
         let all = translated.kernel.lockstep.as_ref().map(|lockstep| lockstep.slices().clone()).unwrap_or_default();
         if let Some(lockstep) = &mut interpreted.kernel.lockstep {
@@ -167,27 +169,25 @@ pub fn side_by_side(boot: &Boot<'_>, timeout: Option<Duration>) -> Result<Compar
         let other = locate::advance(&mut interpreted, stop);
         let running = matches!(end, RunEnd::InstructionLimit);
         // Memory is compared now and then, and in the end.
-        let memory = !running || stops.is_multiple_of(4096);
+        let memory = !running || stops.is_multiple_of(64);
         let differences = bisect::differences(&interpreted.machine, &translated.machine, memory);
         let ends = [format!("{other:?}"), format!("{:?}", Some(&end).filter(|_| !running))];
         if !differences.is_empty() || ends[0] != ends[1] {
-            let mut text = format!("interpreter and translator differ after {stops} equal region ends:\n");
+            let mut text = format!("interpreter and translator differ after {stops} equal stops:\n");
             for (what, a, b) in &differences {
                 text.push_str(&format!("  {what:<12} {a} but {b}\n"));
             }
             let config = *translated.machine.config();
             drop((translated, interpreted));
-            let located = locate(boot, config, slices, usize::MAX, |search| {
-                if memory { search.narrow(0, stop) } else { Ok(locate::Stretch { start, end: stop }) }
-            })?;
+            let located = locate(boot, config, slices, usize::MAX, |search| search.narrow(start, stop))?;
             text.push_str(&located.text());
-            let json = json!({ "same": false, "region_ends": stops, "first_difference": located.json() });
+            let json = json!({ "same": false, "stops": stops, "first_difference": located.json() });
             return Ok(Comparison { same: false, text, json });
         }
         stops += 1;
         if !running || timeout.is_some_and(|limit| started.elapsed() > limit) {
-            let text = format!("the same at {stops} region ends, {stop} instructions, {end:?}\n");
-            let json = json!({ "same": true, "region_ends": stops, "instructions": stop, "end": format!("{end:?}") });
+            let text = format!("the same at {stops} stops, {stop} instructions, {end:?}\n");
+            let json = json!({ "same": true, "stops": stops, "instructions": stop, "end": format!("{end:?}") });
             return Ok(Comparison { same: true, text, json });
         }
     }

@@ -37,6 +37,7 @@ impl Probe {
         let machine = Machine::new(MachineConfig {
             engine: Engine::Translator,
             hot_threshold: 0,
+            background: false,
             memory_limit: Self::MEMORY,
             code_cache_size: Self::CODE,
             ..config
@@ -44,8 +45,8 @@ impl Probe {
         Ok(Self { machine, lent: HashMap::new() })
     }
 
-    /// Runs a scene in regions of at most `region_limit` instructions until `steps` instructions have retired and a
-    /// region or a round of a loop has ended. `None` when the scene cannot be shown here.
+    /// Runs a scene in regions of at most `region_limit` instructions until `steps` instructions have retired; regions that
+    /// do not fit into the rest are left to the interpreter. `None` when the scene cannot be shown here.
     pub fn run(&mut self, scene: &mut Scene<'_>, region_limit: usize, steps: u64) -> Option<Landing> {
         // Each turn lends one page more, so this ends.
         loop {

@@ -230,9 +230,12 @@ impl<'a> Scene<'a> {
         match interpreter.step(&mut self.cpu, &mut self.memory) {
             Outcome::Exception(exception) => Ending::Exception(exception),
             Outcome::SoftwareInterrupt(_) | Outcome::ServiceGate | Outcome::Halt => Ending::Left,
-            Outcome::Retired | Outcome::CodeModified | Outcome::Hot | Outcome::Call | Outcome::Return => {
-                Ending::Running
-            }
+            Outcome::Retired
+            | Outcome::CodeModified
+            | Outcome::Hot
+            | Outcome::Warm
+            | Outcome::Call
+            | Outcome::Return => Ending::Running,
         }
     }
 

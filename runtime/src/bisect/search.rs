@@ -93,18 +93,16 @@ pub fn search_scene(start: Scene<'_>, config: MachineConfig, steps: u64) -> Resu
             return Ok(Finding::Found(Box::new(found)));
         }
     }
-    // In company: from as late a start as shows it, in as short a region as shows it. A run ends at the first region end
-    // behind its budget, so that the smallest budget gives the one that the engines differ at.
+    // In company: from as late a start as shows it, in as short a region as shows it.
     let count = moments.len();
     let limit = config.region_limit.max(1);
     let found = (0..count).rev().find_map(|start| {
-        let budgets = [1, (count - start) as u64];
-        let mut attempt = |steps| attempt(&mut probe, &mut moments, &mut scene, &last, start, limit, steps);
-        budgets.into_iter().find_map(&mut attempt).map(|found| (start, found))
+        let steps = (count - start) as u64;
+        attempt(&mut probe, &mut moments, &mut scene, &last, start, limit, steps).map(|found| (start, found))
     });
     let Some((start, found)) = found else { return Ok(Finding::NotReproduced { tried: last.retired }) };
-    let shorter =
-        (2..=count - start).find_map(|length| attempt(&mut probe, &mut moments, &mut scene, &last, start, length, 1));
+    let shorter = (2..=count - start)
+        .find_map(|length| attempt(&mut probe, &mut moments, &mut scene, &last, start, length, length as u64));
     Ok(Finding::Found(Box::new(shorter.unwrap_or(found))))
 }
 

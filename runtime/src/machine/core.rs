@@ -540,12 +540,15 @@ impl Core {
             return;
         };
         if let Some(store) = &mut self.store {
-            store.add(&region, &mut Fetcher {
-            memory: &mut self.memory,
-            interpreter: &self.interpreter,
-            mistranslate: self.config.mistranslate,
-            region_limit: self.translator_config.max_instructions,
-        });
+            store.add(
+                &region,
+                &mut Fetcher {
+                    memory: &mut self.memory,
+                    interpreter: &self.interpreter,
+                    mistranslate: self.config.mistranslate,
+                    region_limit: self.translator_config.max_instructions,
+                },
+            );
         }
         self.statistics.regions += 1;
         self.statistics.blocks += u64::from(region.blocks);

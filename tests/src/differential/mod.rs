@@ -261,8 +261,7 @@ pub trait Engine {
 pub trait Stepping {
     /// Sets everything up as [`Engine::run`] does, and executes nothing.
     fn start(&mut self, state: &State, memory: &Memory);
-    /// Goes on until `count` instructions have retired since the start: the interpreter exactly, translated code up to
-    /// the next end of a region or a round of a loop. Fills `outcome` ([`Ending::Stuck`] where the program has not
+    /// Goes on until `count` instructions have retired since the start. Fills `outcome` ([`Ending::Stuck`] where the program has not
     /// ended), and returns how many have retired.
     fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64;
     /// Settings of the machine that runs translated code.

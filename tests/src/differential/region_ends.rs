@@ -1,4 +1,4 @@
-//! Two engines side by side, compared wherever translated code can be stopped.
+//! Two engines side by side, compared on the way through a program.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -8,9 +8,7 @@ use lstar_runtime::Protection;
 use lstar_runtime::bisect::{Finding, PAGE, Page, Scene, search_scene};
 
 use super::program::{Assembled, Program};
-use super::{
-    BUDGET, CODE, DATA, EXIT, Ending, Engine, Memory, Outcome, READ_ONLY, STACK, State, Tolerance, read_only_page,
-};
+use super::{BUDGET, CODE, DATA, EXIT, Engine, Memory, Outcome, READ_ONLY, STACK, State, Tolerance, read_only_page};
 
 /// The first two engines that can be stopped on the way, the exact one first.
 #[must_use]
@@ -26,8 +24,8 @@ pub fn stepping_pair(engines: &mut [Box<dyn Engine>]) -> Option<[usize; 2]> {
     Some([exact?, translated?])
 }
 
-/// Takes both engines, which have loaded the program, from one region end to the next. How many agreed, and what the
-/// engines had at the first that did not.
+/// Runs both engines, which have loaded the program, up to counts on its way, where translated code is left at the end of
+/// a region or a round of a loop. At how many they agreed, and what they had at the first where they did not.
 pub fn compare_at_region_ends(
     engines: &mut [Box<dyn Engine>],
     [exact, translated]: [usize; 2],
@@ -37,33 +35,32 @@ pub fn compare_at_region_ends(
     memory: &Memory,
 ) -> (u64, Option<(Outcome, Outcome)>) {
     let base = Tolerance::between(&*engines[exact], &*engines[translated]);
-    let (mut right, mut wrong) = (Outcome::default(), Outcome::default());
+    let mut outcomes = [Outcome::default(), Outcome::default()];
+    let Some(engine) = engines[exact].stepping() else { return (0, None) };
+    engine.start(state, memory);
+    let length = engine.advance(BUDGET, &mut outcomes[0]);
     let mut stops = 0;
-    let mut count = 0;
-    for index in [exact, translated] {
-        let Some(engine) = engines[index].stepping() else { return (0, None) };
-        engine.start(state, memory);
-    }
-    while count < BUDGET {
-        let Some(engine) = engines[translated].stepping() else { break };
-        let stop = engine.advance(count + 1, &mut wrong);
-        let ended = wrong.ending != Ending::Stuck;
-        let Some(engine) = engines[exact].stepping() else { break };
-        // An exception comes with the instruction behind the last that retired.
-        engine.advance(if ended { stop + 1 } else { stop }, &mut right);
+    for stop in 1..=STOPS.min(length) {
+        let count = length * stop / STOPS.min(length);
+        for (index, outcome) in [exact, translated].into_iter().zip(&mut outcomes) {
+            let Some(engine) = engines[index].stepping() else { return (stops, None) };
+            engine.start(state, memory);
+            engine.advance(count, outcome);
+        }
+        let [right, wrong] = &outcomes;
         let undefined = program.undefined_at(assembled, right.rip);
-        let excused = program.excuses(assembled, &right) || program.excuses(assembled, &wrong);
-        if !excused && !base.without_flags(undefined).agree(&right, &wrong) {
+        let excused = program.excuses(assembled, right) || program.excuses(assembled, wrong);
+        if !excused && !base.without_flags(undefined).agree(right, wrong) {
+            let [right, wrong] = outcomes;
             return (stops, Some((right, wrong)));
         }
         stops += 1;
-        if ended || stop <= count {
-            break;
-        }
-        count = stop;
     }
     (stops, None)
 }
+
+/// Most stops in one run.
+const STOPS: u64 = 24;
 
 /// Says which instruction is to blame for a disagreement between interpreter and translator.
 #[must_use]

@@ -78,6 +78,7 @@ impl Translated {
         dispatch: lstar_runtime::SyscallDispatch::Direct,
         model: MODEL,
         hot_threshold: 0,
+        background: false,
         memory_limit: 1 << 26,
         code_cache_size: 64 << 20,
         region_limit: 2000,

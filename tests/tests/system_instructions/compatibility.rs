@@ -124,9 +124,9 @@ fn segments_are_checked() {
     const LIMIT: u32 = 0x50_7FFF;
     run(&[
         row("a read beyond the limit", Compatibility, |a| a.mov(eax, dword_ptr(0x50_7FFD)), Fault(GP, Some(0)))
-            .prepare(|vcpu| vcpu.set_limit(SegmentIndex::Ds, LIMIT)),
+            .prepare(|vcpu| vcpu.set_data_segment(SegmentIndex::Ds, USER_SS, LIMIT)),
         row("a read up to the limit", Compatibility, |a| a.mov(eax, dword_ptr(0x50_7FFC)), Next)
-            .prepare(|vcpu| vcpu.set_limit(SegmentIndex::Ds, LIMIT)),
+            .prepare(|vcpu| vcpu.set_data_segment(SegmentIndex::Ds, USER_SS, LIMIT)),
         row("a read through a null selector", Compatibility, |a| a.mov(eax, dword_ptr(0x50_7000)), Fault(GP, Some(0)))
             .setup(|a| {
                 a.xor(eax, eax)?;
@@ -145,6 +145,6 @@ fn segments_are_checked() {
         ),
         row("a read from the code segment", Compatibility, |a| a.mov(eax, dword_ptr(0x40_0000).cs()), Next),
         row("64-bit code has no limits", User, |a| a.mov(eax, dword_ptr(0x50_7FFC)), Next)
-            .prepare(|vcpu| vcpu.set_limit(SegmentIndex::Ds, 0)),
+            .prepare(|vcpu| vcpu.set_data_segment(SegmentIndex::Ds, USER_SS, 0)),
     ]);
 }
