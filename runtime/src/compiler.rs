@@ -13,8 +13,11 @@ use lstar_translator::abi::Mode;
 use lstar_translator::{CompiledRegion, Snapshot, Translator, TranslatorConfig, TranslatorError};
 use rustc_hash::FxHashMap;
 
+use crate::memory::SpaceId;
+
 /// What to translate.
 struct Request {
+    space: SpaceId,
     entry: u64,
     mode: Mode,
     code: Snapshot,
@@ -22,6 +25,8 @@ struct Request {
 
 /// A region that is ready, or cannot be.
 pub(crate) struct Translated {
+    /// In which address space.
+    pub space: SpaceId,
     /// Where it begins.
     pub entry: u64,
     /// For which mode.
@@ -42,7 +47,7 @@ struct Ticket {
 pub(crate) struct Compiler {
     requests: Sender<Request>,
     results: Receiver<Translated>,
-    under_way: FxHashMap<(u64, Mode), Ticket>,
+    under_way: FxHashMap<(SpaceId, u64, Mode), Ticket>,
 }
 
 impl Compiler {
@@ -54,10 +59,10 @@ impl Compiler {
         thread::Builder::new()
             .name("lstar-translator".to_owned())
             .spawn(move || {
-                for Request { entry, mode, mut code } in inbox {
+                for Request { space, entry, mode, mut code } in inbox {
                     let start = Instant::now();
                     let result = translator.translate(entry, mode, &mut code);
-                    if outbox.send(Translated { entry, mode, result, time: start.elapsed() }).is_err() {
+                    if outbox.send(Translated { space, entry, mode, result, time: start.elapsed() }).is_err() {
                         break;
                     }
                 }
@@ -72,20 +77,21 @@ impl Compiler {
     }
 
     /// Whether this region has been asked for.
-    pub fn expects(&self, entry: u64, mode: Mode) -> bool {
-        self.under_way.contains_key(&(entry, mode))
+    pub fn expects(&self, space: SpaceId, entry: u64, mode: Mode) -> bool {
+        self.under_way.contains_key(&(space, entry, mode))
     }
 
     /// Asks for a region. `false` when the thread has died.
-    pub fn request(&mut self, entry: u64, mode: Mode, code: Snapshot) -> bool {
+    pub fn request(&mut self, space: SpaceId, entry: u64, mode: Mode, code: Snapshot) -> bool {
         let ticket = Ticket { pages: code.pages().collect(), stale: false };
-        self.under_way.insert((entry, mode), ticket);
-        self.requests.send(Request { entry, mode, code }).is_ok()
+        self.under_way.insert((space, entry, mode), ticket);
+        self.requests.send(Request { space, entry, mode, code }).is_ok()
     }
 
-    /// Takes note that guest code has changed.
-    pub fn invalidate(&mut self, range: &Range<u64>) {
-        for ticket in self.under_way.values_mut() {
+    /// Takes note that guest code has changed in a space, or in all.
+    pub fn invalidate(&mut self, space: Option<SpaceId>, range: &Range<u64>) {
+        let concerned = self.under_way.iter_mut().filter(|((own, ..), _)| space.is_none_or(|space| space == *own));
+        for (_, ticket) in concerned {
             ticket.stale |= ticket.pages.iter().any(|page| range.contains(page));
         }
     }
@@ -94,7 +100,7 @@ impl Compiler {
     pub fn take(&mut self) -> Option<Translated> {
         loop {
             let ready = self.results.try_recv().ok()?;
-            if self.under_way.remove(&(ready.entry, ready.mode)).is_some_and(|ticket| !ticket.stale) {
+            if self.under_way.remove(&(ready.space, ready.entry, ready.mode)).is_some_and(|ticket| !ticket.stale) {
                 return Some(ready);
             }
         }

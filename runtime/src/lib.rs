@@ -21,5 +21,5 @@ mod x87;
 pub use machine::{
     Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit,
 };
-pub use memory::{AddressSpace, Frames, MapError, Pin, Protection};
+pub use memory::{AddressSpace, Frames, MapError, ModifiedCode, Pin, Protection, SpaceId};
 pub use vcpu::{Registers, ThreadContext, Vcpu};

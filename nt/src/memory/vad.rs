@@ -19,6 +19,7 @@ impl From<MapError> for Status {
             MapError::BadRange { .. } => Self::INVALID_PARAMETER,
             MapError::Conflict { .. } => Self::CONFLICTING_ADDRESSES,
             MapError::OutOfMemory { .. } => Self::COMMITMENT_LIMIT,
+            MapError::BadSpace(_) => Self::INVALID_HANDLE,
             MapError::Host(_) => Self::NO_MEMORY,
         }
     }

@@ -1,6 +1,7 @@
 //! Raw memory of the code cache: host code, link slots, target tables. All of the cache's `unsafe` is here.
 #![expect(unsafe_code, reason = "executable memory and tables that translated code reads")]
 
+use std::alloc::Layout;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -105,8 +106,16 @@ impl TargetTable {
     const EMPTY: Target = Target { rip: u64::MAX, code: 0 };
 
     pub fn new() -> Self {
-        let entries = vec![Self::EMPTY; Self::LENGTH].into_boxed_slice();
-        Self { entries: Box::into_raw(entries).cast() }
+        // Zeroed memory costs nothing before it is used. An entry of zeros holds RIP 0, which only the first can match.
+        let layout = Layout::new::<[Target; Self::LENGTH]>();
+        // SAFETY: the layout is not empty; zeros are a valid value of integers.
+        let entries = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<Target>();
+        if entries.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        // SAFETY: the table was just allocated, and is not empty.
+        unsafe { entries.write(Self::EMPTY) };
+        Self { entries }
     }
 
     pub fn pointer(&self) -> *mut Target {
@@ -115,7 +124,7 @@ impl TargetTable {
 
     fn entry(&mut self, rip: u64) -> &mut Target {
         let index = rip as usize & (Self::LENGTH - 1);
-        // SAFETY: the index is in bounds of the slice leaked in `new`, and translated code does not run meanwhile.
+        // SAFETY: the index is in bounds of the table allocated in `new`, and translated code does not run meanwhile.
         unsafe { &mut *self.entries.add(index) }
     }
 
@@ -136,14 +145,14 @@ impl TargetTable {
     }
 
     pub fn clear(&mut self) {
-        // SAFETY: the slice leaked in `new` has this length, and translated code does not run meanwhile.
+        // SAFETY: the table allocated in `new` has this length, and translated code does not run meanwhile.
         unsafe { std::slice::from_raw_parts_mut(self.entries, Self::LENGTH) }.fill(Self::EMPTY);
     }
 }
 
 impl Drop for TargetTable {
     fn drop(&mut self) {
-        // SAFETY: leaked in `new` with this length, and freed once.
-        drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(self.entries, Self::LENGTH)) });
+        // SAFETY: allocated in `new` with this layout, and freed once.
+        unsafe { std::alloc::dealloc(self.entries.cast(), Layout::new::<[Target; Self::LENGTH]>()) };
     }
 }

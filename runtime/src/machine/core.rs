@@ -8,7 +8,7 @@
 //! [`UNWIND`] from each, down to the outermost loop, which goes on from the registers in the block.
 #![expect(unsafe_code, reason = "enters translated code and shares the vCPU block with it")]
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ptr;
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ use crate::entry::{self, FAULT, MissKind, Resolution};
 use crate::fault::{self, Scope};
 use crate::helpers;
 use crate::host_ops;
-use crate::memory::AddressSpace;
+use crate::memory::{AddressSpace, ModifiedCode, SpaceId};
 use crate::vcpu::Vcpu;
 
 /// Host stack kept free for Rust code below the point where translated code stops making host calls.
@@ -56,6 +56,8 @@ pub(crate) struct Core {
     pub config: MachineConfig,
     pub breakpoints: BTreeSet<u64>,
     block: *mut VcpuBlock,
+    /// The address space that the next fields belong to: the memory's current one, outside of services.
+    space: SpaceId,
     interpreter: Interpreter,
     /// Whether hot code is translated at all.
     translates: bool,
@@ -69,6 +71,12 @@ pub(crate) struct Core {
     cache: CodeCache,
     /// Entries whose translation failed: left to the interpreter.
     untranslatable: HashSet<(u64, Mode)>,
+    /// The same of other spaces.
+    parked: HashMap<SpaceId, (Interpreter, HashSet<(u64, Mode)>)>,
+    /// The space has changed: host frames of translated code are to be left before anything else runs.
+    space_changed: bool,
+    translator: Option<Translator>,
+    cache: CodeCache,
     gate: Option<*mut (dyn ServiceGate + 'static)>,
     exit: Option<VmExit>,
     /// Code memory is full; cleared from the outermost loop.
@@ -113,14 +121,17 @@ impl Core {
             config,
             breakpoints: BTreeSet::new(),
             block,
+            space: SpaceId::FIRST,
             interpreter: Interpreter::new(),
+            untranslatable: HashSet::new(),
+            parked: HashMap::new(),
+            space_changed: false,
             translates,
             translator,
             compiler,
             translator_config,
             store: None,
             cache,
-            untranslatable: HashSet::new(),
             gate: None,
             exit: None,
             cache_full: false,
@@ -145,7 +156,7 @@ impl Core {
             lazy: lstar_translator::abi::LazyFlags::default(),
             budget: 0,
             exit: ExitReason::None as u64,
-            view_base: core.memory.view_base(Privilege::Supervisor),
+            view_base: 0,
             targets: core.cache.table_pointers(),
             stack_limit: 0,
             recovery_rsp: 0,
@@ -229,20 +240,27 @@ impl Core {
         let cpu = self.cpu();
         // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's. So are CPL 1 and 2,
         // where instructions fault that kernel-mode regions execute without a check.
-        self.must_step() || !cpu.is_64bit() || matches!(cpu.cpl, 1 | 2) || cpu.mxcsr & MXCSR_MASKS != MXCSR_MASKS
+        self.space_changed
+            || self.must_step()
+            || !cpu.is_64bit()
+            || matches!(cpu.cpl, 1 | 2)
+            || cpu.mxcsr & MXCSR_MASKS != MXCSR_MASKS
     }
 
-    /// Brings the view in line with the privilege, and says which host code continues at RIP.
+    /// Says which host code continues at RIP.
     pub fn continue_at_rip(&mut self) -> u64 {
         let mode = self.mode();
-        let privilege = self.cpu().privilege();
-        self.block_mut().view_base = self.memory.view_base(privilege);
         if self.must_redispatch() {
             self.block_mut().exit = ExitReason::Redispatch as u64;
             return entry::unwind_address();
         }
         let rip = self.cpu().rip;
         self.cache.lookup(rip, mode).unwrap_or_else(entry::miss_target_address)
+    }
+
+    /// Base of the window for translated code, if there is code to run in it.
+    fn view_for(&mut self, code: Option<u64>) -> Option<u64> {
+        code.and_then(|_| self.memory.view_base().ok())
     }
 
     /// Executes the instruction at `rip`, all of it if it is a repeated string instruction.
@@ -414,24 +432,59 @@ impl Core {
         After::Redirect
     }
 
-    /// Drops decoded and translated code from pages that have changed; says whether there were any.
+    /// Takes over what services did to code: drops what was decoded and translated from pages that have changed, and
+    /// follows a change of the address space. Says whether there was anything.
     fn drop_stale(&mut self) -> bool {
-        if !self.memory.code_modified() {
-            return false;
-        }
-        for range in self.memory.take_modified() {
-            self.interpreter.invalidate(range.start, range.end);
-            self.statistics.invalidations += self.cache.invalidate(&range);
-            if let Some(compiler) = &mut self.compiler {
-                compiler.invalidate(&range);
-            }
-            self.untranslatable.retain(|&(rip, _)| !range.contains(&rip));
-            if let Some(gate) = self.gate {
-                // SAFETY: as in `service_gate`.
-                unsafe { (*gate).code_changed(range) };
+        let stale = self.memory.code_modified();
+        if stale {
+            for modified in self.memory.take_modified() {
+                self.drop_modified(modified);
             }
         }
-        true
+        self.follow_space() || stale
+    }
+
+    fn drop_modified(&mut self, modified: ModifiedCode) {
+        let ModifiedCode { space, range } = modified;
+        self.statistics.invalidations += self.cache.invalidate(space, &range);
+        let current = (&self.space, (&mut self.interpreter, &mut self.untranslatable));
+        let parked = self.parked.iter_mut().map(|(id, (interpreter, failed))| (id, (interpreter, failed)));
+        for (&id, (interpreter, untranslatable)) in parked.chain([current]) {
+            if space.is_none_or(|space| space == id) {
+                interpreter.invalidate(range.start, range.end);
+                untranslatable.retain(|&(rip, _)| !range.contains(&rip));
+            }
+        }
+        if let Some(compiler) = &mut self.compiler {
+            compiler.invalidate(space, &range);
+        }
+        if let Some(gate) = self.gate {
+            // SAFETY: as in `service_gate`.
+            unsafe { (*gate).code_changed(range) };
+        }
+    }
+
+    /// Goes on in the memory's current space.
+    fn follow_space(&mut self) -> bool {
+        let space = self.memory.current_space();
+        let changed = space != self.space;
+        if changed {
+            self.cache.switch_space(space);
+            let (interpreter, untranslatable) = self.parked.remove(&space).unwrap_or_default();
+            let previous = (
+                std::mem::replace(&mut self.interpreter, interpreter),
+                std::mem::replace(&mut self.untranslatable, untranslatable),
+            );
+            self.parked.insert(self.space, previous);
+            self.space = space;
+            self.block_mut().targets = self.cache.table_pointers();
+            self.space_changed = true;
+        }
+        for space in self.memory.take_destroyed() {
+            self.parked.remove(&space);
+            self.cache.forget_space(space);
+        }
+        changed
     }
 
     /// Deals with how an interpreted instruction ended.
@@ -490,10 +543,12 @@ impl Core {
         if let Some(translator) = &mut self.translator {
             let start = Instant::now();
             let result = translator.translate(entry, mode, &mut source);
-            self.take_in(Translated { entry, mode, result, time: start.elapsed() });
-        } else if let Some(compiler) = self.compiler.as_mut().filter(|compiler| !compiler.expects(entry, mode)) {
+            self.take_in(Translated { space: self.space, entry, mode, result, time: start.elapsed() });
+        } else if let Some(compiler) =
+            self.compiler.as_mut().filter(|compiler| !compiler.expects(self.space, entry, mode))
+        {
             let code = Translator::read_ahead(&self.translator_config, entry, mode, &mut source);
-            if !compiler.request(entry, mode, code) {
+            if !compiler.request(self.space, entry, mode, code) {
                 self.untranslatable.insert((entry, mode));
             }
         }
@@ -508,7 +563,7 @@ impl Core {
 
     /// Whether the region at RIP is being translated.
     fn is_expected(&self) -> bool {
-        self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.cpu().rip, self.mode()))
+        self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.space, self.cpu().rip, self.mode()))
     }
 
     pub fn fingerprint(&self) -> Result<String, MachineError> {
@@ -529,16 +584,35 @@ impl Core {
         };
         if let Some(region) = self.store.as_ref().and_then(|store| store.find(entry, mode, &mut source)) {
             self.statistics.regions_loaded += 1;
-            self.cache_full |= self.cache.insert(region).is_none();
+            let memory = &self.memory;
+            let read = |address, buf: &mut [u8]| {
+                // Compared just now, so present.
+                let _ = memory.read_unchecked(address, buf);
+            };
+            self.cache_full |= self.cache.insert(self.space, region, read).is_none();
         }
     }
 
     fn take_in(&mut self, translated: Translated) {
         self.statistics.translation_time += translated.time;
         let Ok(region) = translated.result else {
-            self.untranslatable.insert((translated.entry, translated.mode));
+            let key = (translated.entry, translated.mode);
+            if translated.space == self.space {
+                self.untranslatable.insert(key);
+            } else if let Some((_, untranslatable)) = self.parked.get_mut(&translated.space) {
+                untranslatable.insert(key);
+            }
             return;
         };
+        self.statistics.regions += 1;
+        self.statistics.blocks += u64::from(region.blocks);
+        self.statistics.translated_instructions += u64::from(region.instructions);
+        self.statistics.host_code_bytes += region.code.len() as u64;
+        for &(code, count) in &region.fallbacks {
+            *self.fallbacks.entry(format!("{code:?}")).or_default() += u64::from(count);
+        }
+        // Unchanged since it was read for translation. A space that is gone takes its code with it.
+        let Ok(previous) = self.memory.switch_space(translated.space) else { return };
         if let Some(store) = &mut self.store {
             store.add(
                 &region,
@@ -550,14 +624,21 @@ impl Core {
                 },
             );
         }
-        self.statistics.regions += 1;
-        self.statistics.blocks += u64::from(region.blocks);
-        self.statistics.translated_instructions += u64::from(region.instructions);
-        self.statistics.host_code_bytes += region.code.len() as u64;
-        for &(code, count) in &region.fallbacks {
-            *self.fallbacks.entry(format!("{code:?}")).or_default() += u64::from(count);
-        }
-        self.cache_full |= self.cache.insert(region).is_none();
+        let memory = &self.memory;
+        let read = |address, buf: &mut [u8]| {
+            let _ = memory.read_unchecked(address, buf);
+        };
+        self.cache_full |= self.cache.insert(translated.space, region, read).is_none();
+        let restored = self.memory.switch_space(previous);
+        debug_assert!(restored.is_ok(), "it was current a moment ago");
+    }
+
+    /// Host code for RIP that was translated in another address space from the same bytes.
+    fn adopt(&mut self, rip: u64, mode: Mode) -> Option<u64> {
+        let Self { cache, memory, interpreter, config, translator_config, .. } = self;
+        let (mistranslate, region_limit) = (config.mistranslate, translator_config.max_instructions);
+        let mut source = Fetcher { memory, interpreter, mistranslate, region_limit };
+        cache.adopt(rip, mode, |address, bytes| source.holds(address, bytes, mode))
     }
 
     /// Where a stub goes on: with code, or, after running the guest until it returned to the caller, with a value.
@@ -597,6 +678,17 @@ struct Fetcher<'a> {
     mistranslate: Option<fn(u64, &mut [u8], usize)>,
     /// The translator's limit.
     region_limit: usize,
+}
+
+impl Fetcher<'_> {
+    /// Whether executable memory holds these bytes; if so, changes will be noticed.
+    fn holds(&mut self, address: u64, bytes: &[u8], mode: Mode) -> bool {
+        let mut buf = vec![0; bytes.len()];
+        // Looking first keeps pages unprotected that hold something else.
+        self.memory.read_unchecked(address, &mut buf).is_ok()
+            && buf == bytes
+            && self.fetch(address, &mut buf, mode) == bytes.len()
+    }
 }
 
 impl CodeSource for Fetcher<'_> {
@@ -681,20 +773,26 @@ unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             this.cache.clear();
             this.cache_full = false;
         }
+        if !nested {
+            this.space_changed = false;
+        } else if this.space_changed {
+            this.block_mut().exit = ExitReason::Redispatch as u64;
+            return UNWIND;
+        }
         let translated = this.translates && !this.finishing && !this.must_redispatch();
         if this.compiler.as_ref().is_some_and(Compiler::is_busy) {
             this.take_translated();
         }
         let (rip, mode) = (this.cpu().rip, this.mode());
         let code = if translated { this.cache.lookup(rip, mode) } else { None };
-        let Some(code) = code else {
+        // Without a window, which the host can refuse, the interpreter runs everything.
+        let Some((code, base)) = code.zip(this.view_for(code)) else {
             match interpret(this, translated, nested, &mut depth) {
                 Next::Again => continue,
                 Next::Leave(value) => return value,
             }
         };
-        let privilege = this.cpu().privilege();
-        this.block_mut().view_base = this.memory.view_base(privilege);
+        this.block_mut().view_base = base;
         this.block_mut().exit = ExitReason::None as u64;
         let block = this.block;
         // SAFETY: the block is set up, `code` is a live region of it, and `this` is not used across the call.
@@ -746,8 +844,13 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     let key = (this.cpu().rip, this.mode());
     let translatable = translated && !this.untranslatable.contains(&key) && !this.is_expected();
     let threshold = if translatable { this.config.hot_threshold } else { u32::MAX };
-    let stored = translated && this.store.as_ref().is_some_and(|store| !store.is_empty());
-    let warm_threshold = if stored { STORE_THRESHOLD } else { u32::MAX };
+    let stored = this.store.as_ref().is_some_and(|store| !store.is_empty());
+    let warm_threshold = match (translated, this.cache.knows_other_spaces()) {
+        // Other spaces' code is looked through before anything runs.
+        (true, true) => 1,
+        (true, false) if stored => STORE_THRESHOLD,
+        _ => u32::MAX,
+    };
     let options = RunOptions { hot_threshold: threshold, warm_threshold, stop_at_calls: nested };
     let leashed = threshold == u32::MAX && this.translates;
     // As in translated code, an instruction that reads the counter is counted itself.
@@ -765,13 +868,16 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     this.count_interpreted();
     match outcome {
         Outcome::Warm => {
-            this.load_stored();
+            let (rip, mode) = (this.cpu().rip, this.mode());
+            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
+                this.load_stored();
+            }
             Next::Again
         }
         Outcome::Hot => {
             let (rip, mode) = (this.cpu().rip, this.mode());
             // The block may have been reached by interpreted code, and be translated already.
-            if this.cache.lookup(rip, mode).is_none() {
+            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
                 this.translate();
             }
             Next::Again

@@ -1,26 +1,37 @@
-//! Guest memory: one memory file, seen through three windows of host addresses.
+//! Guest memory: address spaces over one memory file.
 //!
-//! * the **user view**, in which translated CPL-3 code runs: kernel half inaccessible;
-//! * the **kernel view**, for CPL-0 code: both halves;
-//! * the **alias**, in which everything mapped is writable: the runtime, the interpreter and services go through it,
-//!   with explicit checks against the page table, so that they never depend on the state of the views.
+//! Each *address space* is a user half with its own page table; the kernel half is common to all. One space is current:
+//! addresses below [`USER_END`] mean its pages. The memory file is mapped whole, and the runtime, the interpreter and
+//! services find a page's bytes in it through the page table, with explicit checks; so they reach every space and depend
+//! on no window. Translated code sees a space in a *window* of host addresses (see [`views`]), where the host's page
+//! tables check its accesses. It never leaves the half that its privilege allows: the translator checks every base
+//! register, and no displacement spans the guard zones.
 //!
-//! Pages from which code was fetched are write-protected in the views. A write to one, from wherever, is recorded (see
+//! Pages from which code was fetched are write-protected in the windows. A write to one, from wherever, is recorded (see
 //! [`AddressSpace::take_modified`]) and lifts the protection; the owner of cached code must then drop what is stale.
 
+mod frames;
+mod half;
+mod table;
+mod views;
 mod window;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bitflags::bitflags;
 use lstar_arch::{GuestMemory, PAGE_SIZE, PageFault, PageFaultCode, Privilege};
 use lstar_translator::abi::{KERNEL_END, KERNEL_START, USER_END};
 
-use window::{HostProtection, MemoryFile, PageTable, Room, Window};
+use frames::FrameStore;
+pub use frames::Frames;
+use half::{Extent, Half};
+use table::{Entry, FRAME_MASK};
+use views::Views;
+use window::HostProtection;
 
 bitflags! {
     /// Rights of a guest page. Execute and write imply read, as on x86.
@@ -73,87 +84,23 @@ pub enum MapError {
         /// The limit.
         limit: u64,
     },
+    /// There is no address space of that name, or it is current and must stay.
+    #[error("no such address space, or it is in use: {0:?}")]
+    BadSpace(SpaceId),
     /// The host refused.
     #[error("the host cannot map guest memory: {0}")]
     Host(#[from] io::Error),
 }
 
-/// Allocator of page frames (offsets in the memory file).
-#[derive(Debug)]
-struct FrameStore {
-    file: MemoryFile,
-    state: Mutex<FrameState>,
-    limit: u64,
-}
-
-#[derive(Debug, Default)]
-struct FrameState {
-    next: u64,
-    used: u64,
-    free: Vec<(u64, u64)>,
-}
-
-impl FrameStore {
-    fn allocate(self: &Arc<Self>, size: u64) -> Result<Arc<Frames>, MapError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if size > self.limit.saturating_sub(state.used) {
-            return Err(MapError::OutOfMemory { limit: self.limit });
-        }
-        state.used += size;
-        let exact = state.free.iter().position(|&(_, free)| free == size);
-        let fit = exact.or_else(|| state.free.iter().position(|&(_, free)| free > size));
-        let offset = match fit {
-            Some(index) => {
-                let (offset, free) = state.free[index];
-                if free == size {
-                    state.free.swap_remove(index);
-                } else {
-                    state.free[index] = (offset + size, free - size);
-                }
-                offset
-            }
-            None => {
-                state.next += size;
-                state.next - size
-            }
-        };
-        Ok(Arc::new(Frames { store: Arc::clone(self), offset, size }))
-    }
-}
-
-/// A run of page frames, zero-filled when allocated: what a section object owns, and what mappings show. Freed with its
-/// last owner.
-#[derive(Debug)]
-pub struct Frames {
-    store: Arc<FrameStore>,
-    offset: u64,
-    size: u64,
-}
-
-impl Frames {
-    /// Size in bytes, a multiple of the page size.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-}
-
-impl Drop for Frames {
-    fn drop(&mut self) {
-        self.store.file.punch_hole(self.offset, self.size);
-        let mut state = self.store.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.used -= self.size;
-        state.free.push((self.offset, self.size));
-    }
-}
-
-/// Source of epochs: unique among all address spaces of the process.
+/// Source of epochs: unique among all machines of the process.
 static EPOCHS: AtomicU64 = AtomicU64::new(1);
 
-/// `N` bytes of plain kernel data whose pages have been checked; valid until any page changes its state.
+/// `N` bytes of plain kernel data whose pages have been checked; valid until any page of the kernel half changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Pin<const N: usize> {
     address: u64,
+    /// Where they are in the memory file.
+    offset: u64,
     epoch: u64,
 }
 
@@ -166,68 +113,114 @@ impl<const N: usize> Pin<N> {
     }
 }
 
-/// A contiguous guest range that shows a contiguous part of some frames.
-#[derive(Clone, Debug)]
-struct Extent {
-    size: u64,
-    frames: Arc<Frames>,
-    frame_offset: u64,
-    /// Nobody else can see these frames: holes may be punched on partial unmaps.
-    private: bool,
+/// Name of an address space; never used twice in a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpaceId(u32);
+
+impl SpaceId {
+    /// The space that a machine starts with.
+    pub const FIRST: Self = Self(0);
 }
 
-/// The guest's address space.
+/// Pages that held code and do not any more, or another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModifiedCode {
+    /// Whose; `None`: the kernel half's, everybody's.
+    pub space: Option<SpaceId>,
+    /// Which.
+    pub range: Range<u64>,
+}
+
+/// Guest memory: the current address space, and the others that can become it.
 #[derive(Debug)]
 pub struct AddressSpace {
-    user: Window,
-    kernel: Window,
-    alias: Window,
-    table: PageTable,
-    extents: BTreeMap<u64, Extent>,
-    modified: Vec<u64>,
-    code_modified: bool,
-    /// Names the present contents of `table`; 0 while nobody has asked since the last change. See [`Pin`].
-    epoch: u64,
     store: Arc<FrameStore>,
-    /// Keeps the vCPU block's frames alive.
-    vcpu_frames: Vec<Arc<Frames>>,
+    kernel: Half,
+    /// The current space's.
+    user: Half,
+    current: SpaceId,
+    others: BTreeMap<SpaceId, Half>,
+    next_space: u32,
+    views: Views,
+    /// Base of the current space's window; 0 while it has none.
+    view_base: u64,
+    modified: Vec<(SpaceId, u64)>,
+    code_modified: bool,
+    /// Names the present contents of the kernel half; 0 while nobody has asked since the last change. See [`Pin`].
+    epoch: u64,
+    destroyed: Vec<SpaceId>,
 }
 
 impl AddressSpace {
-    /// An empty address space in which at most `limit` bytes can be committed.
+    /// One empty address space; at most `limit` bytes can be committed in all that follow.
     pub fn new(limit: u64) -> Result<Self, MapError> {
-        // Sparse: the file's size costs nothing, only what is touched does. Twice the limit leaves room for fragmentation.
-        let file = MemoryFile::new(limit.saturating_mul(2).saturating_add(1 << 30).min(1 << 44))?;
+        let store = Arc::new(FrameStore::new(limit)?);
         Ok(Self {
-            user: Window::new(Room::User)?,
-            kernel: Window::new(Room::Both)?,
-            alias: Window::new(Room::Both)?,
-            table: PageTable::new()?,
-            extents: BTreeMap::new(),
+            kernel: Half::kernel()?,
+            user: Half::user()?,
+            current: SpaceId::FIRST,
+            others: BTreeMap::new(),
+            next_space: SpaceId::FIRST.0 + 1,
+            views: Views::new(&store),
+            view_base: 0,
             modified: Vec::new(),
             code_modified: false,
             epoch: 0,
-            store: Arc::new(FrameStore { file, state: Mutex::default(), limit }),
-            vcpu_frames: Vec::new(),
+            destroyed: Vec::new(),
+            store,
         })
+    }
+
+    /// The current space.
+    #[must_use]
+    pub fn current_space(&self) -> SpaceId {
+        self.current
+    }
+
+    /// Makes an empty space; it does not become the current one.
+    pub fn create_space(&mut self) -> Result<SpaceId, MapError> {
+        let id = SpaceId(self.next_space);
+        self.others.insert(id, Half::user()?);
+        self.next_space += 1;
+        Ok(id)
+    }
+
+    /// Makes another space the current one; returns the one that was.
+    pub fn switch_space(&mut self, space: SpaceId) -> Result<SpaceId, MapError> {
+        let previous = self.current;
+        if space == previous {
+            return Ok(previous);
+        }
+        let user = self.others.remove(&space).ok_or(MapError::BadSpace(space))?;
+        self.others.insert(previous, std::mem::replace(&mut self.user, user));
+        self.current = space;
+        self.view_base = 0;
+        Ok(previous)
+    }
+
+    /// Drops a space that is not the current one, with everything mapped in it.
+    pub fn destroy_space(&mut self, space: SpaceId) -> Result<(), MapError> {
+        let half = self.others.remove(&space).ok_or(MapError::BadSpace(space))?;
+        self.views.forget(space);
+        self.destroyed.push(space);
+        drop(half);
+        Ok(())
+    }
+
+    /// Spaces destroyed since the last call.
+    pub(crate) fn take_destroyed(&mut self) -> Vec<SpaceId> {
+        std::mem::take(&mut self.destroyed)
     }
 
     /// Allocates zero-filled frames that can be mapped several times with [`AddressSpace::map_frames`].
     pub fn allocate_frames(&self, size: u64) -> Result<Arc<Frames>, MapError> {
-        let size = size.max(1).checked_next_multiple_of(PAGE_SIZE).ok_or(MapError::BadRange { start: 0, size })?;
         self.store.allocate(size)
     }
 
-    /// Bytes of guest memory in use (committed, whether touched or not).
+    /// Bytes of guest memory in use (committed, whether touched or not), in all spaces.
     #[must_use]
     pub fn committed(&self) -> u64 {
-        self.store.state.lock().unwrap_or_else(PoisonError::into_inner).used
-    }
-
-    /// Changes a page-table byte; every pin ends.
-    fn set_state(&mut self, address: u64, state: u8) {
-        self.epoch = 0;
-        self.table.set(address, state);
+        self.store.used()
     }
 
     fn check_range(start: u64, size: u64) -> Result<(), MapError> {
@@ -235,6 +228,32 @@ impl AddressSpace {
         let end = start.checked_add(size);
         let inside = end.is_some_and(|end| end <= USER_END || start >= KERNEL_START && end <= KERNEL_END);
         if aligned && inside { Ok(()) } else { Err(MapError::BadRange { start, size }) }
+    }
+
+    #[inline(always)]
+    fn entry(&self, address: u64) -> Entry {
+        if address < USER_END { self.user.table.get(address) } else { self.kernel.table.get(address) }
+    }
+
+    /// The state of the page that holds `address`.
+    #[inline(always)]
+    fn state(&self, address: u64) -> u8 {
+        self.entry(address) as u8
+    }
+
+    /// Where the byte at `address`, on a page that is present, is in the memory file.
+    #[inline(always)]
+    fn file_offset(&self, address: u64) -> u64 {
+        (self.entry(address) & FRAME_MASK) + address % PAGE_SIZE
+    }
+
+    /// The half that `address` is in, to change: pins of the kernel half end.
+    fn half_mut(&mut self, address: u64) -> &mut Half {
+        if address < USER_END {
+            return &mut self.user;
+        }
+        self.epoch = 0;
+        &mut self.kernel
     }
 
     /// Maps fresh zero pages.
@@ -263,62 +282,63 @@ impl AddressSpace {
 
     fn map_extent(&mut self, start: u64, extent: Extent, protection: Protection) -> Result<(), MapError> {
         let size = extent.size;
-        if self.overlaps(start, size) {
+        let current = self.current;
+        if self.half_mut(start).overlaps(start, size) {
             return Err(MapError::Conflict { start, size });
         }
-        let offset = extent.frames.offset + extent.frame_offset;
-        let host = host_protection(protection.bits());
-        let file = &self.store.file;
-        self.alias.map(start, size, file, offset, HostProtection::ReadWrite)?;
-        self.kernel.map(start, size, file, offset, host)?;
-        if start < USER_END {
-            self.user.map(start, size, file, offset, host)?;
-        }
-        self.extents.insert(start, extent);
-        for page in pages(start, size) {
-            self.set_state(page, PRESENT | protection.bits());
+        let offset = extent.file_offset();
+        self.views.map(current, start, size, offset, host_protection(protection.bits()))?;
+        let half = self.half_mut(start);
+        half.extents.insert(start, extent);
+        for (index, page) in pages(start, size).enumerate() {
+            let frame = offset + index as u64 * PAGE_SIZE;
+            half.table.set(page, frame | Entry::from(PRESENT | protection.bits()));
         }
         Ok(())
-    }
-
-    fn overlaps(&self, start: u64, size: u64) -> bool {
-        self.extents.range(..start + size).next_back().is_some_and(|(&at, extent)| at + extent.size > start)
-    }
-
-    /// Splits extents so that none crosses `at`.
-    fn split_at(&mut self, at: u64) {
-        let Some((&start, extent)) = self.extents.range_mut(..at).next_back() else { return };
-        if start + extent.size <= at {
-            return;
-        }
-        let head = at - start;
-        let tail = Extent { size: extent.size - head, frame_offset: extent.frame_offset + head, ..extent.clone() };
-        extent.size = head;
-        self.extents.insert(at, tail);
     }
 
     /// Unmaps whatever is mapped in the range.
     pub fn unmap(&mut self, start: u64, size: u64) -> Result<(), MapError> {
         Self::check_range(start, size)?;
-        self.split_at(start);
-        self.split_at(start + size);
-        let starts: Vec<u64> = self.extents.range(start..start + size).map(|(&at, _)| at).collect();
+        let current = self.current;
+        let half = self.half_mut(start);
+        half.split_at(start);
+        half.split_at(start + size);
+        let starts: Vec<u64> = half.extents.range(start..start + size).map(|(&at, _)| at).collect();
         for at in starts {
-            let Some(extent) = self.extents.remove(&at) else { continue };
-            self.alias.unmap(at, extent.size)?;
-            self.kernel.unmap(at, extent.size)?;
-            if at < USER_END {
-                self.user.unmap(at, extent.size)?;
-            }
+            let Some(extent) = self.half_mut(at).extents.remove(&at) else { continue };
+            self.views.unmap(current, at, extent.size)?;
             for page in pages(at, extent.size) {
-                if self.table.get(page) & CODE != 0 {
+                if self.state(page) & CODE != 0 {
                     self.record_modified(page);
                 }
-                self.set_state(page, 0);
+                self.half_mut(page).table.set(page, 0);
             }
             if extent.private && Arc::strong_count(&extent.frames) > 1 {
-                self.store.file.punch_hole(extent.frames.offset + extent.frame_offset, extent.size);
+                self.store.file.punch_hole(extent.file_offset(), extent.size);
             }
+        }
+        Ok(())
+    }
+
+    /// Replaces the frames of wholly mapped pages by private copies with some protection, if others may see them.
+    pub fn make_private(&mut self, start: u64, size: u64, protection: Protection) -> Result<(), MapError> {
+        Self::check_range(start, size)?;
+        let half = self.half_mut(start);
+        half.split_at(start);
+        half.split_at(start + size);
+        let shared: Vec<(u64, u64)> = half
+            .extents
+            .range(start..start + size)
+            .filter(|(_, extent)| !extent.private)
+            .map(|(&at, extent)| (at, extent.size))
+            .collect();
+        for (at, size) in shared {
+            let mut bytes = vec![0; usize::try_from(size).map_err(|_| MapError::BadRange { start: at, size })?];
+            self.copy_out(at, &mut bytes);
+            self.unmap(at, size)?;
+            self.map(at, size, protection)?;
+            self.copy_in(at, &bytes);
         }
         Ok(())
     }
@@ -326,37 +346,27 @@ impl AddressSpace {
     /// Changes the protection of a wholly mapped range.
     pub fn protect(&mut self, start: u64, size: u64, protection: Protection) -> Result<(), MapError> {
         Self::check_range(start, size)?;
-        if pages(start, size).any(|page| self.table.get(page) & PRESENT == 0) {
+        if pages(start, size).any(|page| self.state(page) & PRESENT == 0) {
             return Err(MapError::Conflict { start, size });
         }
         for page in pages(start, size) {
-            let old = self.table.get(page);
+            let old = self.state(page);
             // Losing the right to execute makes what was fetched stale; a page that keeps it keeps its code and its
-            // write protection in the views.
+            // write protection in the windows.
             let keep = if protection.contains(Protection::EXECUTE) { old & CODE } else { 0 };
             if old & CODE != 0 && keep == 0 {
                 self.record_modified(page);
             }
-            self.set_state(page, PRESENT | protection.bits() | keep);
+            self.half_mut(page).set_state(page, PRESENT | protection.bits() | keep);
         }
         self.apply_views(start, size)
     }
 
-    /// Brings the views' host protections in line with the page table, in as few calls as possible.
+    /// Brings the windows' host protections in line with the page table, in as few calls as possible.
     fn apply_views(&self, start: u64, size: u64) -> Result<(), MapError> {
-        let end = start + size;
-        let mut run = start;
-        while run < end {
-            let host = host_protection(self.table.get(run));
-            let mut next = run + PAGE_SIZE;
-            while next < end && host_protection(self.table.get(next)) == host {
-                next += PAGE_SIZE;
-            }
-            self.kernel.protect(run, next - run, host)?;
-            if run < USER_END {
-                self.user.protect(run, next - run, host)?;
-            }
-            run = next;
+        let half = if start < USER_END { &self.user } else { &self.kernel };
+        for (run, size, host) in half.runs(start, size) {
+            self.views.protect(self.current, run, size, host)?;
         }
         Ok(())
     }
@@ -364,90 +374,113 @@ impl AddressSpace {
     /// Protection of the page that holds `address`; `None` when nothing is mapped there.
     #[must_use]
     pub fn protection(&self, address: u64) -> Option<Protection> {
-        let state = self.table.get(address);
+        let state = self.state(address);
         (state & PRESENT != 0).then(|| Protection::from_bits_truncate(state))
     }
 
-    /// What is mapped, in ascending order: start and size.
+    /// What is mapped in the current space, in ascending order: start and size.
     pub fn mapped(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.extents.iter().map(|(&start, extent)| (start, extent.size))
+        self.user.extents.iter().chain(&self.kernel.extents).map(|(&start, extent)| (start, extent.size))
+    }
+
+    /// Copies from pages that are present.
+    fn copy_out(&self, address: u64, buf: &mut [u8]) {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = address.wrapping_add(done as u64);
+            let length = in_page(at).min(buf.len() - done);
+            self.store.file.read(self.file_offset(at), &mut buf[done..done + length]);
+            done += length;
+        }
+    }
+
+    /// Copies to pages that are present.
+    fn copy_in(&self, address: u64, data: &[u8]) {
+        let mut done = 0;
+        while done < data.len() {
+            let at = address.wrapping_add(done as u64);
+            let length = in_page(at).min(data.len() - done);
+            self.store.file.write(self.file_offset(at), &data[done..done + length]);
+            done += length;
+        }
     }
 
     /// Writes whatever the page's protection says (loaders, debuggers). Fails where nothing is mapped.
     pub fn write_unchecked(&mut self, address: u64, data: &[u8]) -> Result<(), PageFault> {
         self.check(address, data.len() as u64, PRESENT, PageFaultCode::WRITE, Privilege::Supervisor)?;
         self.note_code_writes(address, data.len() as u64);
-        // SAFETY: `check` found every page present, and present pages are writable in the alias.
-        #[expect(unsafe_code, reason = "guest memory is raw host memory")]
-        unsafe {
-            self.alias.write(address, data);
-        }
+        self.copy_in(address, data);
         Ok(())
     }
 
     /// Reads whatever the page's protection says (debuggers). Fails where nothing is mapped.
     pub fn read_unchecked(&self, address: u64, buf: &mut [u8]) -> Result<(), PageFault> {
         self.check(address, buf.len() as u64, PRESENT, PageFaultCode::empty(), Privilege::Supervisor)?;
-        // SAFETY: `check` found every page present, and present pages are readable in the alias.
-        #[expect(unsafe_code, reason = "guest memory is raw host memory")]
-        unsafe {
-            self.alias.read(address, buf);
-        }
+        self.copy_out(address, buf);
         Ok(())
     }
 
-    /// `N` bytes of plain data: present, writable, and not on a page from which code was fetched. `None` for anything
-    /// else. For callers that read and write many fields of one structure.
+    /// `N` bytes of plain data: present, writable, not on a page from which code was fetched, and in one piece in the
+    /// memory file. `None` for anything else. For callers that read and write many fields of one structure.
     #[inline(always)]
     pub fn data_mut<const N: usize>(&mut self, address: u64, privilege: Privilege) -> Option<&mut [u8; N]> {
-        let plain = |state: u8| state & (Protection::WRITE.bits() | CODE) == Protection::WRITE.bits();
+        let plain = |entry: Entry| entry as u8 & (Protection::WRITE.bits() | CODE) == Protection::WRITE.bits();
         let last = address.checked_add(N as u64)?.checked_sub(1)?;
-        if privilege == Privilege::User && last >= USER_END || last / PAGE_SIZE - address / PAGE_SIZE > 1 {
+        let pages = last / PAGE_SIZE - address / PAGE_SIZE;
+        if privilege == Privilege::User && last >= USER_END || pages > 1 {
             return None;
         }
-        if !plain(self.table.get(address)) || !plain(self.table.get(last)) {
+        let (first, second) = (self.entry(address), self.entry(last));
+        let joined = first & FRAME_MASK == (second & FRAME_MASK).wrapping_sub(pages * PAGE_SIZE);
+        if !plain(first) || !plain(second) || !joined {
             return None;
         }
-        // SAFETY: the range lies on at most two pages, both present (rights imply presence) and thus writable in the
-        // alias. The slice borrows `self`, through which all other accesses of Rust code go, and translated code does
+        // SAFETY: the range lies on at most two pages, both present (rights imply presence), which follow each other in
+        // the file. The slice borrows `self`, through which all other accesses of Rust code go, and translated code does
         // not run while Rust code holds the borrow.
         #[expect(unsafe_code, reason = "guest memory is raw host memory")]
-        let bytes = unsafe { self.alias.bytes_mut(address, N) };
+        let bytes = unsafe { self.store.file.bytes_mut((first & FRAME_MASK) + address % PAGE_SIZE, N) };
         bytes.try_into().ok()
     }
 
     /// Checks a structure of plain data as [`AddressSpace::data_mut`] does at kernel privilege, for repeated use by
-    /// [`AddressSpace::pinned`].
+    /// [`AddressSpace::pinned`]. `None` for one in the user half, too.
     pub fn pin<const N: usize>(&mut self, address: u64) -> Option<Pin<N>> {
         self.data_mut::<N>(address, Privilege::Supervisor)?;
+        if address < USER_END {
+            return None;
+        }
         if self.epoch == 0 {
             self.epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
         }
-        Some(Pin { address, epoch: self.epoch })
+        Some(Pin { address, offset: self.file_offset(address), epoch: self.epoch })
     }
 
-    /// The bytes of a pinned structure; `None` when any page of the address space has changed its state since.
+    /// The bytes of a pinned structure; `None` when any page of the kernel half has changed its state since.
     #[inline(always)]
     pub fn pinned<const N: usize>(&mut self, pin: &Pin<N>) -> Option<&mut [u8; N]> {
         if pin.epoch != self.epoch {
             return None;
         }
-        // SAFETY: the pin was made by this address space, as epochs are unique and never 0 in a pin, and no page has changed
+        // SAFETY: the pin was made by this machine, as epochs are unique and never 0 in a pin, and no page has changed
         // since: what `data_mut` checked still holds. The slice borrows `self` as there.
         #[expect(unsafe_code, reason = "guest memory is raw host memory")]
-        let bytes = unsafe { self.alias.bytes_mut(pin.address, N) };
+        let bytes = unsafe { self.store.file.bytes_mut(pin.offset, N) };
         bytes.try_into().ok()
     }
 
     /// Pages that held code and were written, unmapped or made non-executable since the last call. What was decoded or
     /// translated from them is stale.
-    pub fn take_modified(&mut self) -> Vec<Range<u64>> {
+    pub fn take_modified(&mut self) -> Vec<ModifiedCode> {
         self.code_modified = false;
-        std::mem::take(&mut self.modified).into_iter().map(|page| page..page + PAGE_SIZE).collect()
+        let modified = std::mem::take(&mut self.modified);
+        let page =
+            |(space, page)| ModifiedCode { space: (page < USER_END).then_some(space), range: page..page + PAGE_SIZE };
+        modified.into_iter().map(page).collect()
     }
 
     fn record_modified(&mut self, page: u64) {
-        self.modified.push(page & !(PAGE_SIZE - 1));
+        self.modified.push((self.current, page & !(PAGE_SIZE - 1)));
         self.code_modified = true;
     }
 
@@ -458,11 +491,11 @@ impl AddressSpace {
         let first = address & !(PAGE_SIZE - 1);
         let last = (address + size - 1) & !(PAGE_SIZE - 1);
         for page in (first..=last).step_by(PAGE_SIZE as usize) {
-            let state = self.table.get(page);
+            let state = self.state(page);
             if state & CODE != 0 {
-                self.set_state(page, state & !CODE);
+                self.half_mut(page).set_state(page, state & !CODE);
                 self.record_modified(page);
-                // Failing leaves the page write-protected in the views: the next store faults and comes here again.
+                // Failing leaves the page write-protected in the windows: the next store faults and comes here again.
                 let _ = self.apply_views(page, PAGE_SIZE);
             }
         }
@@ -480,7 +513,7 @@ impl AddressSpace {
         let mut at = address;
         let mut left = size;
         while left != 0 {
-            let state = self.table.get(at);
+            let state = self.state(at);
             let reachable = privilege == Privilege::Supervisor || at < USER_END;
             if state & need != need || !reachable {
                 let mut code = code;
@@ -500,7 +533,7 @@ impl AddressSpace {
         let mut at = address;
         let mut left = size;
         while left != 0 {
-            if self.table.get(at) & ANY_RIGHT == 0 {
+            if self.state(at) & ANY_RIGHT == 0 {
                 self.check(at, 1, PRESENT | Protection::READ.bits(), PageFaultCode::empty(), privilege)?;
             }
             self.check(at, 1, PRESENT, PageFaultCode::empty(), privilege)?;
@@ -511,30 +544,36 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Host base of the view for a privilege.
-    pub(crate) fn view_base(&self, privilege: Privilege) -> u64 {
-        match privilege {
-            Privilege::User => self.user.base(),
-            Privilege::Supervisor => self.kernel.base(),
+    /// Base of the window in which translated code sees the current space.
+    #[inline(always)]
+    pub(crate) fn view_base(&mut self) -> Result<u64, MapError> {
+        if self.view_base == 0 {
+            self.view_base = self.views.show(self.current, &self.user, &self.kernel)?;
         }
+        Ok(self.view_base)
     }
 
-    /// Maps zeroed frames of `size` bytes at `displacement` from the base of each window; returns the alias address.
+    /// Allocates zeroed frames of `size` bytes that every window shows at `displacement` from its base; returns their
+    /// host address outside of windows. To be called before there are any.
     pub(crate) fn map_vcpu_block(&mut self, displacement: i32, size: u64) -> Result<*mut u8, MapError> {
         let frames = self.allocate_frames(size)?;
-        self.user.map_reserved(displacement, frames.size, &self.store.file, frames.offset)?;
-        self.kernel.map_reserved(displacement, frames.size, &self.store.file, frames.offset)?;
-        let pointer = self.alias.map_reserved(displacement, frames.size, &self.store.file, frames.offset)?;
-        self.vcpu_frames.push(frames);
+        let pointer = self.store.file.pointer(frames.offset, size as usize);
+        self.views.reserve(displacement, frames);
         Ok(pointer)
     }
+}
+
+/// Bytes from `address` to the end of its page.
+#[inline(always)]
+fn in_page(address: u64) -> usize {
+    (PAGE_SIZE - address % PAGE_SIZE) as usize
 }
 
 fn pages(start: u64, size: u64) -> impl Iterator<Item = u64> {
     (0..size / PAGE_SIZE).map(move |index| start + index * PAGE_SIZE)
 }
 
-/// What the views allow for a page-table byte: code pages lose write access.
+/// What the windows allow for a page-table byte: code pages lose write access.
 fn host_protection(state: u8) -> HostProtection {
     let protection = Protection::from_bits_truncate(state);
     if protection.is_empty() {
@@ -549,12 +588,36 @@ fn host_protection(state: u8) -> HostProtection {
 /// A page is readable when any right is set; tested with a mask instead of an equality.
 const ANY_RIGHT: u8 = 7;
 
-#[expect(unsafe_code, reason = "guest memory is raw host memory")]
+impl AddressSpace {
+    /// Copies between pages that are present, in ascending order: right unless `to` lies inside the source.
+    fn copy_up(&self, from: u64, to: u64, len: usize) {
+        let mut done = 0;
+        while done < len {
+            let (source, target) = (from.wrapping_add(done as u64), to.wrapping_add(done as u64));
+            let length = in_page(source).min(in_page(target)).min(len - done);
+            self.store.file.copy(self.file_offset(source), self.file_offset(target), length);
+            done += length;
+        }
+    }
+
+    /// The same in descending order, for a target that begins inside the source.
+    fn copy_down(&self, from: u64, to: u64, len: usize) {
+        let mut left = len;
+        while left > 0 {
+            let (source, target) = (from.wrapping_add(left as u64 - 1), to.wrapping_add(left as u64 - 1));
+            let behind = |last: u64| (last % PAGE_SIZE + 1) as usize;
+            let length = behind(source).min(behind(target)).min(left);
+            left -= length;
+            let (source, target) = (from.wrapping_add(left as u64), to.wrapping_add(left as u64));
+            self.store.file.copy(self.file_offset(source), self.file_offset(target), length);
+        }
+    }
+}
+
 impl GuestMemory for AddressSpace {
     fn read(&mut self, address: u64, buf: &mut [u8], privilege: Privilege) -> Result<(), PageFault> {
         self.check_readable(address, buf.len() as u64, privilege)?;
-        // SAFETY: every page of the range was found present; present pages are readable in the alias.
-        unsafe { self.alias.read(address, buf) };
+        self.copy_out(address, buf);
         Ok(())
     }
 
@@ -562,17 +625,18 @@ impl GuestMemory for AddressSpace {
         self.check_readable(from, len as u64, privilege)?;
         self.probe_write(to, len as u64, privilege)?;
         self.note_code_writes(to, len as u64);
-        // SAFETY: every page of both ranges was found present, the destination's also writable; in the alias present
-        // pages are readable and writable.
-        unsafe { self.alias.copy(from, to, len) };
+        if to.wrapping_sub(from) >= len as u64 {
+            self.copy_up(from, to, len);
+        } else {
+            self.copy_down(from, to, len);
+        }
         Ok(())
     }
 
     fn write(&mut self, address: u64, data: &[u8], privilege: Privilege) -> Result<(), PageFault> {
         self.probe_write(address, data.len() as u64, privilege)?;
         self.note_code_writes(address, data.len() as u64);
-        // SAFETY: every page of the range was found present and writable; present pages are writable in the alias.
-        unsafe { self.alias.write(address, data) };
+        self.copy_in(address, data);
         Ok(())
     }
 
@@ -589,14 +653,14 @@ impl GuestMemory for AddressSpace {
             if self.check(at, 1, need, PageFaultCode::FETCH, privilege).is_err() {
                 break;
             }
-            let state = self.table.get(at);
+            let state = self.state(at);
             if state & CODE == 0 {
-                self.set_state(at, state | CODE);
+                self.half_mut(at).set_state(at, state | CODE);
                 if state & Protection::WRITE.bits() != 0 {
                     let page = at & !(PAGE_SIZE - 1);
                     if self.apply_views(page, PAGE_SIZE).is_err() {
                         // Without write protection a change would go unnoticed: treat the page as not executable.
-                        self.set_state(at, state);
+                        self.half_mut(at).set_state(at, state);
                         break;
                     }
                 }
@@ -606,8 +670,7 @@ impl GuestMemory for AddressSpace {
         if length == 0 {
             return Err(PageFault { address, code: PageFaultCode::FETCH });
         }
-        // SAFETY: every page of the range was found present; present pages are readable in the alias.
-        unsafe { self.alias.read(address, &mut buf[..length]) };
+        self.copy_out(address, &mut buf[..length]);
         Ok(length)
     }
 
@@ -618,11 +681,12 @@ impl GuestMemory for AddressSpace {
 
     #[inline(always)]
     fn load<const N: usize>(&mut self, address: u64, privilege: Privilege) -> Result<[u8; N], PageFault> {
-        let state = self.table.get(address);
+        let entry = self.entry(address);
+        let state = entry as u8;
         let reachable = privilege == Privilege::Supervisor || address < USER_END;
         if state & ANY_RIGHT != 0 && reachable && address % PAGE_SIZE + N as u64 <= PAGE_SIZE {
-            // SAFETY: the page is present (rights imply presence) and the access does not leave it.
-            return Ok(unsafe { self.alias.load(address) });
+            // Rights imply presence, and the access does not leave the page.
+            return Ok(self.store.file.load((entry & FRAME_MASK) + address % PAGE_SIZE));
         }
         let mut buf = [0; N];
         self.read(address, &mut buf, privilege)?;
@@ -631,12 +695,12 @@ impl GuestMemory for AddressSpace {
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, address: u64, data: [u8; N], privilege: Privilege) -> Result<(), PageFault> {
-        let state = self.table.get(address);
+        let entry = self.entry(address);
+        let state = entry as u8;
         let reachable = privilege == Privilege::Supervisor || address < USER_END;
         let plain = state & (Protection::WRITE.bits() | CODE) == Protection::WRITE.bits();
         if plain && reachable && address % PAGE_SIZE + N as u64 <= PAGE_SIZE {
-            // SAFETY: the page is present and writable, and the access does not leave it.
-            unsafe { self.alias.store(address, data) };
+            self.store.file.store((entry & FRAME_MASK) + address % PAGE_SIZE, data);
             return Ok(());
         }
         self.write(address, &data, privilege)
@@ -711,9 +775,77 @@ mod tests {
         assert_eq!(memory.fetch(BASE + 0xFF8, &mut buf, Privilege::User).unwrap(), 8);
         memory.write_u64(BASE, 1, Privilege::User).unwrap();
         assert!(memory.code_modified());
-        assert_eq!(memory.take_modified(), vec![BASE..BASE + 0x1000]);
+        let page = ModifiedCode { space: Some(SpaceId::FIRST), range: BASE..BASE + 0x1000 };
+        assert_eq!(memory.take_modified(), vec![page]);
         memory.write_u64(BASE, 2, Privilege::User).unwrap();
         assert!(!memory.code_modified());
+    }
+
+    #[test]
+    fn spaces_have_a_user_half_each_and_the_kernel_half_in_common() {
+        let mut memory = space();
+        let kernel = 0xFFFF_F800_0000_0000;
+        memory.map(kernel, 0x1000, Protection::RW).unwrap();
+        memory.map(BASE, 0x1000, Protection::RW).unwrap();
+        memory.write_u64(BASE, 1, Privilege::User).unwrap();
+        let other = memory.create_space().unwrap();
+        assert_eq!(memory.switch_space(other).unwrap(), SpaceId::FIRST);
+        assert_eq!(memory.protection(BASE), None);
+        memory.map(BASE, 0x1000, Protection::RW).unwrap();
+        memory.write_u64(BASE, 2, Privilege::User).unwrap();
+        memory.write_u64(kernel, 3, Privilege::Supervisor).unwrap();
+        assert!(memory.destroy_space(other).is_err(), "it is current");
+        memory.switch_space(SpaceId::FIRST).unwrap();
+        assert_eq!(memory.read_u64(BASE, Privilege::User).unwrap(), 1);
+        assert_eq!(memory.read_u64(kernel, Privilege::Supervisor).unwrap(), 3);
+        let committed = memory.committed();
+        memory.destroy_space(other).unwrap();
+        assert_eq!(memory.committed(), committed - 0x1000);
+        assert!(memory.switch_space(other).is_err());
+    }
+
+    #[test]
+    fn more_spaces_than_windows_take_turns() {
+        let mut memory = space();
+        let mut bases = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let id = memory.create_space().unwrap();
+            memory.switch_space(id).unwrap();
+            memory.map(BASE, 0x1000, Protection::RW).unwrap();
+            bases.insert(memory.view_base().unwrap());
+            memory.map(BASE + 0x1000, 0x1000, Protection::READ).unwrap();
+        }
+        assert!(bases.len() <= 4);
+        memory.switch_space(SpaceId(1)).unwrap();
+        assert!(bases.contains(&memory.view_base().unwrap()));
+    }
+
+    #[test]
+    fn overlapping_copies_keep_the_source() {
+        let mut memory = space();
+        memory.map(BASE, 0x4000, Protection::RW).unwrap();
+        let bytes: Vec<u8> = (0..0x2000u32).map(|i| (i % 251) as u8).collect();
+        for (from, to) in [(0x10u64, 0x808u64), (0x808, 0x10), (0, 0x1000), (0x1000, 0)] {
+            memory.write(BASE + from, &bytes, Privilege::User).unwrap();
+            memory.copy(BASE + from, BASE + to, bytes.len(), Privilege::User).unwrap();
+            let mut copied = vec![0; bytes.len()];
+            memory.read(BASE + to, &mut copied, Privilege::User).unwrap();
+            assert!(copied == bytes, "{from:#x} to {to:#x}");
+        }
+    }
+
+    #[test]
+    fn private_copies_leave_the_frames_alone() {
+        let mut memory = space();
+        let frames = memory.allocate_frames(0x3000).unwrap();
+        assert!(frames.fill(0x1000, &[7]) && !frames.fill(0x3000, &[7]));
+        memory.map_frames(BASE, 0x3000, &frames, 0, Protection::READ).unwrap();
+        memory.make_private(BASE + 0x1000, 0x1000, Protection::RW).unwrap();
+        assert_eq!(memory.read_u64(BASE + 0x1000, Privilege::User).unwrap(), 7);
+        memory.write_u64(BASE + 0x1000, 8, Privilege::User).unwrap();
+        memory.map_frames(BASE + 0x10000, 0x3000, &frames, 0, Protection::READ).unwrap();
+        assert_eq!(memory.read_u64(BASE + 0x11000, Privilege::User).unwrap(), 7);
+        assert_eq!(memory.protection(BASE + 0x2000), Some(Protection::READ));
     }
 
     #[test]

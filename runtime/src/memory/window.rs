@@ -1,14 +1,14 @@
-//! Host mappings behind guest memory: one memory file, three windows onto it.
+//! Host mappings behind guest memory: the memory file, mapped whole for Rust code, and windows in which translated code
+//! sees pages of it at guest addresses.
 //!
-//! Every method is a thin, checked wrapper over one system call; offsets and sizes are validated against the window,
-//! so that no argument can touch host memory outside it.
+//! Every method is a thin, checked wrapper over one system call; offsets and sizes are validated, so that no argument can
+//! touch host memory outside the file's mapping or the window.
 #![expect(unsafe_code, reason = "mmap, mprotect and raw loads and stores of guest memory live here and only here")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use lstar_arch::PAGE_SIZE;
 use lstar_translator::abi::{GUARD_SIZE, KERNEL_END, USER_END};
 
 /// Bytes of guest address space below and above the base of a window.
@@ -32,14 +32,22 @@ impl HostProtection {
     }
 }
 
-/// The memory file that backs all guest pages.
+/// The memory file that backs all guest pages, and its mapping.
 #[derive(Debug)]
 pub(super) struct MemoryFile {
     fd: OwnedFd,
+    start: *mut u8,
+    size: u64,
 }
 
+// SAFETY: the mapping is owned by this value. Its methods take frame offsets from whoever owns the frames; that no two
+// threads access the same guest memory at a time is the machine's business.
+unsafe impl Send for MemoryFile {}
+// SAFETY: as for `Send`; the methods change the file's contents only, never this value.
+unsafe impl Sync for MemoryFile {}
+
 impl MemoryFile {
-    /// Creates a sparse file of `size` bytes.
+    /// Creates a sparse file of `size` bytes and maps it.
     pub fn new(size: u64) -> io::Result<Self> {
         // SAFETY: the name is a valid C string; the result is checked before it is owned.
         let fd = unsafe { libc::memfd_create(c"lstar-guest".as_ptr(), libc::MFD_CLOEXEC) };
@@ -52,7 +60,26 @@ impl MemoryFile {
         if unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { fd })
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { fd, start: start.cast(), size })
+    }
+
+    /// Bytes that frames can lie in.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// Gives the pages of a range back to the host; they read as zero afterwards.
@@ -61,15 +88,67 @@ impl MemoryFile {
         // SAFETY: plain system call on an owned descriptor. A failure only means that memory is returned later.
         unsafe { libc::fallocate(self.fd.as_raw_fd(), mode, offset as libc::off_t, size as libc::off_t) };
     }
+
+    /// Host address of a range of the file; asserts that it is inside.
+    #[inline(always)]
+    pub fn pointer(&self, offset: u64, len: usize) -> *mut u8 {
+        assert!(offset <= self.size && len as u64 <= self.size - offset, "outside the memory file");
+        self.start.wrapping_add(offset as usize)
+    }
+
+    /// Copies bytes out.
+    #[inline(always)]
+    pub fn read(&self, offset: u64, buf: &mut [u8]) {
+        // SAFETY: `pointer` has checked the source; the destination is a distinct Rust buffer.
+        unsafe { ptr::copy_nonoverlapping(self.pointer(offset, buf.len()), buf.as_mut_ptr(), buf.len()) };
+    }
+
+    /// Copies bytes in.
+    #[inline(always)]
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        // SAFETY: `pointer` has checked the destination; the source is a distinct Rust buffer.
+        unsafe { ptr::copy_nonoverlapping(data.as_ptr(), self.pointer(offset, data.len()), data.len()) };
+    }
+
+    /// Copies bytes from one place of the file to another; the ranges may overlap.
+    #[inline(always)]
+    pub fn copy(&self, from: u64, to: u64, len: usize) {
+        // SAFETY: `pointer` has checked both ranges; `copy` allows overlap.
+        unsafe { ptr::copy(self.pointer(from, len), self.pointer(to, len), len) };
+    }
+
+    /// Bytes of the file as a slice.
+    ///
+    /// # Safety
+    /// Nothing else may access the range while the slice lives.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "the bytes are not part of this value; the caller vouches for them")]
+    pub unsafe fn bytes_mut(&self, offset: u64, len: usize) -> &mut [u8] {
+        // SAFETY: `pointer` has checked the range, the caller vouches for exclusive access; bytes have no alignment or
+        // validity.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(offset, len), len) }
+    }
+
+    /// Loads a fixed number of bytes.
+    #[inline(always)]
+    pub fn load<const N: usize>(&self, offset: u64) -> [u8; N] {
+        // SAFETY: `pointer` has checked the source; a byte array has alignment 1.
+        unsafe { self.pointer(offset, N).cast::<[u8; N]>().read() }
+    }
+
+    /// Stores a fixed number of bytes.
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, offset: u64, data: [u8; N]) {
+        // SAFETY: `pointer` has checked the destination; a byte array has alignment 1.
+        unsafe { self.pointer(offset, N).cast::<[u8; N]>().write(data) };
+    }
 }
 
-/// What a window must have room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
-    /// The user half, and the reserved range below it.
-    User,
-    /// Both halves.
-    Both,
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and is owned by this value.
+        unsafe { libc::munmap(self.start.cast(), self.size as usize) };
+    }
 }
 
 /// Reserved host addresses: guest address 0 at `base`, the kernel half below, guard zones around each half. The range
@@ -77,7 +156,6 @@ pub(super) enum Room {
 #[derive(Debug)]
 pub(super) struct Window {
     base: *mut u8,
-    room: Room,
 }
 
 // SAFETY: a window is an address range owned by this value; which thread uses it is the owner's business.
@@ -93,7 +171,7 @@ impl Window {
     const GAP_END: usize = HALF as usize;
 
     /// Reserves the range without access.
-    pub fn new(room: Room) -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
         let start = unsafe {
             libc::mmap(
@@ -109,13 +187,9 @@ impl Window {
             return Err(io::Error::last_os_error());
         }
         let start = start.cast::<u8>();
-        let kept = match room {
-            Room::User => 0,
-            Room::Both => Self::KERNEL_LENGTH,
-        };
         // SAFETY: the range is part of the reservation just made, and nothing has been mapped in it.
-        unsafe { libc::munmap(start.wrapping_add(kept).cast(), Self::GAP_END - kept) };
-        Ok(Self { base: start.wrapping_add((HALF + GUARD_SIZE) as usize), room })
+        unsafe { libc::munmap(start.wrapping_add(Self::KERNEL_LENGTH).cast(), Self::GAP_END - Self::KERNEL_LENGTH) };
+        Ok(Self { base: start.wrapping_add((HALF + GUARD_SIZE) as usize) })
     }
 
     /// Host address of guest address 0.
@@ -127,7 +201,7 @@ impl Window {
     fn pointer(&self, guest: u64, size: u64) -> *mut u8 {
         let offset = guest.wrapping_add(HALF);
         let kernel_part = KERNEL_END.wrapping_add(HALF);
-        let in_kernel_half = self.room == Room::Both && offset < kernel_part && size <= kernel_part - offset;
+        let in_kernel_half = offset < kernel_part && size <= kernel_part - offset;
         let in_user_half = (HALF..2 * HALF).contains(&offset) && size <= 2 * HALF - offset;
         assert!(in_kernel_half || in_user_half, "guest range {guest:#x}+{size:#x} outside the window");
         self.base.wrapping_add(guest as usize)
@@ -167,75 +241,13 @@ impl Window {
 
     /// Changes the host protection of a range.
     pub fn protect(&self, guest: u64, size: u64, host: HostProtection) -> io::Result<()> {
-        // SAFETY: as in `map`; no Rust reference points into guest memory.
+        // SAFETY: as in `map`; no Rust reference points into a window.
         let result = unsafe { libc::mprotect(self.pointer(guest, size).cast(), size as usize, host.bits()) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Copies guest bytes out.
-    ///
-    /// # Safety
-    /// The range must be mapped readable in this window.
-    #[inline(always)]
-    pub unsafe fn read(&self, guest: u64, buf: &mut [u8]) {
-        debug_assert!(guest.wrapping_add(HALF) < 2 * HALF);
-        // SAFETY: the caller vouches for the source; the destination is a distinct Rust buffer.
-        unsafe { ptr::copy_nonoverlapping(self.base.wrapping_add(guest as usize), buf.as_mut_ptr(), buf.len()) };
-    }
-
-    /// Copies bytes into guest memory.
-    ///
-    /// # Safety
-    /// The range must be mapped writable in this window.
-    #[inline(always)]
-    pub unsafe fn write(&self, guest: u64, data: &[u8]) {
-        debug_assert!(guest.wrapping_add(HALF) < 2 * HALF);
-        // SAFETY: the caller vouches for the destination; the source is a distinct Rust buffer.
-        unsafe { ptr::copy_nonoverlapping(data.as_ptr(), self.base.wrapping_add(guest as usize), data.len()) };
-    }
-
-    /// Copies guest bytes to another guest address; the ranges may overlap.
-    ///
-    /// # Safety
-    /// The ranges must be mapped readable and writable, respectively, in this window.
-    #[inline(always)]
-    pub unsafe fn copy(&self, from: u64, to: u64, len: usize) {
-        // SAFETY: the caller vouches for both ranges; `copy` allows overlap.
-        unsafe { ptr::copy(self.base.wrapping_add(from as usize), self.base.wrapping_add(to as usize), len) };
-    }
-
-    /// Guest bytes as a slice.
-    ///
-    /// # Safety
-    /// The range must be mapped writable in this window, and nothing else may access it while the slice lives.
-    #[inline(always)]
-    pub unsafe fn bytes_mut(&mut self, guest: u64, len: usize) -> &mut [u8] {
-        // SAFETY: the caller vouches for the range and for exclusive access; bytes have no alignment or validity.
-        unsafe { std::slice::from_raw_parts_mut(self.base.wrapping_add(guest as usize), len) }
-    }
-
-    /// Loads a fixed number of bytes.
-    ///
-    /// # Safety
-    /// As for [`Window::read`].
-    #[inline(always)]
-    pub unsafe fn load<const N: usize>(&self, guest: u64) -> [u8; N] {
-        // SAFETY: the caller vouches for the source; a byte array has alignment 1.
-        unsafe { self.base.wrapping_add(guest as usize).cast::<[u8; N]>().read() }
-    }
-
-    /// Stores a fixed number of bytes.
-    ///
-    /// # Safety
-    /// As for [`Window::write`].
-    #[inline(always)]
-    pub unsafe fn store<const N: usize>(&self, guest: u64, data: [u8; N]) {
-        // SAFETY: the caller vouches for the destination; a byte array has alignment 1.
-        unsafe { self.base.wrapping_add(guest as usize).cast::<[u8; N]>().write(data) };
-    }
-
     /// Maps `size` bytes of `file` at a host offset from the base that no guest range covers (for the vCPU block).
-    pub fn map_reserved(&self, displacement: i32, size: u64, file: &MemoryFile, offset: u64) -> io::Result<*mut u8> {
+    pub fn map_reserved(&self, displacement: i32, size: u64, file: &MemoryFile, offset: u64) -> io::Result<()> {
         assert!(displacement < 0 && i64::from(displacement) >= -(GUARD_SIZE as i64), "not in the reserved range");
         let address = self.base.wrapping_offset(displacement as isize);
         // SAFETY: the range lies in the top 2 GiB of the kernel half, which is part of this window and never mapped as
@@ -250,7 +262,7 @@ impl Window {
                 offset as libc::off_t,
             )
         };
-        if result == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address) }
+        if result == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -260,65 +272,7 @@ impl Drop for Window {
         // SAFETY: the ranges were reserved by `new`, and kept, and are owned by this value.
         unsafe {
             libc::munmap(start.wrapping_add(Self::GAP_END).cast(), Self::LENGTH - Self::GAP_END);
-            if self.room == Room::Both {
-                libc::munmap(start.cast(), Self::KERNEL_LENGTH);
-            }
+            libc::munmap(start.cast(), Self::KERNEL_LENGTH);
         }
-    }
-}
-
-/// One byte of state for each guest page, in a sparse flat array.
-#[derive(Debug)]
-pub(super) struct PageTable {
-    start: *mut u8,
-}
-
-// SAFETY: as for `Window`.
-unsafe impl Send for PageTable {}
-
-impl PageTable {
-    const LENGTH: usize = (2 * HALF / PAGE_SIZE) as usize;
-
-    /// An all-zero table; memory is used only for the parts that are written.
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
-        let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                Self::LENGTH,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { start: start.cast() }) }
-    }
-
-    /// State of the page that holds a guest address; 0 for addresses outside both halves.
-    #[inline(always)]
-    pub fn get(&self, guest: u64) -> u8 {
-        let index = (guest.wrapping_add(HALF) / PAGE_SIZE) as usize;
-        if index >= Self::LENGTH {
-            return 0;
-        }
-        // SAFETY: the index is inside the mapping that this value owns.
-        unsafe { self.start.wrapping_add(index).read() }
-    }
-
-    /// Sets the state of the page that holds a guest address inside a half.
-    #[inline]
-    pub fn set(&mut self, guest: u64, state: u8) {
-        let index = (guest.wrapping_add(HALF) / PAGE_SIZE) as usize;
-        assert!(index < Self::LENGTH, "guest address {guest:#x} outside both halves");
-        // SAFETY: the index is inside the mapping that this value owns, and `self` is borrowed exclusively.
-        unsafe { self.start.wrapping_add(index).write(state) };
-    }
-}
-
-impl Drop for PageTable {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new` and is owned by this value.
-        unsafe { libc::munmap(self.start.cast(), Self::LENGTH) };
     }
 }
