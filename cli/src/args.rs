@@ -439,6 +439,9 @@ pub struct GuestArgs {
     /// Most bytes that the guest's files may grow by
     #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = parse_size)]
     pub max_disk: u64,
+    /// Most processes that may run at a time
+    #[arg(long, value_name = "NUMBER", default_value_t = lstar_nt::system::DEFAULT_MAX_PROCESSES)]
+    pub max_processes: usize,
     /// What the guest's random numbers follow from
     #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "realtime")]
     pub seed: u64,

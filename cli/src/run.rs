@@ -79,6 +79,7 @@ pub fn boot_on(args: &GuestArgs, program: &[OsString], machine: MachineConfig, h
         host,
         denied: args.deny.clone(),
         disk_limit: args.max_disk,
+        max_processes: args.max_processes,
         timeout: args.timeout,
         instruction_limit: None,
         interrupt,

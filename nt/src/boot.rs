@@ -1,26 +1,30 @@
 //! From a configuration to a process that is about to run.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lstar_runtime::{GateAction, Machine};
 
 use crate::direct::DirectDispatch;
 use crate::io::file::{FileKind, FileObject};
+use crate::io::pipe::PipeSystem;
 use crate::io::volume::Found;
 use crate::io::{FileSystem, Host, NtPath, StdStream, StreamType, Volume};
 use crate::kernel::{DispatchEntry, DispatchTable, Kernel, service_by_name};
-use crate::loader::{self, StartParameters, TebParameters};
+use crate::loader::{self, StartParameters};
 use crate::memory::exports::ImageReader;
 use crate::memory::section::{Section, SectionFile};
-use crate::memory::{MemoryManager, PageProtection, Placement};
+use crate::memory::{MemoryManager, SectionTable};
+use crate::object::manager::attributes::INHERIT;
 use crate::object::{Body, HandleTable, ObjectManager};
+use crate::process::create::{CreateError, SystemImages};
 use crate::process::{EntryPoints, Process};
 use crate::scheduler::Scheduler;
 use crate::service::Handle;
 use crate::status::Status;
 use crate::system::{BootError, SystemConfig};
 use crate::system_state::SystemState;
-use crate::thread::{KernelLayout, services::create_thread};
+use crate::thread::KernelLayout;
 use crate::time::Clock;
 
 /// UniqueProcessId of the process; threads follow in steps of four.
@@ -36,9 +40,6 @@ const SEC_IMAGE: u32 = crate::memory::section::attributes::IMAGE;
 /// What [`create_process`] needs of the configuration.
 pub(crate) struct Start {
     parameters: StartParameters,
-    ntdll: Arc<Section>,
-    preloaded: Vec<Arc<Section>>,
-    unix_call: Option<u32>,
 }
 
 /// Opens a file of a mounted drive by its DOS path.
@@ -120,6 +121,7 @@ pub(crate) fn prepare(
         mut host,
         denied,
         disk_limit,
+        max_processes,
         ..
     } = config;
     let mut volumes = Vec::new();
@@ -147,6 +149,9 @@ pub(crate) fn prepare(
             return Err(BootError::Service(name));
         }
     }
+    let api_set = open_image(&volumes, API_SET_SCHEMA).ok();
+    let images = SystemImages::new(ntdll, api_set, preloaded, unix_call)
+        .map_err(|export| BootError::Export { name: NTDLL.to_owned(), export })?;
     let kernel_image = crate::system::map_kernel(machine, &dispatch)?;
     let layout = KernelLayout {
         thread: kernel_image.fast_path.thread,
@@ -171,8 +176,14 @@ pub(crate) fn prepare(
     let registry = crate::registry::defaults::registry(now).map_err(failed("the registry"))?;
     let clock = Clock::new(clock, now);
     let command_line = loader::command_line(&program, &arguments);
+    let shared_data = machine.memory().allocate_frames(lstar_arch::PAGE_SIZE).map_err(Status::from);
+    let shared_data = shared_data.map_err(failed("KUSER_SHARED_DATA"))?;
     let process = Process {
         id: PROCESS_ID,
+        parent: 0,
+        space: machine.memory().current_space(),
+        ended: 0,
+        instructions: 0,
         object,
         image_base: 0,
         ntdll_base: 0,
@@ -197,11 +208,22 @@ pub(crate) fn prepare(
         memory: MemoryManager::default(),
         scheduler: Scheduler::default(),
         process,
+        others: BTreeMap::new(),
+        root_process: PROCESS_ID,
+        max_processes,
+        images: Arc::new(images),
+        shared_data,
+        sections: SectionTable::default(),
+        doomed: Vec::new(),
+        crash: None,
         layout,
         kernel_image: (kernel_image.base, image_size(&kernel_image.pe)),
         objects,
         handles,
         files,
+        pipes: PipeSystem::default(),
+        pending_io: BTreeMap::new(),
+        waiting_io: BTreeMap::new(),
         registry,
         watches: crate::registry::notify::Watches::default(),
         system,
@@ -226,7 +248,7 @@ pub(crate) fn prepare(
     }
     let parameters =
         StartParameters { image_path: program, command_line, current_directory, environment, standard_handles };
-    Ok((kernel, kernel_image, Start { parameters, ntdll, preloaded, unix_call }))
+    Ok((kernel, kernel_image, Start { parameters }))
 }
 
 /// Folders that every installation has and programs write to: the system root that people bring is not one.
@@ -295,80 +317,24 @@ fn standard_handles(
             StreamType::File(file) => FileObject::redirected(stream, file),
         };
         let access = file.access;
-        *slot = objects.open_new(handles, Body::File(Box::new(file)), access, 0)?;
+        *slot = objects.open_new(handles, Body::File(Box::new(file)), access, INHERIT)?;
     }
     Ok(opened)
 }
 
-/// Fills user space and creates the first thread; then it is on the processor.
+/// Creates the first process, whose first thread then is on the processor.
 pub(crate) fn create_process(kernel: &mut Kernel, machine: &mut Machine, start: Start) -> Result<(), BootError> {
-    let failed = |what| move |status| BootError::Process { what, status };
     let model = machine.config().model;
     let mut vcpu = machine.vcpu();
     let mut seed = [0; 32];
     kernel.host.entropy(&mut seed);
     vcpu.seed_entropy(seed);
-    let space = &mut *vcpu.memory;
-    loader::map_shared_data(kernel, space, &model).map_err(failed("KUSER_SHARED_DATA"))?;
-
-    // The program first: nothing else may take its place.
-    let image = Arc::clone(&kernel.process.image);
-    let (image_base, _, status) =
-        kernel.memory.map_image(space, &image, None, Placement::default()).map_err(failed("mapping the program"))?;
-    if status == Status::IMAGE_NOT_AT_BASE && image.image().is_some_and(|headers| headers.directory(5).is_none()) {
-        return Err(BootError::Process { what: "mapping the program at its base", status });
-    }
-    let (ntdll_base, _, _) =
-        kernel.memory.map_image(space, &start.ntdll, None, Placement::default()).map_err(failed("mapping ntdll"))?;
-    for dll in &start.preloaded {
-        kernel.memory.map_image(space, dll, None, Placement::default()).map_err(failed("mapping a preloaded DLL"))?;
-    }
-    kernel.process.image_base = image_base;
-    kernel.process.ntdll_base = ntdll_base;
-    let exports = ImageReader::new(&start.ntdll).exports();
-    let find = |name: &str| exports.get(name).map(|&rva| ntdll_base + u64::from(rva));
-    let need = |export: &'static str| find(export).ok_or(BootError::Export { name: NTDLL.to_owned(), export });
-    kernel.process.entry_points = EntryPoints {
-        loader_thunk: need("LdrInitializeThunk")?,
-        user_thread_start: need("RtlUserThreadStart")?,
-        exception_dispatcher: find("KiUserExceptionDispatcher").unwrap_or(0),
-        apc_dispatcher: find("KiUserApcDispatcher").unwrap_or(0),
-    };
-    if let Some(number) = start.unix_call {
-        let gate = kernel
-            .memory
-            .allocate(space, lstar_arch::PAGE_SIZE, PageProtection::EXECUTE_READ, Placement::default())
-            .map_err(failed("the gate of Unix calls"))?;
-        let write = |space: &mut lstar_runtime::AddressSpace, at, bytes: &[u8]| {
-            space.write_unchecked(at, bytes).map_err(|fault| failed("the gate of Unix calls")(fault.into()))
-        };
-        write(space, gate, &crate::wine::gate_code(number))?;
-        for (export, value) in
-            [(crate::wine::DISPATCHER_EXPORT, gate), (crate::wine::HANDLE_EXPORT, crate::wine::NTDLL_HANDLE)]
-        {
-            if let Some(address) = find(export) {
-                write(space, address, &value.to_le_bytes())?;
-            }
-        }
-    }
-
-    kernel.process.peb = loader::allocate_peb(kernel, space).map_err(failed("the PEB"))?;
-    let schema = open_image(kernel.files.volumes(), API_SET_SCHEMA).ok();
-    let api_set_map = match schema {
-        Some(schema) => loader::map_api_set(kernel, space, &schema).map_err(failed("the API-set map"))?,
-        None => 0,
-    };
-    let parameters =
-        loader::write_parameters(kernel, space, &start.parameters).map_err(failed("the process parameters"))?;
-    loader::fill_peb(kernel, space, parameters, api_set_map).map_err(failed("the PEB"))?;
-
-    let (entry, stack_reserve, stack_commit) = image.image().map_or((0, 0, 0), |headers| {
-        (image_base + u64::from(headers.entry_rva), headers.stack_reserve, headers.stack_commit)
-    });
-    let stack_placement = crate::memory::Placement::default();
-    let teb = TebParameters { stack_reserve, stack_commit, stack_placement };
-    let peb = kernel.process.peb;
-    create_thread(&mut kernel.call(&mut vcpu), teb, entry, peb).map_err(failed("the first thread"))?;
+    loader::fill_shared_data(kernel, &model);
+    let parameters = start.parameters;
+    kernel
+        .call(&mut vcpu)
+        .start_process(|kernel, space| loader::write_parameters(kernel, space, &parameters))
+        .map_err(|CreateError { what, status }| BootError::Process { what, status })?;
     match kernel.switch(&mut vcpu) {
         GateAction::Stop => Err(BootError::Process { what: "starting the first thread", status: Status::UNSUCCESSFUL }),
         _ => Ok(()),

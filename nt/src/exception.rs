@@ -154,9 +154,13 @@ impl Kernel {
             self.record_of_vector(vcpu, vector, &mut user)
         };
         if vector == vector::FAST_FAIL {
-            return Ok(self.end_with_exception(vcpu, &record, &user));
+            self.end_with_exception(vcpu, &record, &user);
+            return Ok(self.complete(vcpu, Outcome::ThreadEnded));
         }
-        self.raise(vcpu, &record, &mut user, frame_address)
+        if self.raise(vcpu, &record, &mut user, frame_address)? {
+            return Ok(GateAction::Resume);
+        }
+        Ok(self.complete(vcpu, Outcome::ThreadEnded))
     }
 
     /// A guard page was touched in memory that user mode made a stack of (a fiber's): it grows like the thread's own. The
@@ -250,27 +254,28 @@ impl Kernel {
     }
 
     /// Hands an exception to the process: pushes the frame and lets the trap return to KiUserExceptionDispatcher. When
-    /// the stack cannot take it, the process ends.
+    /// the stack cannot take it, the process ends, and the result is `false`.
     pub fn raise(
         &mut self,
         vcpu: &mut Vcpu<'_>,
         record: &ExceptionRecord,
         user: &mut UserContext,
         frame_address: u64,
-    ) -> Result<GateAction, Status> {
+    ) -> Result<bool, Status> {
         self.note_exception(record, user);
         let dispatcher = self.process.entry_points.exception_dispatcher;
         let sp = user.reg(Gpr::Rsp);
         let base = sp.wrapping_sub(dispatch_frame::SIZE as u64) & !(dispatch_frame::ALIGNMENT - 1);
         let bytes = exception_frame(record, user);
         if dispatcher == 0 || self.memory.write(vcpu.memory, base, &bytes, Privilege::User).is_err() {
-            return Ok(self.end_with_exception(vcpu, record, user));
+            self.end_with_exception(vcpu, record, user);
+            return Ok(false);
         }
         user.set_reg(Gpr::Rsp, base);
         user.rip = dispatcher;
         user.rflags &= !TRAP_FLAG;
         user.apply(vcpu, frame_address)?;
-        Ok(GateAction::Resume)
+        Ok(true)
     }
 
     fn note_exception(&mut self, record: &ExceptionRecord, user: &UserContext) {
@@ -279,15 +284,10 @@ impl Kernel {
     }
 
     /// Ends the process because of an exception that nothing handles.
-    pub fn end_with_exception(
-        &mut self,
-        vcpu: &mut Vcpu<'_>,
-        record: &ExceptionRecord,
-        user: &UserContext,
-    ) -> GateAction {
+    pub fn end_with_exception(&mut self, vcpu: &mut Vcpu<'_>, record: &ExceptionRecord, user: &UserContext) {
         self.note_exception(record, user);
-        self.end_process(vcpu, Status(record.code));
-        GateAction::Stop
+        let process = self.process.id;
+        self.end_process(vcpu, process, Status(record.code));
     }
 
     /// A page fault while the guest kernel copied a service's stack arguments: RDX = trap frame. A non-negative RAX
@@ -316,8 +316,9 @@ impl Kernel {
         match self.push_apc(vcpu, frame_address, apc) {
             Ok(()) => GateAction::Resume,
             Err(status) => {
-                self.end_process(vcpu, status);
-                GateAction::Stop
+                let process = self.process.id;
+                self.end_process(vcpu, process, status);
+                self.complete(vcpu, Outcome::ThreadEnded)
             }
         }
     }
@@ -458,11 +459,9 @@ fn nt_raise_exception(
     let mut user = call.read_context(context)?;
     if !first_chance {
         call.kernel.end_with_exception(call.vcpu, &record, &user);
-        return Ok(Outcome::Stop);
+        return Ok(Outcome::ThreadEnded);
     }
     let frame = current_frame(call.vcpu);
-    match call.kernel.raise(call.vcpu, &record, &mut user, frame)? {
-        GateAction::Stop => Ok(Outcome::Stop),
-        _ => Ok(Outcome::Return(Status::SUCCESS)),
-    }
+    let raised = call.kernel.raise(call.vcpu, &record, &mut user, frame)?;
+    Ok(if raised { Outcome::Return(Status::SUCCESS) } else { Outcome::ThreadEnded })
 }

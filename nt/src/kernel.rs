@@ -1,19 +1,23 @@
 //! The executive: all state behind the service tables, and the service gate.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_guest_images::GateId;
-use lstar_runtime::{GateAction, Registers, ServiceGate, Vcpu};
+use lstar_runtime::{Frames, GateAction, Registers, ServiceGate, Vcpu};
 
-use crate::crash::LastException;
+use crate::crash::{CrashReport, LastException};
 use crate::direct::DirectDispatch;
+use crate::io::pipe::{PipeSystem, RequestId};
+use crate::io::pipe_services::PendingIo;
 use crate::io::{FileSystem, Host, StdStream};
 use crate::lockstep::Lockstep;
-use crate::memory::MemoryManager;
+use crate::memory::{MemoryManager, SectionTable};
 use crate::object::{HandleTable, ObjectManager};
-use crate::process::Process;
+use crate::process::create::SystemImages;
+use crate::process::{Process, ProcessId, ProcessState};
 use crate::prototypes::{prototype, stack_arguments};
 use crate::registry::Registry;
 use crate::scheduler::Scheduler;
@@ -21,13 +25,14 @@ use crate::service::{Call, MAX_ARGUMENTS, Outcome, Service};
 use crate::status::Status;
 use crate::system::StopReason;
 use crate::system_state::SystemState;
-use crate::thread::KernelLayout;
+use crate::thread::{KernelLayout, ThreadId};
 use crate::time::Clock;
 use crate::trace::Tracer;
 
 /// Every service declaration of the crate.
 pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::exception::SERVICES,
+    crate::io::pipe_services::SERVICES,
     crate::io::services::SERVICES,
     crate::io::transfer::SERVICES,
     crate::io::control::SERVICES,
@@ -37,7 +42,9 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::object::port_services::SERVICES,
     crate::object::services::SERVICES,
     crate::object::sync_services::SERVICES,
+    crate::process::create_services::SERVICES,
     crate::process::information::SERVICES,
+    crate::process::jobs::SERVICES,
     crate::process::services::SERVICES,
     crate::registry::notify::SERVICES,
     crate::registry::services::SERVICES,
@@ -95,22 +102,40 @@ impl DispatchTable {
 /// [`Call`].
 #[derive(Debug)]
 pub struct Kernel {
-    /// Virtual memory.
+    /// Virtual memory of the current process.
     pub memory: MemoryManager,
     /// Threads and whose turn it is.
     pub scheduler: Scheduler,
-    /// The process.
+    /// The current process; see [`crate::process`].
     pub process: Process,
+    /// The others, and ended ones that somebody may still ask about.
+    pub others: BTreeMap<ProcessId, ProcessState>,
+    /// The first process: the run ends with its status.
+    pub root_process: ProcessId,
+    /// Most processes at a time.
+    pub max_processes: usize,
+    /// Images that every process gets.
+    pub images: Arc<SystemImages>,
+    /// KUSER_SHARED_DATA, which every process sees.
+    pub shared_data: Arc<Frames>,
+    /// Sections of all processes.
+    pub sections: SectionTable,
     /// Where the guest kernel keeps its data.
     pub layout: KernelLayout,
     /// Base and size of the guest kernel's image.
     pub kernel_image: (u64, u32),
     /// Objects.
     pub objects: ObjectManager,
-    /// Handles of the process.
+    /// Handles of the current process.
     pub handles: HandleTable,
     /// Volumes and what is open on them.
     pub files: FileSystem,
+    /// Named pipes.
+    pub pipes: PipeSystem,
+    /// Operations on pipes whose callers did not wait for them.
+    pub pending_io: BTreeMap<RequestId, PendingIo>,
+    /// Threads that wait for an operation on a pipe.
+    pub waiting_io: BTreeMap<RequestId, ThreadId>,
     /// The registry.
     pub registry: Registry,
     /// Who watches it.
@@ -129,6 +154,10 @@ pub struct Kernel {
     pub stop: Option<StopReason>,
     /// The exception that was dispatched last.
     pub last_exception: Option<LastException>,
+    /// Processes that end before the current service returns, and with what status.
+    pub doomed: Vec<(ProcessId, Status)>,
+    /// The exception that ended the first process.
+    pub crash: Option<Box<CrashReport>>,
     /// Lines about what the guest asked for and did not get; each once.
     pub notes: Vec<String>,
     /// Who wants to know of every service.
@@ -223,10 +252,24 @@ impl Kernel {
             Some(status) => Outcome::Return(status),
             None => (service.invoke)(&mut Call { kernel: self, vcpu, thread, mode, slots }),
         };
+        self.reap();
+        let outcome = self.end_doomed(vcpu, outcome);
+        self.deliver_io(vcpu.memory);
         let action = self.complete(vcpu, outcome);
         self.trace_leave(vcpu, thread, action);
         self.reap();
         action
+    }
+
+    /// Ends the processes that a service has condemned; its caller may be among them.
+    fn end_doomed(&mut self, vcpu: &mut Vcpu<'_>, outcome: Outcome) -> Outcome {
+        if self.doomed.is_empty() {
+            return outcome;
+        }
+        while let Some((process, status)) = self.doomed.pop() {
+            self.end_process(vcpu, process, status);
+        }
+        if self.scheduler.current().is_none() { Outcome::ThreadEnded } else { outcome }
     }
 
     /// Argument slots: registers, then what the guest kernel copied to its stack.

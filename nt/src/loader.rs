@@ -2,7 +2,7 @@
 //! KUSER_SHARED_DATA, the API-set map, the initial CONTEXT. Everything else is ntdll's own loader's work.
 
 use lstar_arch::cpuid::Features;
-use lstar_arch::{CpuModel, Gpr, PAGE_SIZE, Privilege};
+use lstar_arch::{CpuModel, Gpr, Privilege};
 use lstar_runtime::AddressSpace;
 
 use crate::context::{CONTEXT_SIZE, UserContext, flags};
@@ -147,12 +147,21 @@ mod shared {
     pub const TICK_COUNT: u64 = 0x320;
 }
 
-/// Maps KUSER_SHARED_DATA with everything that does not change.
-pub fn map_shared_data(kernel: &mut Kernel, space: &mut AddressSpace, model: &CpuModel) -> Result<(), Status> {
-    kernel.memory.allocate_at(space, USER_SHARED_DATA, PAGE_SIZE, PageProtection::READONLY)?;
+/// Maps KUSER_SHARED_DATA.
+pub fn map_shared_data(kernel: &mut Kernel, space: &mut AddressSpace) -> Result<(), Status> {
+    let frames = std::sync::Arc::clone(&kernel.shared_data);
+    kernel.memory.map_kernel_frames(space, USER_SHARED_DATA, &frames, PageProtection::READONLY)
+}
+
+/// Fills KUSER_SHARED_DATA with everything that does not change.
+pub fn fill_shared_data(kernel: &Kernel, model: &CpuModel) {
+    // The frames are as large as a page; the offsets are constants inside it.
+    let fill = |offset: u64, bytes: &[u8]| {
+        let _ = kernel.shared_data.fill(offset, bytes);
+    };
     let mut root = utf16_bytes("C:\\windows");
     root.extend([0, 0]);
-    space.write_unchecked(USER_SHARED_DATA + 0x30, &root)?;
+    fill(0x30, &root);
     for (offset, value) in [
         // TickCountMultiplier: ticks of one millisecond.
         (0x4, 0x0100_0000_u32),
@@ -180,11 +189,10 @@ pub fn map_shared_data(kernel: &mut Kernel, space: &mut AddressSpace, model: &Cp
         // ActiveGroupCount, a byte.
         (0x3C4, 1),
     ] {
-        space.write_unchecked(USER_SHARED_DATA + offset, &value.to_le_bytes())?;
+        fill(offset, &value.to_le_bytes());
     }
-    space.write_unchecked(USER_SHARED_DATA + 0x274, &processor_features(model))?;
-    update_shared_data(kernel, space);
-    Ok(())
+    fill(0x274, &processor_features(model));
+    update_shared_data(kernel);
 }
 
 /// KUSER_SHARED_DATA.ProcessorFeatures (PF_* indices of winnt.h).
@@ -214,7 +222,7 @@ fn processor_features(model: &CpuModel) -> [u8; 64] {
 
 /// Brings the clock fields of KUSER_SHARED_DATA up to date: KSYSTEM_TIME values, whose second high part is written
 /// first and compared by readers.
-pub fn update_shared_data(kernel: &Kernel, space: &mut AddressSpace) {
+pub fn update_shared_data(kernel: &Kernel) {
     let interrupt = kernel.clock.interrupt_time();
     let system = kernel.clock.system_time() as u64;
     for (offset, value) in
@@ -223,8 +231,8 @@ pub fn update_shared_data(kernel: &Kernel, space: &mut AddressSpace) {
         let mut bytes = [0; 12];
         bytes[..8].copy_from_slice(&value.to_le_bytes());
         bytes[8..].copy_from_slice(&value.to_le_bytes()[4..]);
-        // The page is the kernel's own; the guest cannot unmap it from this alias in a way that matters.
-        let _ = space.write_unchecked(USER_SHARED_DATA + offset, &bytes);
+        // As in `fill_shared_data`.
+        let _ = kernel.shared_data.fill(offset, &bytes);
     }
 }
 
@@ -330,7 +338,9 @@ mod parameter {
 }
 
 /// Wine's console handle for "a console without a window, the shell's": no conhost is started.
-const CONSOLE_HANDLE_SHELL_NO_WINDOW: u64 = -4i64 as u64;
+pub const CONSOLE_HANDLE_SHELL_NO_WINDOW: u64 = -4i64 as u64;
+/// Bytes of RTL_USER_PROCESS_PARAMETERS.
+pub const PARAMETERS_SIZE: usize = parameter::SIZE;
 /// Bytes of the current directory's buffer.
 const CURRENT_DIRECTORY_CAPACITY: usize = 520;
 

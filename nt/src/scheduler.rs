@@ -12,6 +12,7 @@ use lstar_runtime::{GateAction, Registers, Vcpu};
 
 use crate::context::current_frame;
 use crate::kernel::Kernel;
+use crate::process::ProcessId;
 use crate::service::{Call, MAX_ARGUMENTS, Outcome};
 use crate::status::Status;
 use crate::system::StopReason;
@@ -64,6 +65,23 @@ impl Scheduler {
     /// A thread by its identifier.
     pub fn thread_mut(&mut self, id: ThreadId) -> Result<&mut Thread, Status> {
         self.threads.get_mut(&id).ok_or(Status::THREAD_IS_TERMINATING)
+    }
+
+    /// Threads of a process.
+    pub fn threads_of(&self, process: ProcessId) -> impl Iterator<Item = &Thread> + '_ {
+        self.threads.values().filter(move |thread| thread.process == process)
+    }
+
+    /// Instructions since the running thread's turn began.
+    #[must_use]
+    pub fn turn(&self, retired: u64) -> u64 {
+        retired.saturating_sub(self.switched_at)
+    }
+
+    /// The process of a thread that has not ended.
+    #[must_use]
+    pub fn process_of(&self, id: ThreadId) -> Option<ProcessId> {
+        self.threads.get(&id).map(|thread| thread.process)
     }
 
     /// Adds a thread that can run at once (unless it is suspended).
@@ -184,6 +202,7 @@ impl Kernel {
 
     /// Ends the waits that are over and makes their threads ready.
     pub fn wake(&mut self, vcpu: &mut Vcpu<'_>) {
+        self.deliver_io(vcpu.memory);
         if self.scheduler.waiting == 0 {
             return;
         }
@@ -294,10 +313,12 @@ impl Kernel {
                 Some(deadline) => {
                     self.clock.idle_until(deadline);
                     // Whoever wakes up reads the time from the shared page.
-                    crate::loader::update_shared_data(self, vcpu.memory);
+                    crate::loader::update_shared_data(self);
                 }
                 None => {
-                    self.stop.get_or_insert(StopReason::Deadlock);
+                    // Others that wait for ever do not keep a run alive whose own program is done.
+                    let over = self.process_by_id(self.root_process).is_none_or(|root| root.exit_status.is_some());
+                    self.stop.get_or_insert(if over { StopReason::Exited } else { StopReason::Deadlock });
                     return GateAction::Stop;
                 }
             }
@@ -317,7 +338,11 @@ impl Kernel {
         thread.state = ThreadState::Running;
         let context = thread.context.take()?;
         let continuation = thread.continuation.take();
-        let slot = thread.slot;
+        let (slot, process) = (thread.slot, thread.process);
+        if self.enter_process(vcpu.memory, process).is_err() {
+            self.stop.get_or_insert(StopReason::KernelFault);
+            return Some(GateAction::Stop);
+        }
         vcpu.restore(&context);
         if self.layout.set_current(vcpu.memory, slot).is_err() {
             self.stop.get_or_insert(StopReason::KernelFault);

@@ -54,6 +54,8 @@ pub struct SystemConfig {
     pub denied: Vec<(String, Status)>,
     /// Bytes that the guest's files may grow by.
     pub disk_limit: u64,
+    /// Most processes at a time.
+    pub max_processes: usize,
     /// Ends the run after that long.
     pub timeout: Option<Duration>,
     /// Ends the run after that many guest instructions.
@@ -224,7 +226,10 @@ pub enum RunEnd {
     },
 }
 
-/// A machine with the kernel on it and one process.
+/// Processes at a time unless the configuration says otherwise.
+pub const DEFAULT_MAX_PROCESSES: usize = 256;
+
+/// A machine with the kernel on it and its processes.
 #[derive(Debug)]
 pub struct System {
     /// The machine.
@@ -342,7 +347,7 @@ impl System {
         }
         *slice_end = vcpu.retired + SLICE;
         kernel.clock.advance(vcpu.retired);
-        crate::loader::update_shared_data(kernel, vcpu.memory);
+        crate::loader::update_shared_data(kernel);
         if vcpu.cpl() == 3 && kernel.preempt(&mut vcpu) == GateAction::Stop {
             return Some(self.stopped(VmExit::Stopped));
         }
@@ -352,9 +357,9 @@ impl System {
     fn stopped(&mut self, exit: VmExit) -> RunEnd {
         match self.kernel.stop {
             Some(StopReason::Exited) => {
-                let status = self.kernel.process.exit_status.unwrap_or(Status::SUCCESS);
-                let crash = self.crash().filter(|report| report.code == status && status.0 >= 0x8000_0000);
-                RunEnd::Exited { status, crash }
+                let root = self.kernel.process_by_id(self.kernel.root_process);
+                let status = root.and_then(|root| root.exit_status).unwrap_or(Status::SUCCESS);
+                RunEnd::Exited { status, crash: self.kernel.crash.clone() }
             }
             Some(StopReason::Deadlock) => RunEnd::Deadlock,
             Some(StopReason::Diverged) => RunEnd::Diverged,
@@ -430,6 +435,7 @@ pub fn demonstration(folder: &Path, machine: MachineConfig, host: Box<dyn Host>)
         host,
         denied: Vec::new(),
         disk_limit: u64::MAX,
+        max_processes: DEFAULT_MAX_PROCESSES,
         timeout: None,
         instruction_limit: None,
         interrupt: Arc::default(),

@@ -1,7 +1,7 @@
 //! Services of the system as a whole: information, time, locale, atoms, identifiers, power, and refusals.
 
 use crate::io::info::{Answer, Bytes};
-use crate::object::{Body, Handle};
+use crate::object::Handle;
 use crate::service::Call;
 use crate::services;
 use crate::status::Status;
@@ -208,44 +208,55 @@ fn kernel_modules(call: &Call<'_, '_>, extended: bool) -> Vec<u8> {
     }
 }
 
-/// SYSTEM_PROCESS_INFORMATION of the one process, with its threads, each in that many bytes.
+/// SYSTEM_PROCESS_INFORMATION of every process, with its threads, each in that many bytes.
 fn process_information(call: &Call<'_, '_>, buffer: u64, thread_size: usize) -> Vec<u8> {
     const HEAD: usize = 0x100;
-    let process = u64::from(call.kernel.system.process);
-    let threads: Vec<u32> = call
-        .kernel
-        .objects
-        .iter()
-        .filter_map(|(_, object)| match object.body {
-            Body::Thread { id, ended: false } => Some(id),
-            _ => None,
-        })
-        .collect();
-    let path = &call.kernel.process.dos_name;
-    let name = utf16_bytes(path.rsplit('\\').next().unwrap_or(path));
-    let at = buffer.wrapping_add((HEAD + thread_size * threads.len()) as u64);
-    let mut bytes = Bytes::default().u32s(&[0, threads.len() as u32]).0;
-    bytes.resize(0x38, 0);
-    bytes.extend(crate::object::support::unicode_string(name.len(), at));
-    // BasePriority, UniqueProcessId, parent, HandleCount, SessionId.
-    bytes.extend(Bytes::default().u32s(&[8, 0]).u64s(&[process, 0]).0);
-    bytes.extend([call.kernel.handles.len() as u32, call.kernel.system.session].map(u32::to_le_bytes).concat());
-    bytes.resize(HEAD, 0);
-    for thread in threads {
-        // Times, start address, client identifier, priorities, switches, state running.
-        let entry = Bytes::default().u64s(&[0, 0, 0, 0, 0, process, u64::from(thread)]).u32s(&[8, 8, 0, 2, 0, 0]);
-        let mut entry = entry.0;
-        if let Some(thread) = call.kernel.scheduler.threads.get(&thread) {
+    let kernel = &*call.kernel;
+    let live = kernel.live_processes();
+    let mut all = Vec::new();
+    for (index, &id) in live.iter().enumerate() {
+        let Some(process) = kernel.process_by_id(id) else { continue };
+        let threads: Vec<_> = kernel.scheduler.threads_of(id).collect();
+        let name = utf16_bytes(process.file_name());
+        let start = all.len();
+        let at = buffer.wrapping_add((start + HEAD + thread_size * threads.len()) as u64);
+        let mut bytes = Bytes::default().u32s(&[0, threads.len() as u32]).0;
+        bytes.resize(0x20, 0);
+        // CreateTime, UserTime, KernelTime.
+        let created = kernel.clock.boot_time().saturating_add_unsigned(process.created);
+        bytes.extend(Bytes::default().i64s(&[created, 0, 0]).0);
+        bytes.extend(crate::object::support::unicode_string(name.len(), at));
+        // BasePriority, UniqueProcessId, parent, HandleCount, SessionId.
+        bytes.extend(Bytes::default().u32s(&[8, 0]).u64s(&[u64::from(id), u64::from(process.parent)]).0);
+        let handles = if id == kernel.process.id {
+            kernel.handles.len()
+        } else {
+            kernel.others.get(&id).map_or(0, |state| state.handles.len())
+        };
+        bytes.extend([handles as u32, kernel.system.session].map(u32::to_le_bytes).concat());
+        bytes.resize(HEAD, 0);
+        for thread in threads {
+            // Times, start address, client identifier, priorities, switches, state running.
+            let client = [u64::from(id), u64::from(thread.id)];
+            let entry =
+                Bytes::default().u64s(&[0, 0, 0, 0, thread.start_address]).u64s(&client).u32s(&[8, 8, 0, 2, 0, 0]);
+            let mut entry = entry.0;
             // Behind the plain form: stack, start address, TEB.
             entry.resize(0x50, 0);
             entry.extend(Bytes::default().u64s(&[0, thread.stack, thread.start_address, thread.teb]).0);
+            entry.resize(thread_size, 0);
+            bytes.extend(entry);
         }
-        entry.resize(thread_size, 0);
-        bytes.extend(entry);
+        bytes.extend(name);
+        bytes.extend([0, 0]);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        if index + 1 < live.len() {
+            let next = bytes.len() as u32;
+            bytes[..4].copy_from_slice(&next.to_le_bytes());
+        }
+        all.extend(bytes);
     }
-    bytes.extend(name);
-    bytes.extend([0, 0]);
-    bytes
+    all
 }
 
 /// RTL_DYNAMIC_TIME_ZONE_INFORMATION: UTC all year, under the name of a zone that has no daylight saving.

@@ -52,13 +52,14 @@ grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package 
     rm -rf "$work/$name"
 done
 
-for name in hello services; do
-    if [ ! -f "$dir/$name.exe" ]; then
-        if command -v x86_64-w64-mingw32-gcc >/dev/null; then
-            x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lbcrypt -ladvapi32
-        else
-            echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): $name.exe not built" >&2
-            exit 1
-        fi
+for name in hello services processes; do
+    if [ "$dir/$name.exe" -nt "$here/$name.c" ]; then
+        continue
+    fi
+    if command -v x86_64-w64-mingw32-gcc >/dev/null; then
+        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lbcrypt -ladvapi32
+    else
+        echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): $name.exe not built" >&2
+        exit 1
     fi
 done

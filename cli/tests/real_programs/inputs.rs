@@ -272,3 +272,22 @@ pub fn archive(directory: &Path) {
     }
     fs::rename(directory.join("tree"), directory.join("original")).expect("folder");
 }
+
+/// A build of two steps, each of which starts a command.
+pub fn build(directory: &Path) {
+    let rules = "rule copy\n  command = cmd /c copy $in $out\nbuild b.txt: copy a.txt\nbuild c.txt: copy b.txt\n";
+    std::fs::write(directory.join("build.ninja"), rules).expect("input");
+    std::fs::write(directory.join("a.txt"), "copied twice\r\n").expect("input");
+}
+
+/// A project for cmake that starts a child while it is configured, and the ninja to build it.
+pub fn project(directory: &Path) {
+    let lists = "cmake_minimum_required(VERSION 3.20)
+project(example NONE)
+execute_process(COMMAND cmd /c echo hello OUTPUT_VARIABLE said OUTPUT_STRIP_TRAILING_WHITESPACE)
+message(STATUS \"the child says: ${said}\")
+add_custom_target(everything ALL COMMAND ${CMAKE_COMMAND} -E echo built)
+";
+    std::fs::write(directory.join("CMakeLists.txt"), lists).expect("input");
+    std::fs::copy(crate::programs().join("ninja.exe"), directory.join("ninja.exe")).expect("ninja.exe");
+}

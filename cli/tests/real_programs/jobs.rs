@@ -151,6 +151,17 @@ pub const JOBS: &[Job] = &[
         check: Check::Error,
         ..PLAIN
     },
+    Job { name: "processes", program: "processes.exe", ..PLAIN },
+    Job { name: "ninja-build", program: "ninja.exe", prepare: inputs::build, check: Check::File("c.txt"), ..PLAIN },
+    Job {
+        name: "cmake-configure",
+        program: "cmake/bin/cmake.exe",
+        arguments: &["-G", "Ninja", "-S", ".", "-B", "build", "-DCMAKE_MAKE_PROGRAM=D:/ninja.exe"],
+        prepare: inputs::project,
+        check: Check::By(configured),
+        engines: Engines::Translator,
+        ..PLAIN
+    },
     Job {
         name: "cmake-sha256sum",
         program: "cmake/bin/cmake.exe",
@@ -382,4 +393,12 @@ fn check_benchmark(_: &Path, output: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(output);
     let rows = text.lines().filter(|line| line.starts_with("18:") || line.starts_with("Avr:")).count();
     if rows == 2 && text.contains("Tot:") { Ok(()) } else { Err("no table of results".to_owned()) }
+}
+
+/// Whether cmake has told what its child printed, and written a build file.
+fn configured(directory: &Path, output: &[u8]) -> Result<(), String> {
+    let output = String::from_utf8_lossy(output);
+    let build = std::fs::read_to_string(directory.join("build/build.ninja")).map_err(|error| error.to_string())?;
+    let told = output.contains("-- the child says: hello") && output.contains("-- Generating done");
+    if told && build.contains("CUSTOM_COMMAND") { Ok(()) } else { Err("not configured".to_owned()) }
 }

@@ -4,6 +4,7 @@
 use super::file::FileKind;
 use super::host::StdStream;
 use super::info::Bytes;
+use super::pipe_services;
 use super::services::IoStatusPtr;
 use super::socket;
 use super::transfer::Completion;
@@ -18,9 +19,9 @@ services! { pub SERVICES;
     NtFsControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = fs_control;
     /// Device control codes.
     NtDeviceIoControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = device_control;
-    /// Cancels operations of the thread on a file; none is ever pending.
+    /// Cancels operations of the thread on a file.
     NtCancelIoFile(file: Handle, io_status: IoStatusPtr) = cancel;
-    /// Cancels one operation on a file; none is ever pending.
+    /// Cancels one operation on a file, or all.
     NtCancelIoFileEx(file: Handle, target: u64, io_status: IoStatusPtr) = cancel_ex;
     /// Cancels a thread's synchronous operation; none is ever pending.
     NtCancelSynchronousIoFile(thread: Handle, target: u64, io_status: IoStatusPtr) = cancel_synchronous;
@@ -34,14 +35,25 @@ fn fs_control(
     apc_context: u64,
     io_status: IoStatusPtr,
     code: u32,
-    _input: u64,
-    _input_length: u32,
+    input: u64,
+    input_length: u32,
     output: u64,
     output_length: u32,
-) -> Result<Status, Status> {
+) -> Result<Outcome, Status> {
     const PIPE_PEEK: u32 = 0x11_400C;
     const PIPE_CONNECTED: u32 = 3;
     let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let completion = Completion { event, apc, apc_context, io_status };
+    match call.kernel.file(id)?.kind {
+        FileKind::Pipe(_) => {
+            let (input, output) = ((input, input_length), (output, output_length));
+            return pipe_services::control(call, id, completion, code, input, output);
+        }
+        FileKind::PipeRoot => {
+            return pipe_services::root_control(call, id, completion, code, (input, input_length));
+        }
+        _ => {}
+    }
     let bytes = match (&call.kernel.file(id)?.kind, code) {
         (FileKind::Stream(StdStream::Input), PIPE_PEEK) => {
             // State, bytes, messages, length of the first message; what would be read is not told.
@@ -56,8 +68,8 @@ fn fs_control(
         return Err(Status::BUFFER_TOO_SMALL);
     }
     call.write_user(output, &bytes)?;
-    Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, bytes.len() as u64)?;
-    Ok(Status::SUCCESS)
+    completion.finish(call, id, Status::SUCCESS, bytes.len() as u64)?;
+    Ok(Outcome::Return(Status::SUCCESS))
 }
 
 /// Control codes of files and directories.
@@ -130,13 +142,18 @@ fn device_control(
 }
 
 fn cancel(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<(), Status> {
-    call.object(handle, Some(ObjectType::File), 0)?;
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let thread = call.thread;
+    call.kernel.cancel_pending(id, Some(thread), 0);
     call.write_io_status(io_status, Status::SUCCESS, 0)
 }
 
-fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, _target: u64, _io_status: IoStatusPtr) -> Result<(), Status> {
-    call.object(handle, Some(ObjectType::File), 0)?;
-    Err(Status::NOT_FOUND)
+fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, target: u64, io_status: IoStatusPtr) -> Result<(), Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    if !call.kernel.cancel_pending(id, None, target) {
+        return Err(Status::NOT_FOUND);
+    }
+    call.write_io_status(io_status, Status::SUCCESS, 0)
 }
 
 fn cancel_synchronous(

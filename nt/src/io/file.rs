@@ -5,6 +5,7 @@ use std::io::{Seek as _, SeekFrom};
 
 use super::directory::Enumeration;
 use super::host::StdStream;
+use super::pipe::PipeEnd;
 use super::socket::Socket;
 use super::volume::Directory;
 use crate::object::ObjectId;
@@ -42,6 +43,10 @@ pub enum FileKind {
     Random,
     /// The null device.
     Null,
+    /// An end of a pipe.
+    Pipe(PipeEnd),
+    /// The device that pipes are made on.
+    PipeRoot,
 }
 
 /// An open file.
@@ -63,6 +68,8 @@ pub struct FileObject {
     pub completion: Option<(ObjectId, u64)>,
     /// FILE_IO_COMPLETION_NOTIFICATION_INFORMATION.Flags.
     pub completion_flags: u32,
+    /// Operations that have not ended.
+    pub pending: u32,
     /// The file system's record of everyone who has this file open, and this opening's number in it.
     pub(super) opening: Option<(u64, u64)>,
     /// FILE_DELETE_ON_CLOSE, or a POSIX delete asked for through this object.
@@ -104,6 +111,7 @@ impl FileObject {
             device: device.to_owned(),
             completion: None,
             completion_flags: 0,
+            pending: 0,
             opening: None,
             delete_on_close: false,
         }
@@ -167,7 +175,7 @@ impl FileObject {
         match self.kind {
             FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Redirected(_) => 0x7,
             // A terminal is a pipe to the guest: no console calls.
-            FileKind::Stream(_) | FileKind::Socket(_) => 0x11,
+            FileKind::Stream(_) | FileKind::Socket(_) | FileKind::Pipe(_) | FileKind::PipeRoot => 0x11,
             FileKind::Null => 0x15,
             // FILE_DEVICE_KSEC.
             FileKind::Random => 0x39,

@@ -11,6 +11,8 @@ pub mod filesystem;
 pub mod host;
 pub mod info;
 pub mod path;
+pub mod pipe;
+pub mod pipe_services;
 pub mod services;
 pub mod socket;
 pub mod transfer;

@@ -3,11 +3,15 @@
 
 use super::directory::{EntryLayout, fill};
 use super::file::{self, FileKind, FileObject};
-use super::filesystem::{CreateRequest, CreateResult, NewTimes, options};
+use super::filesystem::{CreateRequest, CreateResult, FileSystem, NewTimes, options};
 use super::info::{self, Answer, Bytes};
 use super::path::NtPath;
+use super::pipe::PipeEnd;
+use super::pipe_services;
 use super::transfer::Completion;
+use super::volume::Found;
 use crate::kernel::Kernel;
+use crate::memory::section::SectionFile;
 use crate::object::support::{AttributesPtr, name_of, read_information};
 use crate::object::{Body, Device, Handle, ObjectId, ObjectType};
 use crate::service::Call;
@@ -46,6 +50,8 @@ services! { pub SERVICES;
 enum Target {
     Volume(usize, NtPath),
     Device(FileKind, String),
+    /// A pipe by its name, or by a server's end.
+    Pipe(String, Option<PipeEnd>),
 }
 
 /// Follows the name of a file, absolute or relative to an open directory.
@@ -80,12 +86,41 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
         },
         (Device::Sockets, _) => Ok(Target::Device(FileKind::Socket(Box::default()), path)),
         (Device::Random, None | Some("")) => Ok(Target::Device(FileKind::Random, path)),
+        (Device::NamedPipe, None | Some("")) => Ok(Target::Device(FileKind::PipeRoot, path)),
+        (Device::NamedPipe, Some(rest)) => Ok(Target::Pipe(rest.to_owned(), None)),
         (Device::Registry, _) => Err(Status::OBJECT_TYPE_MISMATCH),
         _ => Err(Status::OBJECT_NAME_NOT_FOUND),
     }
 }
 
+/// The name of a pipe to be made: what follows the device, empty for one without a name.
+pub(super) fn locate_pipe(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<String, Status> {
+    match locate(call, attributes)? {
+        Target::Pipe(name, None) => Ok(name),
+        _ => Err(Status::OBJECT_NAME_INVALID),
+    }
+}
+
+/// Opens a file by its name to make a section of it.
+pub fn open_section_file(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<SectionFile, Status> {
+    let Target::Volume(volume, path) = locate(call, attributes)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    let files = &call.kernel.files;
+    let volumes = files.volumes();
+    let found = volumes.get(volume).ok_or(Status::OBJECT_PATH_NOT_FOUND)?.lookup(&path.parts)?;
+    let Found::File(mut node) = found else { return Err(Status::FILE_IS_A_DIRECTORY) };
+    let file = volumes[volume].open_file(&mut node, false)?;
+    let name = format!("{}{}", FileSystem::device_name(volume), NtPath::display(&node.path()));
+    Ok(SectionFile { file, name })
+}
+
 fn relative(file: &FileObject, name: &str) -> Result<Target, Status> {
+    match file.kind {
+        FileKind::Pipe(end) if name.is_empty() => {
+            return Ok(Target::Pipe(file.name.trim_start_matches('\\').to_owned(), Some(end)));
+        }
+        FileKind::PipeRoot => return Ok(Target::Pipe(name.to_owned(), None)),
+        _ => {}
+    }
     if name.starts_with('\\') {
         return Err(Status::INVALID_PARAMETER);
     }
@@ -109,7 +144,7 @@ fn locate_path(call: &mut Call<'_, '_>, attributes: AttributesPtr) -> Result<(us
     let attributes = attributes.read_attributes(call)?;
     match locate(call, &attributes)? {
         Target::Volume(volume, path) => Ok((volume, path)),
-        Target::Device(..) => Err(Status::INVALID_DEVICE_REQUEST),
+        Target::Device(..) | Target::Pipe(..) => Err(Status::INVALID_DEVICE_REQUEST),
     }
 }
 
@@ -143,6 +178,11 @@ fn open(
             options: wish.options,
         })?,
         Target::Device(..) if wish.options & options::DIRECTORY_FILE != 0 => return Err(Status::NOT_A_DIRECTORY),
+        Target::Pipe(name, server) => {
+            let mut end = pipe_services::connect(call, &name, server, access)?;
+            end.options = wish.options;
+            (end, CreateResult::Opened)
+        }
         Target::Device(kind, name) => (FileObject::device(kind, &name, access, wish.options), CreateResult::Opened),
     };
     let body = Body::File(Box::new(object));
@@ -253,6 +293,9 @@ fn query_information(
         return Err(Status::INVALID_INFO_CLASS);
     }
     let id = call.object(handle, Some(ObjectType::File), 0)?;
+    if let Some(facts) = pipe_services::query(call.kernel, id, class) {
+        return answer(call, io_status, UserBuffer::new(buffer, u64::from(length)), &facts?);
+    }
     let file = call.kernel.file(id)?;
     let answer_bytes = match class {
         // FileIoCompletionNotificationInformation.
@@ -393,7 +436,8 @@ fn set_information(
         // FilePipeInformation: read mode and completion mode of a stream are what they are.
         0x17 => {
             read_information::<[u32; 2]>(call, buffer)?;
-            if !matches!(call.kernel.file(id)?.kind, FileKind::Stream(_)) {
+            let set = pipe_services::set_modes(call, id, buffer)?;
+            if !set && !matches!(call.kernel.file(id)?.kind, FileKind::Stream(_)) {
                 return Err(Status::OBJECT_TYPE_MISMATCH);
             }
         }
@@ -460,7 +504,7 @@ fn rename(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(
         let attributes = ObjectAttributes { root_directory: root, name: Some(units), ..Default::default() };
         match locate(call, &attributes)? {
             Target::Volume(volume, path) => (volume, path),
-            Target::Device(..) => return Err(Status::NOT_SAME_DEVICE),
+            Target::Device(..) | Target::Pipe(..) => return Err(Status::NOT_SAME_DEVICE),
         }
     };
     if volume != own_volume {

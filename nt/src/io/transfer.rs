@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use super::file::{self, FileKind};
+use super::pipe_services;
 use super::services::IoStatusPtr;
 use super::status_of_io;
 use crate::object::{Body, CompletionPacket, Handle, ObjectId, ObjectType};
@@ -117,6 +118,7 @@ enum Source {
     Disk,
     Stream(super::StdStream),
     Null,
+    Pipe,
 }
 
 fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
@@ -124,8 +126,11 @@ fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
         FileKind::Disk { .. } | FileKind::Redirected(_) => Ok(Source::Disk),
         FileKind::Stream(stream) => Ok(Source::Stream(*stream)),
         FileKind::Null => Ok(Source::Null),
+        FileKind::Pipe(_) => Ok(Source::Pipe),
         FileKind::Socket(_) => Err(Status::INVALID_CONNECTION),
-        FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Random => Err(Status::INVALID_DEVICE_REQUEST),
+        FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::PipeRoot | FileKind::Random => {
+            Err(Status::INVALID_DEVICE_REQUEST)
+        }
     }
 }
 
@@ -158,6 +163,9 @@ fn read_file(
         Source::Stream(super::StdStream::Input) => return Ok(read_input(call, id, completion, buffer, length)),
         Source::Stream(_) => return Err(Status::ACCESS_DENIED),
         Source::Null => (0, Status::END_OF_FILE),
+        Source::Pipe => {
+            return pipe_services::read(call, id, completion, buffer, length as u32);
+        }
     };
     let status = if total == 0 && length > 0 { end } else { Status::SUCCESS };
     if status.is_error() && !call.kernel.file(id)?.is_synchronous() {
@@ -226,7 +234,7 @@ fn write_file(
     length: u32,
     offset: UserPtr<i64>,
     _key: UserPtr<u32>,
-) -> Result<Status, Status> {
+) -> Result<Outcome, Status> {
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let access = call.kernel.handles.get(handle)?.access;
     if access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
@@ -264,11 +272,15 @@ fn write_file(
         Source::Stream(stream) => for_each_chunk(call, buffer, length, |call, _, data| {
             call.kernel.host.write(stream, data).map_err(|error| status_of_io(&error))
         })?,
+        Source::Pipe => {
+            let completion = Completion { event, apc, apc_context, io_status };
+            return pipe_services::write(call, id, completion, buffer, length);
+        }
         // Even what goes nowhere is read.
         Source::Null => for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?,
     }
     Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, u64::from(length))?;
-    Ok(Status::SUCCESS)
+    Ok(Outcome::Return(Status::SUCCESS))
 }
 
 /// Hands the caller's buffer over in pieces.
@@ -288,16 +300,20 @@ fn for_each_chunk<'a, 'm>(
     Ok(())
 }
 
-fn flush_buffers(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<(), Status> {
+fn flush_buffers(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<Outcome, Status> {
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let file = call.kernel.file(id)?;
     if file.access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
         return Err(Status::ACCESS_DENIED);
     }
+    if matches!(file.kind, FileKind::Pipe(_)) {
+        return pipe_services::flush(call, id, io_status);
+    }
     if let Some(host) = file.host_file() {
         host.sync_data().map_err(|error| status_of_io(&error))?;
     }
-    call.write_io_status(io_status, Status::SUCCESS, 0)
+    call.write_io_status(io_status, Status::SUCCESS, 0)?;
+    Ok(Outcome::Return(Status::SUCCESS))
 }
 
 fn flush_buffers_ex(
@@ -307,7 +323,7 @@ fn flush_buffers_ex(
     _parameters: u64,
     _length: u32,
     io_status: IoStatusPtr,
-) -> Result<(), Status> {
+) -> Result<Outcome, Status> {
     flush_buffers(call, handle, io_status)
 }
 

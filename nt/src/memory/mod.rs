@@ -47,13 +47,11 @@ pub enum FaultResolution {
     AccessViolation,
 }
 
-/// The process's virtual memory as NT accounts for it.
+/// One process's virtual memory as NT accounts for it.
 #[derive(Debug, Default)]
 pub struct MemoryManager {
     /// Allocations.
     pub vads: VadTree,
-    sections: std::collections::BTreeMap<u64, Arc<Section>>,
-    next_section: u64,
 }
 
 impl MemoryManager {
@@ -197,6 +195,20 @@ impl MemoryManager {
         committed
     }
 
+    /// Shows frames that other processes see too, where the kernel wants them.
+    pub fn map_kernel_frames(
+        &mut self,
+        space: &mut AddressSpace,
+        start: u64,
+        frames: &Arc<lstar_runtime::Frames>,
+        protection: PageProtection,
+    ) -> Result<(), Status> {
+        let range = start..start + frames.size();
+        self.vads.insert(range.clone(), Backing::KernelFrames(Arc::clone(frames)), protection)?;
+        let Some((start, vad)) = self.vads.find_mut(start) else { return Err(Status::NO_MEMORY) };
+        vad.commit(space, start, range, protection)
+    }
+
     /// Reserves a stack and commits its upper end; what lies below a guard page follows on demand. Returns the range
     /// that is reserved and the first StackLimit.
     pub fn allocate_stack(
@@ -235,21 +247,30 @@ impl MemoryManager {
         // Nothing else to do when it is gone already: the guest may have freed it itself.
         let _ = self.vads.remove(space, start);
     }
+}
 
-    /// Keeps a section and returns its number, which the section object carries.
-    pub fn add_section(&mut self, section: Section) -> u64 {
-        self.next_section += 1;
-        self.sections.insert(self.next_section, Arc::new(section));
-        self.next_section
+/// Sections by number, which section objects carry.
+#[derive(Debug, Default)]
+pub struct SectionTable {
+    sections: std::collections::BTreeMap<u64, Arc<Section>>,
+    next: u64,
+}
+
+impl SectionTable {
+    /// Keeps a section and returns its number.
+    pub fn add(&mut self, section: Section) -> u64 {
+        self.next += 1;
+        self.sections.insert(self.next, Arc::new(section));
+        self.next
     }
 
     /// The section with a number.
-    pub fn section(&self, number: u64) -> Result<Arc<Section>, Status> {
+    pub fn get(&self, number: u64) -> Result<Arc<Section>, Status> {
         self.sections.get(&number).cloned().ok_or(Status::INVALID_HANDLE)
     }
 
     /// Forgets a section whose object is gone; views keep it alive.
-    pub fn remove_section(&mut self, number: u64) {
+    pub fn remove(&mut self, number: u64) {
         self.sections.remove(&number);
     }
 }

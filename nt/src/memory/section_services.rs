@@ -12,6 +12,7 @@ use super::vad::Placement;
 use super::view::ViewRequest;
 use crate::io::FileObject;
 use crate::object::{Body, ObjectType};
+use crate::process::access;
 use crate::service::{Call, Handle};
 use crate::status::Status;
 use crate::strings::RawObjectAttributes;
@@ -52,7 +53,7 @@ impl Call<'_, '_> {
         let kernel = &self.kernel;
         let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::Section), access)?;
         match kernel.objects.body(object)? {
-            Body::Section(number) => kernel.memory.section(*number),
+            Body::Section(number) => kernel.sections.get(*number),
             _ => Err(Status::OBJECT_TYPE_MISMATCH),
         }
     }
@@ -132,10 +133,10 @@ fn nt_create_section(
             Section::of_file(call.vcpu.memory, file, size, protection, allocation_attributes)?
         }
     };
-    let number = call.kernel.memory.add_section(section);
+    let number = call.kernel.sections.add(section);
     let status = call.create_object(handle, access, attributes, Body::Section(number));
     if status != Ok(Status::SUCCESS) {
-        call.kernel.memory.remove_section(number);
+        call.kernel.sections.remove(number);
     }
     status
 }
@@ -233,7 +234,7 @@ fn map_view(
     allocation_type: u32,
     protect: u32,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     let protection = PageProtection::from_raw(protect)?;
     let section = call.section(section, view_access(protection))?;
     let wanted = Some(base.read(call)?).filter(|&base| base != 0);
@@ -245,17 +246,19 @@ fn map_view(
         return Err(Status::MAPPED_ALIGNMENT);
     }
     let placement = Placement { top_down: allocation_type & MEM_TOP_DOWN != 0, ..placement };
-    let memory = &mut call.kernel.memory;
-    let (address, mapped, status) = if section.image().is_some() {
-        memory.map_image(call.vcpu.memory, &section, wanted, placement)?
-    } else {
-        if !protection.is_compatible_with(section.protection) {
-            return Err(Status::SECTION_PROTECTION);
+    let (address, mapped, status) = call.attached(target, |call| {
+        let memory = &mut call.kernel.memory;
+        if section.image().is_some() {
+            memory.map_image(call.vcpu.memory, &section, wanted, placement)
+        } else {
+            if !protection.is_compatible_with(section.protection) {
+                return Err(Status::SECTION_PROTECTION);
+            }
+            let request = ViewRequest { base: wanted, placement, offset: start, size, protection, replace_placeholder };
+            let (address, mapped) = memory.map_data(call.vcpu.memory, &section, request)?;
+            Ok((address, mapped, Status::SUCCESS))
         }
-        let request = ViewRequest { base: wanted, placement, offset: start, size, protection, replace_placeholder };
-        let (address, mapped) = memory.map_data(call.vcpu.memory, &section, request)?;
-        (address, mapped, Status::SUCCESS)
-    };
+    })?;
     base.write(call, address)?;
     view_size.write(call, mapped)?;
     Ok(status)
@@ -271,11 +274,12 @@ fn nt_unmap_view_of_section_ex(
     address: u64,
     flags: u32,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     if flags & !(MEM_PRESERVE_PLACEHOLDER | 1) != 0 {
         return Err(Status::INVALID_PARAMETER_3);
     }
-    call.kernel.memory.unmap_view(call.vcpu.memory, address, flags & MEM_PRESERVE_PLACEHOLDER != 0)?;
+    let preserve = flags & MEM_PRESERVE_PLACEHOLDER != 0;
+    call.attached(target, |call| call.kernel.memory.unmap_view(call.vcpu.memory, address, preserve))?;
     Ok(Status::SUCCESS)
 }
 

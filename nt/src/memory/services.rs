@@ -6,6 +6,7 @@ use super::protection::PageProtection;
 use super::vad::{Backing, Placement, page_range};
 use super::{ALLOCATION_GRANULARITY, HIGHEST_USER_ADDRESS, LOWEST_USER_ADDRESS};
 use crate::object::Handle;
+use crate::process::{ProcessId, access};
 use crate::service::Call;
 use crate::status::Status;
 use crate::strings::UnicodeString;
@@ -194,7 +195,7 @@ fn allocate(
         | MEM_WRITE_WATCH
         | MEM_PHYSICAL
         | MEM_LARGE_PAGES;
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     let reset = allocation_type & (MEM_RESET | MEM_RESET_UNDO);
     let what = allocation_type & (MEM_COMMIT | MEM_RESERVE | MEM_RESET | MEM_RESET_UNDO);
     if allocation_type & !KNOWN != 0 || what == 0 || reset != 0 && (reset != what || !reset.is_power_of_two()) {
@@ -215,72 +216,75 @@ fn allocate(
         return Err(Status::INVALID_PARAMETER_4);
     }
 
-    let memory = &mut call.kernel.memory;
-    let space = &mut *call.vcpu.memory;
-    let placeholder = allocation_type & MEM_RESERVE_PLACEHOLDER != 0;
-    let (start, range) = if allocation_type & MEM_RESERVE != 0 || address == 0 {
-        if reset != 0 {
-            return Err(Status::CONFLICTING_ADDRESSES);
-        }
-        let placement = Placement { top_down: allocation_type & MEM_TOP_DOWN != 0, ..placement };
-        let replace = allocation_type & MEM_REPLACE_PLACEHOLDER != 0;
-        let granularity = if replace { PAGE_SIZE } else { ALLOCATION_GRANULARITY };
-        let range = if address == 0 {
-            let bytes = page_range(0, length).ok_or(Status::NO_MEMORY)?.end;
-            let start = memory.vads.find_free(bytes, placement).ok_or(Status::NO_MEMORY)?;
-            start..start + bytes
-        } else {
-            let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
-            address & !(granularity - 1)..range.end
-        };
-        if range.start < LOWEST_USER_ADDRESS {
-            return Err(Status::CONFLICTING_ADDRESSES);
-        }
-        if replace {
-            memory.take_placeholder(space, &range)?;
-        }
-        if protection.is_copy() {
-            return Err(Status::INVALID_PAGE_PROTECTION);
-        }
-        let backing = if placeholder { Backing::Placeholder } else { Backing::Private };
-        memory.vads.insert(range.clone(), backing, protection)?;
-        if allocation_type & MEM_WRITE_WATCH != 0
-            && let Some((_, vad)) = memory.vads.find_mut(range.start)
-        {
-            vad.written = Some(rangemap::RangeSet::new());
-        }
-        (range.start, range)
-    } else {
-        let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
-        let (start, vad) = memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
-        match &vad.backing {
-            Backing::Private | Backing::Stack { .. } if protection.is_copy() => {
+    let range = call.attached(target, |call| {
+        let memory = &mut call.kernel.memory;
+        let space = &mut *call.vcpu.memory;
+        let placeholder = allocation_type & MEM_RESERVE_PLACEHOLDER != 0;
+        let (start, range) = if allocation_type & MEM_RESERVE != 0 || address == 0 {
+            if reset != 0 {
+                return Err(Status::CONFLICTING_ADDRESSES);
+            }
+            let placement = Placement { top_down: allocation_type & MEM_TOP_DOWN != 0, ..placement };
+            let replace = allocation_type & MEM_REPLACE_PLACEHOLDER != 0;
+            let granularity = if replace { PAGE_SIZE } else { ALLOCATION_GRANULARITY };
+            let range = if address == 0 {
+                let bytes = page_range(0, length).ok_or(Status::NO_MEMORY)?.end;
+                let start = memory.vads.find_free(bytes, placement).ok_or(Status::NO_MEMORY)?;
+                start..start + bytes
+            } else {
+                let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
+                address & !(granularity - 1)..range.end
+            };
+            if range.start < LOWEST_USER_ADDRESS {
+                return Err(Status::CONFLICTING_ADDRESSES);
+            }
+            if replace {
+                memory.take_placeholder(space, &range)?;
+            }
+            if protection.is_copy() {
                 return Err(Status::INVALID_PAGE_PROTECTION);
             }
-            Backing::Private | Backing::Stack { .. } => {}
-            Backing::View { section, .. } if section.file.is_some() => return Err(Status::ALREADY_COMMITTED),
-            Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
-                return Err(Status::SECTION_PROTECTION);
+            let backing = if placeholder { Backing::Placeholder } else { Backing::Private };
+            memory.vads.insert(range.clone(), backing, protection)?;
+            if allocation_type & MEM_WRITE_WATCH != 0
+                && let Some((_, vad)) = memory.vads.find_mut(range.start)
+            {
+                vad.written = Some(rangemap::RangeSet::new());
             }
-            Backing::View { section, offset, .. } if allocation_type & MEM_COMMIT != 0 => {
-                section.commit(offset + (range.start - start)..offset + (range.end - start));
+            (range.start, range)
+        } else {
+            let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_4)?;
+            let (start, vad) = memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
+            match &vad.backing {
+                Backing::Private | Backing::Stack { .. } if protection.is_copy() => {
+                    return Err(Status::INVALID_PAGE_PROTECTION);
+                }
+                Backing::Private | Backing::Stack { .. } => {}
+                Backing::View { section, .. } if section.file.is_some() => return Err(Status::ALREADY_COMMITTED),
+                Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
+                    return Err(Status::SECTION_PROTECTION);
+                }
+                Backing::View { section, offset, .. } if allocation_type & MEM_COMMIT != 0 => {
+                    section.commit(offset + (range.start - start)..offset + (range.end - start));
+                }
+                Backing::View { .. } => {}
+                Backing::Image(_) | Backing::KernelFrames(_) => return Err(Status::ALREADY_COMMITTED),
+                Backing::Placeholder => return Err(Status::CONFLICTING_ADDRESSES),
             }
-            Backing::View { .. } => {}
-            Backing::Image(_) => return Err(Status::ALREADY_COMMITTED),
-            Backing::Placeholder => return Err(Status::CONFLICTING_ADDRESSES),
+            (start, range)
+        };
+        if allocation_type & MEM_COMMIT != 0 {
+            let fresh = start == range.start && allocation_type & MEM_RESERVE != 0 || address == 0;
+            let Some((start, vad)) = memory.vads.find_mut(start) else { return Err(Status::NO_MEMORY) };
+            if let Err(status) = vad.commit(space, start, range.clone(), protection) {
+                if fresh {
+                    memory.vads.remove(space, start)?;
+                }
+                return Err(status);
+            }
         }
-        (start, range)
-    };
-    if allocation_type & MEM_COMMIT != 0 {
-        let fresh = start == range.start && allocation_type & MEM_RESERVE != 0 || address == 0;
-        let Some((start, vad)) = memory.vads.find_mut(start) else { return Err(Status::NO_MEMORY) };
-        if let Err(status) = vad.commit(space, start, range.clone(), protection) {
-            if fresh {
-                memory.vads.remove(space, start)?;
-            }
-            return Err(status);
-        }
-    }
+        Ok(range)
+    })?;
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;
     Ok(Status::SUCCESS)
@@ -293,38 +297,41 @@ fn nt_free_virtual_memory(
     size: UserPtr<u64>,
     free_type: u32,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     let (address, length) = (base.read(call)?, size.read(call)?);
-    let memory = &mut call.kernel.memory;
-    let space = &mut *call.vcpu.memory;
-    let (start, vad) = memory.vads.find_mut(address).ok_or(Status::MEMORY_NOT_ALLOCATED)?;
-    match vad.backing {
-        Backing::Private | Backing::Placeholder | Backing::Stack { .. } => {}
-        _ => return Err(Status::UNABLE_TO_DELETE_SECTION),
-    }
-    let range = if length == 0 {
-        if address & !(PAGE_SIZE - 1) != start {
-            return Err(Status::FREE_VM_NOT_AT_BASE);
+    let range = call.attached(target, |call| {
+        let memory = &mut call.kernel.memory;
+        let space = &mut *call.vcpu.memory;
+        let (start, vad) = memory.vads.find_mut(address).ok_or(Status::MEMORY_NOT_ALLOCATED)?;
+        match vad.backing {
+            Backing::Private | Backing::Placeholder | Backing::Stack { .. } => {}
+            _ => return Err(Status::UNABLE_TO_DELETE_SECTION),
         }
-        start..vad.end
-    } else {
-        page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?
-    };
-    match free_type {
-        MEM_DECOMMIT if range.end > vad.end => return Err(Status::UNABLE_TO_FREE_VM),
-        MEM_DECOMMIT => vad.decommit(space, range.clone())?,
-        f if f == MEM_RELEASE | MEM_COALESCE_PLACEHOLDERS => memory.vads.coalesce(range.clone())?,
-        f if f == MEM_RELEASE | MEM_PRESERVE_PLACEHOLDER => {
-            if range.end > vad.end {
-                return Err(Status::UNABLE_TO_FREE_VM);
+        let range = if length == 0 {
+            if address & !(PAGE_SIZE - 1) != start {
+                return Err(Status::FREE_VM_NOT_AT_BASE);
             }
-            memory.vads.remove_range(space, range.clone())?;
-            memory.vads.insert(range.clone(), Backing::Placeholder, PageProtection::NOACCESS)?;
+            start..vad.end
+        } else {
+            page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?
+        };
+        match free_type {
+            MEM_DECOMMIT if range.end > vad.end => return Err(Status::UNABLE_TO_FREE_VM),
+            MEM_DECOMMIT => vad.decommit(space, range.clone())?,
+            f if f == MEM_RELEASE | MEM_COALESCE_PLACEHOLDERS => memory.vads.coalesce(range.clone())?,
+            f if f == MEM_RELEASE | MEM_PRESERVE_PLACEHOLDER => {
+                if range.end > vad.end {
+                    return Err(Status::UNABLE_TO_FREE_VM);
+                }
+                memory.vads.remove_range(space, range.clone())?;
+                memory.vads.insert(range.clone(), Backing::Placeholder, PageProtection::NOACCESS)?;
+            }
+            MEM_RELEASE if range.end > vad.end => return Err(Status::UNABLE_TO_FREE_VM),
+            MEM_RELEASE => memory.vads.remove_range(space, range.clone())?,
+            _ => return Err(Status::INVALID_PARAMETER_4),
         }
-        MEM_RELEASE if range.end > vad.end => return Err(Status::UNABLE_TO_FREE_VM),
-        MEM_RELEASE => memory.vads.remove_range(space, range.clone())?,
-        _ => return Err(Status::INVALID_PARAMETER_4),
-    }
+        Ok(range)
+    })?;
     base.write(call, range.start)?;
     // Decommitting "all" tells no size.
     let told = if length == 0 && free_type == MEM_DECOMMIT { 0 } else { range.end - range.start };
@@ -340,7 +347,7 @@ fn nt_protect_virtual_memory(
     protect: u32,
     old_protect: UserPtr<u32>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     let protection = PageProtection::from_raw(protect)?;
     let (address, length) = (base.read(call)?, size.read(call)?);
     // The old protection must be writable before anything changes.
@@ -350,17 +357,19 @@ fn nt_protect_virtual_memory(
         return Err(Status::INVALID_PARAMETER_3);
     }
     let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
-    call.kernel.memory.adopt_commits(call.vcpu.memory, range.start);
-    let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
-    match &vad.backing {
-        Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
-            return Err(Status::SECTION_PROTECTION);
+    let old = call.attached(target, |call| {
+        call.kernel.memory.adopt_commits(call.vcpu.memory, range.start);
+        let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
+        match &vad.backing {
+            Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
+                return Err(Status::SECTION_PROTECTION);
+            }
+            Backing::View { .. } | Backing::Image(_) => {}
+            _ if protection.is_copy() => return Err(Status::INVALID_PAGE_PROTECTION),
+            _ => {}
         }
-        Backing::View { .. } | Backing::Image(_) => {}
-        _ if protection.is_copy() => return Err(Status::INVALID_PAGE_PROTECTION),
-        _ => {}
-    }
-    let old = vad.protect(call.vcpu.memory, range.clone(), protection)?;
+        vad.protect(call.vcpu.memory, range.clone(), protection)
+    })?;
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;
     old_protect.write(call, old.raw())?;
@@ -406,17 +415,21 @@ fn nt_query_virtual_memory(
     length: u64,
     returned: UserPtr<u64>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::QUERY_LIMITED_INFORMATION)?;
     let output = UserBuffer::new(buffer.address(), length);
     let written = match class {
         class::BASIC => {
-            call.kernel.memory.adopt_commits(call.vcpu.memory, address);
-            let information = call.kernel.memory.query_basic(address)?;
+            let information = call.attached(target, |call| {
+                call.kernel.memory.adopt_commits(call.vcpu.memory, address);
+                call.kernel.memory.query_basic(address)
+            })?;
             u64::from(output.write_struct(call, &information)?)
         }
         class::MAPPED_FILENAME => {
-            let (_, section) = call.kernel.memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
-            let name = section.file.as_ref().map(|file| file.name.clone()).ok_or(Status::FILE_INVALID)?;
+            let name = call.attached(target, |call| {
+                let (_, section) = call.kernel.memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
+                section.file.as_ref().map(|file| file.name.clone()).ok_or(Status::FILE_INVALID)
+            })?;
             let text = crate::strings::utf16_bytes(&name);
             let needed = (UnicodeString::SIZE + text.len() + 2) as u64;
             if length < needed {
@@ -439,17 +452,19 @@ fn nt_query_virtual_memory(
             needed
         }
         class::REGION => {
-            let memory = &call.kernel.memory;
-            let (start, vad) = memory.vads.find(address).ok_or(Status::INVALID_ADDRESS)?;
-            let commit_size = vad.pages.iter().map(|(range, _)| range.end - range.start).sum();
-            let information = RegionInformation {
-                allocation_base: start,
-                allocation_protect: vad.protection.raw(),
-                // The flags say how a view was made beyond the ordinary; none is.
-                region_type: 0,
-                region_size: vad.end - start,
-                commit_size,
-            };
+            let information = call.attached(target, |call| {
+                let memory = &call.kernel.memory;
+                let (start, vad) = memory.vads.find(address).ok_or(Status::INVALID_ADDRESS)?;
+                let commit_size = vad.pages.iter().map(|(range, _)| range.end - range.start).sum();
+                Ok(RegionInformation {
+                    allocation_base: start,
+                    allocation_protect: vad.protection.raw(),
+                    // The flags say how a view was made beyond the ordinary; none is.
+                    region_type: 0,
+                    region_size: vad.end - start,
+                    commit_size,
+                })
+            })?;
             // Older callers know the structure without its last fields.
             const SHORTEST: u64 = 0x18;
             if length < SHORTEST {
@@ -461,14 +476,16 @@ fn nt_query_virtual_memory(
             told as u64
         }
         class::IMAGE => {
-            let memory = &call.kernel.memory;
-            let (start, section) = memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
-            let size = section.image().map_or(0, |headers| u64::from(headers.size));
-            let image_base = if size == 0 { 0 } else { start };
-            let information = ImageInformation { image_base, size_of_image: size, image_flags: 0 };
+            let information = call.attached(target, |call| {
+                let memory = &call.kernel.memory;
+                let (start, section) = memory.section_at(address).ok_or(Status::INVALID_ADDRESS)?;
+                let size = section.image().map_or(0, |headers| u64::from(headers.size));
+                let image_base = if size == 0 { 0 } else { start };
+                Ok(ImageInformation { image_base, size_of_image: size, image_flags: 0 })
+            })?;
             u64::from(output.write_struct(call, &information)?)
         }
-        class::WORKING_SET_EX => return query_working_set(call, output, returned),
+        class::WORKING_SET_EX => return query_working_set(call, target, output, returned),
         class::WINE_UNIX_FUNCS => u64::from(crate::wine::query_unix_functions(call, address, output)?),
         _ => return Err(Status::INVALID_INFO_CLASS),
     };
@@ -485,7 +502,12 @@ crate::guest_struct! {
 }
 
 /// Every committed page is resident, with one sharer.
-fn query_working_set(call: &mut Call<'_, '_>, buffer: UserBuffer, returned: UserPtr<u64>) -> Result<Status, Status> {
+fn query_working_set(
+    call: &mut Call<'_, '_>,
+    target: ProcessId,
+    buffer: UserBuffer,
+    returned: UserPtr<u64>,
+) -> Result<Status, Status> {
     let size = WorkingSetExInformation::SIZE as u64;
     if buffer.length < size {
         return Err(Status::INFO_LENGTH_MISMATCH);
@@ -494,7 +516,8 @@ fn query_working_set(call: &mut Call<'_, '_>, buffer: UserBuffer, returned: User
     for index in 0..buffer.length / size {
         let entry = entries.element(index).read(call)?;
         let page = entry.address & !(PAGE_SIZE - 1);
-        let protection = call.kernel.memory.vads.find(page).and_then(|(_, vad)| vad.run_at(page).1);
+        let protection = call
+            .attached(target, |call| Ok(call.kernel.memory.vads.find(page).and_then(|(_, vad)| vad.run_at(page).1)))?;
         // Valid, ShareCount 1, Win32Protection.
         let attributes = protection.map_or(0, |p| 1 | 1 << 1 | u64::from(p.raw() & 0x7FF) << 4);
         entries.element(index).write(call, WorkingSetExInformation { attributes, ..entry })?;
@@ -503,15 +526,22 @@ fn query_working_set(call: &mut Call<'_, '_>, buffer: UserBuffer, returned: User
     Ok(Status::SUCCESS)
 }
 
-/// Copies in pieces, so that what was copied before a fault is known.
-fn copy(call: &mut Call<'_, '_>, source: u64, target: u64, size: u64, copied: UserPtr<u64>) -> Result<Status, Status> {
+/// Copies in pieces between two processes, so that what was copied before a fault is known.
+fn copy(
+    call: &mut Call<'_, '_>,
+    (from_process, source): (ProcessId, u64),
+    (to_process, target): (ProcessId, u64),
+    size: u64,
+    copied: UserPtr<u64>,
+) -> Result<Status, Status> {
     let mut done = 0;
     let mut status = Status::SUCCESS;
     while done < size {
         let (from, to) = (source.wrapping_add(done), target.wrapping_add(done));
         let step = (PAGE_SIZE - from % PAGE_SIZE).min(PAGE_SIZE - to % PAGE_SIZE).min(size - done);
-        let moved =
-            UserBuffer::new(from, step).read(call).and_then(|bytes| UserBuffer::new(to, step).write(call, &bytes));
+        let moved = call
+            .attached(from_process, |call| UserBuffer::new(from, step).read(call))
+            .and_then(|bytes| call.attached(to_process, |call| UserBuffer::new(to, step).write(call, &bytes)));
         if moved.is_err() {
             status = Status::PARTIAL_COPY;
             break;
@@ -530,8 +560,9 @@ fn nt_read_virtual_memory(
     size: u64,
     copied: UserPtr<u64>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
-    copy(call, address, buffer.address(), size, copied)
+    let target = call.process_by_handle(process, access::VM_READ)?;
+    let own = call.kernel.process.id;
+    copy(call, (target, address), (own, buffer.address()), size, copied)
 }
 
 fn nt_write_virtual_memory(
@@ -542,8 +573,9 @@ fn nt_write_virtual_memory(
     size: u64,
     copied: UserPtr<u64>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
-    copy(call, buffer.address(), address, size, copied)
+    let target = call.process_by_handle(process, access::VM_WRITE)?;
+    let own = call.kernel.process.id;
+    copy(call, (own, buffer.address()), (target, address), size, copied)
 }
 
 fn nt_flush_virtual_memory(
@@ -553,12 +585,15 @@ fn nt_flush_virtual_memory(
     size: UserPtr<u64>,
     status_block: UserPtr<[u64; 2]>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     let (address, length) = (base.read(call)?, size.read(call)?);
-    let (_, vad) = call.kernel.memory.vads.find(address).ok_or(Status::NOT_MAPPED_VIEW)?;
-    let length = if length == 0 { vad.end - (address & !(PAGE_SIZE - 1)) } else { length };
-    let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
-    call.kernel.memory.flush(call.vcpu.memory, &range)?;
+    let range = call.attached(target, |call| {
+        let (_, vad) = call.kernel.memory.vads.find(address).ok_or(Status::NOT_MAPPED_VIEW)?;
+        let length = if length == 0 { vad.end - (address & !(PAGE_SIZE - 1)) } else { length };
+        let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
+        call.kernel.memory.flush(call.vcpu.memory, &range)?;
+        Ok(range)
+    })?;
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;
     status_block.write_optional(call, [0, 0])?;
@@ -572,12 +607,15 @@ fn nt_lock_virtual_memory(
     size: UserPtr<u64>,
     _map_type: u32,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::VM_OPERATION)?;
     let range = page_range(base.read(call)?, size.read(call)?).ok_or(Status::INVALID_PARAMETER_3)?;
-    let vad = call.kernel.memory.vads.find_range(&range).map(|(_, vad)| vad).ok_or(Status::ACCESS_VIOLATION)?;
-    if vad.pages.gaps(&range).next().is_some() {
-        return Err(Status::ACCESS_VIOLATION);
-    }
+    call.attached(target, |call| {
+        let vad = call.kernel.memory.vads.find_range(&range).map(|(_, vad)| vad).ok_or(Status::ACCESS_VIOLATION)?;
+        if vad.pages.gaps(&range).next().is_some() {
+            return Err(Status::ACCESS_VIOLATION);
+        }
+        Ok(())
+    })?;
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;
     Ok(Status::SUCCESS)
@@ -684,7 +722,8 @@ fn nt_flush_instruction_cache(
     _address: u64,
     _size: u64,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    // Changes of code are noticed by themselves.
+    call.process_by_handle(process, access::VM_WRITE)?;
     Ok(Status::SUCCESS)
 }
 

@@ -37,6 +37,8 @@ pub enum Backing {
         /// The thread's TEB.
         teb: u64,
     },
+    /// Frames of the kernel's own, the same in every process (KUSER_SHARED_DATA).
+    KernelFrames(Arc<Frames>),
     /// A view of a data section, starting that many bytes into it.
     View {
         /// The section.
@@ -67,7 +69,7 @@ pub struct Vad {
     pub written: Option<RangeSet<u64>>,
 }
 
-/// All allocations of the process, by start address.
+/// All allocations of a process, by start address.
 #[derive(Debug, Default)]
 pub struct VadTree {
     vads: BTreeMap<u64, Vad>,
@@ -265,6 +267,9 @@ impl Vad {
                 Backing::View { frames, offset, .. } => {
                     let frame_offset = offset + (gap.start - start);
                     space.map_frames(gap.start, size, frames, frame_offset, access)?;
+                }
+                Backing::KernelFrames(frames) => {
+                    space.map_frames(gap.start, size, frames, gap.start - start, access)?;
                 }
                 _ => space.map(gap.start, size, access)?,
             }

@@ -208,7 +208,7 @@ impl MemoryManager {
         };
         let (end, protection) = vad.run_at(page);
         let kind = match vad.backing {
-            Backing::Private | Backing::Placeholder | Backing::Stack { .. } => TYPES[0],
+            Backing::Private | Backing::Placeholder | Backing::Stack { .. } | Backing::KernelFrames(_) => TYPES[0],
             Backing::View { .. } => TYPES[1],
             Backing::Image(_) => TYPES[2],
         };

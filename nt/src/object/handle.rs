@@ -52,6 +52,25 @@ impl HandleTable {
         Ok(Handle((index as u64 + 1) * 4))
     }
 
+    /// Adds an entry under the value that it has in another process. The value must be free.
+    pub fn insert_at(&mut self, handle: Handle, entry: HandleEntry) -> Result<(), Status> {
+        let index = Self::index(handle).filter(|&index| index < MAX_HANDLES).ok_or(Status::INVALID_HANDLE)?;
+        for vacant in self.slots.len()..index {
+            self.free.push(vacant);
+        }
+        if index >= self.slots.len() {
+            self.slots.resize(index + 1, None);
+        } else {
+            self.free.retain(|&vacant| vacant != index);
+        }
+        match self.slots.get_mut(index) {
+            Some(slot @ None) => *slot = Some(entry),
+            _ => return Err(Status::INVALID_HANDLE),
+        }
+        self.live += 1;
+        Ok(())
+    }
+
     /// Slot of a handle value. The two low bits are the application's own ("tag bits") and do not count.
     fn index(handle: Handle) -> Option<usize> {
         usize::try_from(handle.0 >> 2).ok()?.checked_sub(1)

@@ -39,6 +39,8 @@ pub struct ObjectManager {
     slots: Vec<Slot>,
     free: Vec<u32>,
     dead: Vec<(ObjectId, Body)>,
+    /// Jobs without handles.
+    closed_jobs: Vec<ObjectId>,
     root: ObjectId,
 }
 
@@ -78,7 +80,13 @@ impl ObjectManager {
             handle_count: 0,
             pointer_count: 1,
         };
-        Self { slots: vec![Slot { generation: 0, object: Some(object) }], free: Vec::new(), dead: Vec::new(), root }
+        Self {
+            slots: vec![Slot { generation: 0, object: Some(object) }],
+            free: Vec::new(),
+            dead: Vec::new(),
+            closed_jobs: Vec::new(),
+            root,
+        }
     }
 
     /// The directory `\`.
@@ -195,6 +203,9 @@ impl ObjectManager {
     fn handle_closed(&mut self, id: ObjectId) {
         if let Some(object) = self.get_mut(id) {
             object.handle_count = object.handle_count.saturating_sub(1);
+            if object.handle_count == 0 && matches!(object.body, Body::Job(_)) {
+                self.closed_jobs.push(id);
+            }
             self.collect(id);
         }
     }
@@ -245,6 +256,18 @@ impl ObjectManager {
             self.free.push(id.index);
             self.dead.push((id, object.body));
         }
+    }
+
+    /// Counts a handle that was copied into a table.
+    pub fn count_handle(&mut self, id: ObjectId) {
+        if let Some(object) = self.get_mut(id) {
+            object.handle_count = object.handle_count.saturating_add(1);
+        }
+    }
+
+    /// Jobs whose last handle was closed since the last call.
+    pub fn take_closed_jobs(&mut self) -> Vec<ObjectId> {
+        std::mem::take(&mut self.closed_jobs)
     }
 
     /// Bodies of objects that died since the last call.

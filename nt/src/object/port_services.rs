@@ -1,7 +1,7 @@
 //! Services of I/O completion ports and jobs.
 
-use super::support::{AttributesPtr, read_information};
-use super::{Body, CompletionPacket, Handle, IoCompletion, Job, ObjectId, ObjectType};
+use super::support::AttributesPtr;
+use super::{Body, CompletionPacket, Handle, IoCompletion, ObjectId, ObjectType};
 use crate::io::info::{Answer, Bytes};
 use crate::kernel::Kernel;
 use crate::service::{Call, Outcome};
@@ -25,18 +25,6 @@ services! { pub SERVICES;
     NtRemoveIoCompletionEx(port: Handle, entries: u64, count: u32, removed: UserPtr<u32>, timeout: UserPtr<i64>, alertable: bool) = remove_completion_ex;
     /// Tells how many packets are queued.
     NtQueryIoCompletion(port: Handle, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = query_port;
-    /// Creates or opens a job.
-    NtCreateJobObject(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr) = create_job;
-    /// Opens a named job.
-    NtOpenJobObject(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr) = open_job;
-    /// Puts a process into a job.
-    NtAssignProcessToJobObject(job: Handle, process: Handle) = assign_process;
-    /// Whether a process is in a job.
-    NtIsProcessInJob(process: Handle, job: Handle) = is_process_in_job;
-    /// Tells a job's limits and accounts.
-    NtQueryInformationJobObject(job: Handle, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = query_job;
-    /// Sets a job's limits and completion port.
-    NtSetInformationJobObject(job: Handle, class: u32, buffer: u64, length: u32) = set_job;
 }
 
 type Out = UserPtr<Handle>;
@@ -46,7 +34,6 @@ const BIT_0: u32 = 1;
 /// IO_COMPLETION_MODIFY_STATE, JOB_OBJECT_SET_ATTRIBUTES.
 const BIT_1: u32 = 2;
 /// JOB_OBJECT_QUERY.
-const JOB_QUERY: u32 = 4;
 
 fn create_port(
     call: &mut Call<'_, '_>,
@@ -188,132 +175,4 @@ fn query_port(
     let depth = port(call.kernel, id)?.packets.len() as u32;
     let answer = Answer::fixed(depth.to_le_bytes().into());
     call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
-}
-
-fn create_job(call: &mut Call<'_, '_>, out: Out, access: u32, attributes: AttributesPtr) -> Result<Status, Status> {
-    call.create_object(out, access, attributes, Body::Job(Job::default()))
-}
-
-fn open_job(call: &mut Call<'_, '_>, out: Out, access: u32, attributes: AttributesPtr) -> Result<(), Status> {
-    call.open_object(out, access, attributes, ObjectType::Job)
-}
-
-fn job(kernel: &mut Kernel, id: ObjectId) -> Result<&mut Job, Status> {
-    match kernel.objects.body_mut(id)? {
-        Body::Job(job) => Ok(job),
-        _ => Err(Status::OBJECT_TYPE_MISMATCH),
-    }
-}
-
-fn process_id(call: &Call<'_, '_>, handle: Handle) -> Result<u32, Status> {
-    let id = call.object(handle, Some(ObjectType::Process), 0)?;
-    match call.kernel.objects.body(id)? {
-        Body::Process { id, .. } => Ok(*id),
-        _ => Err(Status::OBJECT_TYPE_MISMATCH),
-    }
-}
-
-fn assign_process(call: &mut Call<'_, '_>, handle: Handle, process: Handle) -> Result<(), Status> {
-    let process = process_id(call, process)?;
-    let id = call.object(handle, Some(ObjectType::Job), BIT_0)?;
-    let job = job(call.kernel, id)?;
-    if !job.processes.contains(&process) {
-        job.processes.push(process);
-    }
-    Ok(())
-}
-
-fn is_process_in_job(call: &mut Call<'_, '_>, process: Handle, handle: Handle) -> Result<Status, Status> {
-    const PROCESS_NOT_IN_JOB: Status = Status(0x123);
-    const PROCESS_IN_JOB: Status = Status(0x124);
-    let process = process_id(call, process)?;
-    let inside = match handle {
-        // Any job.
-        Handle::NULL => {
-            let mut jobs = call.kernel.objects.iter();
-            jobs.any(|(_, object)| matches!(&object.body, Body::Job(job) if job.processes.contains(&process)))
-        }
-        handle => {
-            let id = call.object(handle, Some(ObjectType::Job), JOB_QUERY)?;
-            job(call.kernel, id)?.processes.contains(&process)
-        }
-    };
-    Ok(if inside { PROCESS_IN_JOB } else { PROCESS_NOT_IN_JOB })
-}
-
-fn query_job(
-    call: &mut Call<'_, '_>,
-    handle: Handle,
-    class: u32,
-    buffer: u64,
-    length: u32,
-    returned: UserPtr<u32>,
-) -> Result<Status, Status> {
-    let (flags, processes) = match handle {
-        // The job of the caller, whatever it is; without one there are no limits.
-        Handle::NULL => (0, Vec::new()),
-        handle => {
-            let id = call.object(handle, Some(ObjectType::Job), JOB_QUERY)?;
-            let job = job(call.kernel, id)?;
-            (job.limit_flags, job.processes.clone())
-        }
-    };
-    let count = processes.len() as u32;
-    let limits = |size: usize| {
-        let mut bytes = vec![0; size];
-        if let Some(slot) = bytes.get_mut(0x10..0x14) {
-            slot.copy_from_slice(&flags.to_le_bytes());
-        }
-        bytes
-    };
-    let answer = match class {
-        // JobObjectBasicAccountingInformation, and with I/O counters.
-        1 => Answer::fixed(Bytes::default().u64s(&[0; 4]).u32s(&[0, count, count, 0]).0),
-        8 => Answer::fixed(Bytes::default().u64s(&[0; 4]).u32s(&[0, count, count, 0]).u64s(&[0; 6]).0),
-        // JobObjectBasicLimitInformation, JobObjectExtendedLimitInformation.
-        2 => Answer::fixed(limits(0x40)),
-        9 => Answer::fixed(limits(0x90)),
-        // JobObjectBasicProcessIdList.
-        3 => {
-            let ids: Vec<u64> = processes.iter().map(|&id| u64::from(id)).collect();
-            Answer { bytes: Bytes::default().u32s(&[count, count]).u64s(&ids).0, fixed: 8 }
-        }
-        // JobObjectCpuRateControlInformation: no control.
-        15 => Answer::fixed(vec![0; 8]),
-        _ => return Err(Status::INVALID_INFO_CLASS),
-    };
-    call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
-}
-
-fn set_job(call: &mut Call<'_, '_>, handle: Handle, class: u32, buffer: u64, length: u32) -> Result<(), Status> {
-    let id = call.object(handle, Some(ObjectType::Job), BIT_1)?;
-    let buffer = UserBuffer::new(buffer, u64::from(length));
-    match class {
-        // JobObjectBasicLimitInformation, JobObjectExtendedLimitInformation: the limits are kept, none is enforced.
-        2 | 9 => {
-            let [_, _, _, _, flags] = read_information::<[u32; 5]>(call, buffer)?;
-            job(call.kernel, id)?.limit_flags = flags;
-        }
-        // JobObjectBasicUIRestrictions, JobObjectEndOfJobTimeInformation.
-        4 | 6 => {
-            read_information::<u32>(call, buffer)?;
-        }
-        // JobObjectAssociateCompletionPortInformation.
-        7 => {
-            let [key, port] = read_information::<[u64; 2]>(call, buffer)?;
-            let port = match Handle(port) {
-                Handle::NULL => None,
-                port => Some((call.object(port, Some(ObjectType::IoCompletion), BIT_1)?, key)),
-            };
-            if let Some((port, _)) = port {
-                call.kernel.objects.reference(port);
-            }
-            let old = std::mem::replace(&mut job(call.kernel, id)?.completion, port);
-            if let Some((old, _)) = old {
-                call.kernel.objects.dereference(old);
-            }
-        }
-        _ => return Err(Status::INVALID_INFO_CLASS),
-    }
-    Ok(())
 }

@@ -64,36 +64,45 @@ fn duplicate(
     attributes: u32,
     options: u32,
 ) -> Result<(), Status> {
+    const DUP_HANDLE: u32 = crate::process::access::DUP_HANDLE;
     const CLOSE_SOURCE: u32 = 1;
     const SAME_ACCESS: u32 = 2;
     const SAME_ATTRIBUTES: u32 = 4;
     target.write_optional(call, Handle::NULL)?;
-    let own = call.kernel.process_object();
-    for process in [source_process, target_process] {
-        // The target may be absent when the source is only closed.
-        if process == Handle::NULL && options & CLOSE_SOURCE != 0 {
-            continue;
-        }
-        if Some(call.object(process, Some(ObjectType::Process), 0)?) != own {
-            return Err(Status::NOT_SUPPORTED);
-        }
-    }
-    let object = call.object(source, None, 0)?;
-    let entry = if source.is_pseudo() { None } else { Some(call.kernel.handles.get(source)?) };
+    let from = call.process_by_handle(source_process, DUP_HANDLE)?;
+    // The target may be absent when the source is only closed.
+    let to = match target_process {
+        Handle::NULL if options & CLOSE_SOURCE != 0 => None,
+        process => Some(call.process_by_handle(process, DUP_HANDLE)?),
+    };
+    let own = call.kernel.process.id;
+    let (object, entry) = if source.is_pseudo() {
+        // Another process's "current thread" is none; its "current process" is what it says.
+        let object = match source {
+            Handle::CURRENT_PROCESS => call.kernel.process_by_id(from).map(|process| process.object),
+            _ if from == own => Some(call.object(source, None, 0)?),
+            _ => None,
+        };
+        (object.ok_or(Status::INVALID_HANDLE)?, None)
+    } else {
+        let entry = call.kernel.handles_of(from)?.get(source)?;
+        (entry.object, Some(entry))
+    };
     let same = entry.map_or(0x0200_0000, |entry| entry.access);
     let access = if options & SAME_ACCESS != 0 { same } else { access };
     let attributes = match (options & SAME_ATTRIBUTES != 0, entry) {
         (true, Some(entry)) => u32::from(entry.inherit) * super::manager::attributes::INHERIT,
         _ => attributes,
     };
-    let result = if target_process == Handle::NULL {
-        Ok(())
-    } else {
-        let handle = call.kernel.objects.open(&mut call.kernel.handles, object, access, attributes)?;
-        if target.is_null() { Ok(()) } else { call.give_handle(target, handle) }
+    let result = match to {
+        None => Ok(()),
+        Some(to) => {
+            let handle = call.kernel.open_for(to, object, access, attributes)?;
+            if target.is_null() { Ok(()) } else { target.write(call, handle) }
+        }
     };
-    if options & CLOSE_SOURCE != 0 {
-        close(call, source)?;
+    if options & CLOSE_SOURCE != 0 && entry.is_some() {
+        call.kernel.close_for(from, source)?;
     }
     result
 }

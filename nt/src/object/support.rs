@@ -3,6 +3,7 @@
 use super::manager::attributes;
 use super::namespace::Vacancy;
 use super::{Body, Handle, ObjectId, ObjectType, Resolved};
+use crate::io::FileKind;
 use crate::io::info::Answer;
 use crate::kernel::Kernel;
 use crate::service::Call;
@@ -30,17 +31,16 @@ pub fn wanted_name(attributes: &ObjectAttributes) -> Result<String, Status> {
 }
 
 impl Kernel {
-    /// The process's own object.
+    /// The current process's object.
     #[must_use]
     pub fn process_object(&self) -> Option<ObjectId> {
-        let own = self.system.process;
-        self.objects.iter().find(|(_, o)| matches!(o.body, Body::Process { id, .. } if id == own)).map(|(id, _)| id)
+        Some(self.process.object)
     }
 
     /// A thread's object.
     #[must_use]
     pub fn thread_object(&self, thread: u32) -> Option<ObjectId> {
-        self.objects.iter().find(|(_, o)| matches!(o.body, Body::Thread { id, .. } if id == thread)).map(|(id, _)| id)
+        self.scheduler.threads.get(&thread).map(|thread| thread.object)
     }
 
     /// An object's name as NtQueryObject tells it, empty if it has none. A file is named by its DOS device: that is the
@@ -70,6 +70,9 @@ impl Kernel {
 
     /// Tidies up behind objects that died: files close, timers are disarmed.
     pub fn reap(&mut self) {
+        for job in self.objects.take_closed_jobs() {
+            self.job_closed(job);
+        }
         // Closing can let other objects die.
         loop {
             let dead = self.objects.take_dead();
@@ -82,6 +85,9 @@ impl Kernel {
                         if let Some((port, _)) = file.completion {
                             self.objects.dereference(port);
                         }
+                        if let FileKind::Pipe(end) = file.kind {
+                            self.pipes.close(end);
+                        }
                         self.files.close(*file);
                     }
                     Body::Job(job) => {
@@ -89,7 +95,8 @@ impl Kernel {
                             self.objects.dereference(port);
                         }
                     }
-                    Body::Section(number) => self.memory.remove_section(number),
+                    Body::Section(number) => self.sections.remove(number),
+                    Body::Process { id, .. } => self.forget_process(id),
                     Body::Key(_) => self.key_closed(id),
                     Body::Timer(_) => self.system.armed_timers.retain(|&timer| timer != id),
                     _ => {}

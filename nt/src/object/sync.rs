@@ -288,8 +288,10 @@ impl IoCompletion {
 pub struct Job {
     /// Member processes.
     pub processes: Vec<u32>,
-    /// JOB_OBJECT_LIMIT_* flags.
-    pub limit_flags: u32,
+    /// Processes that have ever been members.
+    pub total_processes: u32,
+    /// JOBOBJECT_EXTENDED_LIMIT_INFORMATION, or as much of it as was set.
+    pub limits: Vec<u8>,
     /// Port that gets messages, and its key.
     pub completion: Option<(ObjectId, u64)>,
     /// All members have ended by a limit.

@@ -233,7 +233,6 @@ fn query_mutant(
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
     let thread = call.thread;
-    let process = call.kernel.system.process;
     let mutant = mutant(call, handle, QUERY_STATE)?;
     let bytes = match class {
         // MutantBasicInformation.
@@ -244,7 +243,9 @@ fn query_mutant(
         }
         // MutantOwnerInformation.
         1 => {
-            let owner = mutant.owner.map_or([0; 2], |owner| [u64::from(process), u64::from(owner)]);
+            let owner = mutant.owner;
+            let process = owner.and_then(|owner| call.kernel.scheduler.process_of(owner)).unwrap_or(0);
+            let owner = owner.map_or([0; 2], |owner| [u64::from(process), u64::from(owner)]);
             Bytes::default().u64s(&owner).0
         }
         _ => return Err(Status::INVALID_INFO_CLASS),

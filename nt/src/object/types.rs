@@ -183,6 +183,8 @@ pub enum Body {
     Thread {
         /// UniqueThread.
         id: u32,
+        /// UniqueProcess.
+        process: u32,
         /// Set when it ends: waits are satisfied.
         ended: bool,
     },
@@ -227,8 +229,7 @@ impl Body {
             Self::Timer(timer) => Some(timer.signaled),
             Self::Job(job) => Some(job.signaled),
             Self::Process { ended, .. } | Self::Thread { ended, .. } => Some(*ended),
-            // Every operation on a file is over when its service returns.
-            Self::File(_) => Some(true),
+            Self::File(file) => Some(file.pending == 0),
             Self::IoCompletion(port) => Some(!port.packets.is_empty()),
             // Not made to be waited for: waits for it end at once.
             Self::KeyedEvent(_) => Some(true),

@@ -1,5 +1,7 @@
 //! Information classes of the process.
 
+use super::{Process, ProcessId, access};
+use crate::kernel::Kernel;
 use crate::service::{Call, Handle};
 use crate::status::Status;
 use crate::strings::{UnicodeString, utf16_bytes};
@@ -91,19 +93,20 @@ fn nt_query_information_process(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::QUERY_LIMITED_INFORMATION)?;
     let output = UserBuffer::new(buffer.address(), u64::from(length));
     let kernel = &*call.kernel;
+    let process = kernel.process_by_id(target).ok_or(Status::INVALID_HANDLE)?;
     let number = |call: &mut Call<'_, '_>, value: u32| output.write_struct(call, &value);
     let written = match class {
         class::BASIC => {
             let information = BasicInformation {
-                exit_status: kernel.process.exit_status.unwrap_or(Status::PENDING).0,
-                peb: kernel.process.peb,
+                exit_status: process.exit_status.unwrap_or(Status::PENDING).0,
+                peb: process.peb,
                 affinity: 1,
                 base_priority: NORMAL_PRIORITY,
-                process: u64::from(kernel.process.id),
-                parent: 0,
+                process: u64::from(process.id),
+                parent: u64::from(process.parent),
             };
             output.write_struct(call, &information)?
         }
@@ -111,8 +114,7 @@ fn nt_query_information_process(
         class::QUOTA_LIMITS => output.write_struct(call, &[0, 0, 0x3_2000, 0x15_9000, u64::MAX, 0])?,
         class::IO_COUNTERS => output.write_struct(call, &[0u64; 6])?,
         class::VM_COUNTERS => {
-            let used = call.vcpu.memory.committed();
-            let reserved: u64 = call.kernel.memory.vads.iter().map(|(start, vad)| vad.end - start).sum();
+            let (used, reserved) = kernel.memory_use(target);
             let counters = VmCounters {
                 peak_virtual_size: reserved,
                 virtual_size: reserved,
@@ -133,21 +135,27 @@ fn nt_query_information_process(
             size as u32
         }
         class::TIMES => {
-            let created = kernel.clock.boot_time().saturating_add_unsigned(kernel.process.created);
-            let busy = (call.vcpu.retired / crate::time::INSTRUCTIONS_PER_UNIT) as i64;
-            output.write_struct(call, &[created, 0, 0, busy])?
+            let at = |time: u64| kernel.clock.boot_time().saturating_add_unsigned(time);
+            let ended = if process.exit_status.is_some() { at(process.ended) } else { 0 };
+            let running: u64 = kernel.scheduler.threads_of(target).map(|thread| thread.instructions).sum();
+            // The running thread's own turn is counted when it ends.
+            let turn = if target == kernel.process.id { kernel.scheduler.turn(call.vcpu.retired) } else { 0 };
+            let busy = (process.instructions + running + turn) / crate::time::INSTRUCTIONS_PER_UNIT;
+            let times = [at(process.created), ended, 0, busy as i64];
+            output.write_struct(call, &times)?
         }
         class::DEBUG_PORT | class::WOW64 => output.write_struct(call, &0u64)?,
         class::DEFAULT_HARD_ERROR_MODE => {
-            let mode = kernel.process.hard_error_mode;
+            let mode = process.hard_error_mode;
             number(call, mode)?
         }
         class::PRIORITY_CLASS => {
-            let priority = [0, kernel.process.priority_class];
+            let priority = [0, process.priority_class];
             output.write_struct(call, &priority)?
         }
         class::HANDLE_COUNT => {
-            let count = u32::try_from(kernel.handles.len()).unwrap_or(u32::MAX);
+            let handles = call.kernel.handles_of(target).map_or(0, |handles| handles.len());
+            let count = u32::try_from(handles).unwrap_or(u32::MAX);
             number(call, count)?
         }
         class::AFFINITY_MASK => output.write_struct(call, &1u64)?,
@@ -157,15 +165,15 @@ fn nt_query_information_process(
             number(call, session)?
         }
         class::IMAGE_FILE_NAME => {
-            let name = kernel.process.image_name.clone();
+            let name = process.image_name.clone();
             return write_text(call, &name, output, returned);
         }
         class::IMAGE_FILE_NAME_WIN32 => {
-            let name = kernel.process.dos_name.clone();
+            let name = process.dos_name.clone();
             return write_text(call, &name, output, returned);
         }
         class::COMMAND_LINE => {
-            let text = kernel.process.command_line.clone();
+            let text = process.command_line.clone();
             return write_text(call, &text, output, returned);
         }
         class::DEBUG_OBJECT_HANDLE => {
@@ -176,18 +184,15 @@ fn nt_query_information_process(
         class::IO_PRIORITY => number(call, 2)?,
         class::PAGE_PRIORITY => number(call, 5)?,
         class::EXECUTE_FLAGS => {
-            let flags = kernel.process.execute_flags;
+            let flags = process.execute_flags;
             number(call, flags)?
         }
         class::COOKIE => {
-            let cookie = kernel.process.cookie;
+            let cookie = process.cookie;
             number(call, cookie)?
         }
         class::IMAGE_INFORMATION => {
-            let image = &kernel.process.image;
-            let headers = image.image().ok_or(Status::SECTION_NOT_IMAGE)?;
-            let mut information = headers.information(image.file_size());
-            information.transfer_address = kernel.process.image_base.wrapping_add(u64::from(headers.entry_rva));
+            let information = process.image_information()?;
             output.write_struct(call, &information)?
         }
         // One group, number 0.
@@ -229,6 +234,23 @@ fn write_text(
     Ok(Status::SUCCESS)
 }
 
+/// The process to change.
+fn own<'a>(call: &'a mut Call<'_, '_>, id: ProcessId) -> Result<&'a mut Process, Status> {
+    call.kernel.process_by_id_mut(id).ok_or(Status::INVALID_HANDLE)
+}
+
+impl Kernel {
+    /// Bytes committed and reserved by a process.
+    pub fn memory_use(&self, id: ProcessId) -> (u64, u64) {
+        let other = self.others.get(&id).map(|state| &state.memory);
+        let memory = if id == self.process.id { Some(&self.memory) } else { other };
+        let pages =
+            |vad: &crate::memory::vad::Vad| vad.pages.iter().map(|(range, _)| range.end - range.start).sum::<u64>();
+        let vads = memory.into_iter().flat_map(|memory| memory.vads.iter());
+        vads.fold((0, 0), |(used, reserved), (start, vad)| (used + pages(vad), reserved + vad.end - start))
+    }
+}
+
 fn nt_set_information_process(
     call: &mut Call<'_, '_>,
     process: Handle,
@@ -236,18 +258,18 @@ fn nt_set_information_process(
     buffer: UserPtr<u8>,
     length: u32,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::SET_INFORMATION)?;
     let expect = |size: u32| if length == size { Ok(()) } else { Err(Status::INFO_LENGTH_MISMATCH) };
     match class {
         class::DEFAULT_HARD_ERROR_MODE => {
             expect(4)?;
             let mode = buffer.cast::<u32>().read(call)?;
-            call.kernel.process.hard_error_mode = mode;
+            own(call, target)?.hard_error_mode = mode;
         }
         class::PRIORITY_CLASS => {
             expect(2)?;
             let [_, priority] = buffer.cast::<[u8; 2]>().read(call)?;
-            call.kernel.process.priority_class = priority;
+            own(call, target)?.priority_class = priority;
         }
         class::AFFINITY_MASK => {
             expect(8)?;
@@ -258,7 +280,7 @@ fn nt_set_information_process(
         class::EXECUTE_FLAGS => {
             expect(4)?;
             let flags = buffer.cast::<u32>().read(call)?;
-            call.kernel.process.execute_flags = flags;
+            own(call, target)?.execute_flags = flags;
         }
         class::THREAD_STACK_ALLOCATION => allocate_stack(call, buffer, length)?,
         // Hints to a scheduler and a working-set manager that have nothing to decide, and policies that forbid what the

@@ -2,6 +2,7 @@
 
 use super::ThreadId;
 use crate::object::{Body, ObjectType};
+use crate::process::ProcessId;
 use crate::service::{Call, Handle};
 use crate::status::Status;
 use crate::strings::{UnicodeString, utf16_bytes};
@@ -73,15 +74,15 @@ fn query_access(class: u32) -> u32 {
     }
 }
 
-/// Identifier and whether it has ended, of the thread behind a handle.
-fn identify(call: &Call<'_, '_>, handle: Handle, access: u32) -> Result<(ThreadId, bool), Status> {
+/// Identifier, process, and whether it has ended, of the thread behind a handle.
+fn identify(call: &Call<'_, '_>, handle: Handle, access: u32) -> Result<(ThreadId, ProcessId, bool), Status> {
     if handle == Handle::CURRENT_THREAD {
-        return Ok((call.thread, false));
+        return Ok((call.thread, call.kernel.process.id, false));
     }
     let kernel = &call.kernel;
     let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::Thread), access)?;
     match kernel.objects.body(object)? {
-        Body::Thread { id, ended } => Ok((*id, *ended)),
+        Body::Thread { id, process, ended } => Ok((*id, *process, *ended)),
         _ => Err(Status::OBJECT_TYPE_MISMATCH),
     }
 }
@@ -94,7 +95,7 @@ fn nt_query_information_thread(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
-    let (id, ended) = identify(call, thread, query_access(class))?;
+    let (id, process, ended) = identify(call, thread, query_access(class))?;
     let output = UserBuffer::new(buffer.address(), u64::from(length));
     let kernel = &*call.kernel;
     let target = kernel.scheduler.threads.get(&id);
@@ -102,11 +103,12 @@ fn nt_query_information_thread(
     let written = match class {
         class::BASIC => {
             let priority = target.map_or(0, |thread| thread.priority);
-            let exit_status = if ended { kernel.process.thread_exit_status(id) } else { Status::PENDING };
+            let status = kernel.process_by_id(process).map_or(Status::SUCCESS, |owner| owner.thread_exit_status(id));
+            let exit_status = if ended { status } else { Status::PENDING };
             let information = BasicInformation {
                 exit_status: exit_status.0,
                 teb: target.map_or(0, |thread| thread.teb),
-                process: u64::from(kernel.process.id),
+                process: u64::from(process),
                 thread: u64::from(id),
                 affinity: target.map_or(1, |thread| thread.affinity),
                 // User mode of different builds takes the increment from either field.
@@ -130,7 +132,7 @@ fn nt_query_information_thread(
             output.write_struct(call, &start)?
         }
         class::AM_I_LAST_THREAD => {
-            let last = u32::from(kernel.scheduler.threads.len() == 1);
+            let last = u32::from(kernel.scheduler.threads_of(process).count() == 1);
             number(call, last)?
         }
         class::IS_IO_PENDING | class::PRIORITY_BOOST => number(call, 0)?,
@@ -283,7 +285,7 @@ fn zero_tls_cell(call: &mut Call<'_, '_>, index: u32) -> Result<(), Status> {
     if index >= SLOTS + EXPANSION_SLOTS {
         return Err(Status::INVALID_PARAMETER);
     }
-    let tebs: Vec<u64> = call.kernel.scheduler.threads.values().map(|thread| thread.teb).collect();
+    let tebs: Vec<u64> = call.kernel.scheduler.threads_of(call.kernel.process.id).map(|thread| thread.teb).collect();
     for teb in tebs {
         let teb = UserPtr::<u64>::new(teb);
         let slot = match index.checked_sub(SLOTS) {

@@ -13,6 +13,7 @@ use lstar_runtime::{AddressSpace, Protection, Registers, ThreadContext, Vcpu};
 
 use crate::context::{TRAP_FRAME_SIZE, UserContext};
 use crate::object::ObjectId;
+use crate::process::ProcessId;
 use crate::status::Status;
 use crate::wait::{Continuation, Wait};
 
@@ -125,6 +126,8 @@ pub enum ThreadState {
 pub struct Thread {
     /// UniqueThread.
     pub id: ThreadId,
+    /// UniqueProcess of its process.
+    pub process: ProcessId,
     /// Its object.
     pub object: ObjectId,
     /// Its TEB.

@@ -7,6 +7,7 @@ use crate::context::{CONTEXT_SIZE, UserContext, context_flags};
 use crate::kernel::Kernel;
 use crate::loader::{self, TebParameters};
 use crate::object::{Body, ObjectType};
+use crate::process::access;
 use crate::service::{Call, Handle, Outcome};
 use crate::status::Status;
 use crate::strings::RawObjectAttributes;
@@ -67,7 +68,7 @@ impl Call<'_, '_> {
         let kernel = &self.kernel;
         let id = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::Thread), access)?;
         match kernel.objects.body(id)? {
-            Body::Thread { id, ended: false } => Ok(*id),
+            Body::Thread { id, ended: false, .. } => Ok(*id),
             Body::Thread { .. } => Err(Status::THREAD_IS_TERMINATING),
             _ => Err(Status::OBJECT_TYPE_MISMATCH),
         }
@@ -99,17 +100,19 @@ fn nt_create_thread_ex(
     stack_reserve: u64,
     list: UserPtr<u64>,
 ) -> Result<Status, Status> {
-    call.kernel.require_current_process(process)?;
+    let target = call.process_by_handle(process, access::CREATE_THREAD)?;
     let attributes = attributes.read_attributes_optional(call)?;
     // Outputs are probed before anything is made.
     handle.write(call, Handle::NULL)?;
-    let image = call.kernel.process.image.image().map(|headers| (headers.stack_reserve, headers.stack_commit));
-    let (default_reserve, default_commit) = image.unwrap_or((0x10_0000, 0x1000));
-    let reserve = if stack_reserve == 0 { default_reserve } else { stack_reserve };
-    let commit = if stack_commit == 0 { default_commit } else { stack_commit };
-    let stack_placement = crate::memory::services::placement_of_zero_bits(zero_bits)?;
-    let parameters = TebParameters { stack_reserve: reserve, stack_commit: commit, stack_placement };
-    let id = create_thread(call, parameters, start, argument)?;
+    let id = call.attached(target, |call| {
+        let image = call.kernel.process.image.image().map(|headers| (headers.stack_reserve, headers.stack_commit));
+        let (default_reserve, default_commit) = image.unwrap_or((0x10_0000, 0x1000));
+        let reserve = if stack_reserve == 0 { default_reserve } else { stack_reserve };
+        let commit = if stack_commit == 0 { default_commit } else { stack_commit };
+        let stack_placement = crate::memory::services::placement_of_zero_bits(zero_bits)?;
+        let parameters = TebParameters { stack_reserve: reserve, stack_commit: commit, stack_placement };
+        create_thread(call, parameters, start, argument)
+    })?;
     let thread = call.kernel.scheduler.thread_mut(id)?;
     thread.suspend_count = u32::from(flags & CREATE_SUSPENDED != 0);
     thread.hidden = flags & HIDE_FROM_DEBUGGER != 0;
@@ -117,7 +120,7 @@ fn nt_create_thread_ex(
     let kernel = &mut *call.kernel;
     let new = kernel.objects.open(&mut kernel.handles, object, access, attributes.flags.bits())?;
     handle.write(call, new)?;
-    write_attribute_list(call, list, id, teb)?;
+    write_attribute_list(call, list, [target, id], teb)?;
     Ok(Status::SUCCESS)
 }
 
@@ -140,7 +143,8 @@ pub fn create_thread(
         [start, argument, entry.user_thread_start],
     )?;
     let slot = kernel.scheduler.slots.allocate(call.vcpu.memory, &kernel.layout.thread, prepared.teb)?;
-    let object = kernel.objects.insert(Body::Thread { id, ended: false });
+    let process = kernel.process.id;
+    let object = kernel.objects.insert(Body::Thread { id, process, ended: false });
 
     // A register state can only be made on the processor: the caller's is put back afterwards.
     let caller = call.vcpu.save();
@@ -154,6 +158,7 @@ pub fn create_thread(
 
     kernel.scheduler.add(Thread {
         id,
+        process,
         object,
         teb: prepared.teb,
         stack: prepared.stack,
@@ -177,7 +182,7 @@ pub fn create_thread(
 }
 
 /// Fills the outputs of a PS_ATTRIBUTE_LIST: total length, then entries of attribute, size, value, returned length.
-fn write_attribute_list(call: &mut Call<'_, '_>, list: UserPtr<u64>, id: ThreadId, teb: u64) -> Result<(), Status> {
+fn write_attribute_list(call: &mut Call<'_, '_>, list: UserPtr<u64>, client: [u32; 2], teb: u64) -> Result<(), Status> {
     if list.is_null() {
         return Ok(());
     }
@@ -185,7 +190,7 @@ fn write_attribute_list(call: &mut Call<'_, '_>, list: UserPtr<u64>, id: ThreadI
     for index in 0..count {
         let [attribute, size, value, returned] = list.byte_add::<[u64; 4]>(8 + index * 0x20).read(call)?;
         let bytes: Vec<u8> = match attribute {
-            ATTRIBUTE_CLIENT_ID => [u64::from(call.kernel.process.id), u64::from(id)].map(u64::to_le_bytes).concat(),
+            ATTRIBUTE_CLIENT_ID => client.map(|id| u64::from(id).to_le_bytes()).concat(),
             ATTRIBUTE_TEB_ADDRESS => teb.to_le_bytes().to_vec(),
             _ => continue,
         };
@@ -200,11 +205,12 @@ fn nt_terminate_thread(call: &mut Call<'_, '_>, thread: Handle, status: u32) -> 
     const THREAD_TERMINATE: u32 = 1;
     // The null handle means the caller as well.
     let id = if thread.is_null() { call.thread } else { call.thread_by_handle(thread, THREAD_TERMINATE)? };
-    if call.kernel.scheduler.threads.len() == 1 {
-        call.kernel.end_process(call.vcpu, Status(status));
-        return Ok(Outcome::Stop);
+    let process = call.kernel.scheduler.process_of(id).ok_or(Status::THREAD_IS_TERMINATING)?;
+    if call.kernel.scheduler.threads_of(process).count() == 1 {
+        call.kernel.end_process(call.vcpu, process, Status(status));
+    } else {
+        call.kernel.end_thread(call.vcpu, id, Status(status));
     }
-    call.kernel.end_thread(call.vcpu, id, Status(status));
     Ok(if id == call.thread { Outcome::ThreadEnded } else { Outcome::Return(Status::SUCCESS) })
 }
 
@@ -220,11 +226,12 @@ fn nt_open_thread(
     // The two lowest bits of an identifier do not count.
     let [process, thread] = client.read(call)?.map(|id| id & !3);
     let kernel = &mut *call.kernel;
-    if process != 0 && process != u64::from(kernel.process.id) {
+    let id = ThreadId::try_from(thread).map_err(|_| Status::INVALID_CID)?;
+    let target = kernel.scheduler.threads.get(&id).ok_or(Status::INVALID_CID)?;
+    if process != 0 && process != u64::from(target.process) {
         return Err(Status::INVALID_CID);
     }
-    let id = ThreadId::try_from(thread).map_err(|_| Status::INVALID_CID)?;
-    let object = kernel.scheduler.threads.get(&id).ok_or(Status::INVALID_CID)?.object;
+    let object = target.object;
     let new = kernel.objects.open(&mut kernel.handles, object, access, attributes.flags.bits())?;
     handle.write(call, new)?;
     Ok(Status::SUCCESS)
@@ -243,24 +250,11 @@ fn nt_get_next_thread(
         return Err(Status::INVALID_PARAMETER);
     }
     handle.write(call, Handle::NULL)?;
-    call.kernel.require_current_process(process)?;
-    let after = match thread {
-        Handle::NULL => 0,
-        handle => {
-            let object = call.object(handle, Some(ObjectType::Thread), 0)?;
-            match call.kernel.objects.body(object)? {
-                Body::Thread { id, .. } => *id,
-                _ => return Err(Status::OBJECT_TYPE_MISMATCH),
-            }
-        }
-    };
+    let process = call.process_by_handle(process, access::QUERY_INFORMATION)?;
+    let after = if thread.is_null() { None } else { Some(call.thread_by_handle(thread, 0)?) };
     let kernel = &mut *call.kernel;
-    // Ended threads are told as long as somebody holds them.
-    let following = kernel.objects.iter().filter_map(|(object, found)| match found.body {
-        Body::Thread { id, .. } if id > after => Some((id, object)),
-        _ => None,
-    });
-    let (_, object) = following.min_by_key(|&(id, _)| id).ok_or(Status::NO_MORE_ENTRIES)?;
+    let next = kernel.scheduler.threads_of(process).find(|thread| after.is_none_or(|after| thread.id > after));
+    let object = next.ok_or(Status::NO_MORE_ENTRIES)?.object;
     let new = kernel.objects.open(&mut kernel.handles, object, access, attributes)?;
     handle.write(call, new)?;
     Ok(Status::SUCCESS)

@@ -75,8 +75,6 @@ pub(crate) struct Core {
     parked: HashMap<SpaceId, (Interpreter, HashSet<(u64, Mode)>)>,
     /// The space has changed: host frames of translated code are to be left before anything else runs.
     space_changed: bool,
-    translator: Option<Translator>,
-    cache: CodeCache,
     gate: Option<*mut (dyn ServiceGate + 'static)>,
     exit: Option<VmExit>,
     /// Code memory is full; cleared from the outermost loop.

@@ -1,0 +1,468 @@
+//! Named pipes as files: creating, opening, transfers, control codes; completion of operations that wait.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
+
+use super::file::{self, FileKind, FileObject};
+use super::info::{Answer, Bytes};
+use super::pipe::{Done, PipeEnd, PipeParameters, RequestId, Side};
+use super::services::IoStatusPtr;
+use super::transfer::Completion;
+use crate::kernel::Kernel;
+use crate::object::support::AttributesPtr;
+use crate::object::{Body, CompletionPacket, Handle, ObjectId, ObjectType};
+use crate::process::ProcessId;
+use crate::service::{Call, Outcome};
+use crate::services;
+use crate::status::Status;
+use crate::strings::ObjectAttributes;
+use crate::thread::{Apc, ThreadId};
+use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
+use crate::wait::Wait;
+
+services! { pub SERVICES;
+    /// Creates a named pipe, or another instance of one.
+    NtCreateNamedPipeFile(out: UserPtr<Handle>, access: u32, attributes: AttributesPtr, io_status: IoStatusPtr, share: u32, disposition: u32, options: u32, pipe_type: u32, read_mode: u32, completion_mode: u32, max_instances: u32, inbound_quota: u32, outbound_quota: u32, timeout: UserPtr<i64>) = create_named_pipe;
+}
+
+/// FSCTL_PIPE_*.
+pub(super) mod code {
+    pub const DISCONNECT: u32 = 0x11_0004;
+    pub const LISTEN: u32 = 0x11_0008;
+    pub const PEEK: u32 = 0x11_400C;
+    pub const TRANSCEIVE: u32 = 0x11_C017;
+    pub const WAIT: u32 = 0x11_0018;
+    pub const IMPERSONATE: u32 = 0x11_001C;
+    pub const GET_PIPE_ATTRIBUTE: u32 = 0x11_0028;
+    pub const GET_CONNECTION_ATTRIBUTE: u32 = 0x11_0030;
+}
+
+/// An operation that a caller did not wait for.
+#[derive(Debug)]
+pub struct PendingIo {
+    process: ProcessId,
+    thread: ThreadId,
+    file: ObjectId,
+    event: Option<ObjectId>,
+    apc: u64,
+    apc_context: u64,
+    io_status: u64,
+    buffer: u64,
+}
+
+impl Kernel {
+    fn pipe_end(&self, id: ObjectId) -> Option<PipeEnd> {
+        match self.file(id).ok()?.kind {
+            FileKind::Pipe(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// Completes operations on pipes whose callers went on in the meantime.
+    pub(crate) fn deliver_io(&mut self, space: &mut lstar_runtime::AddressSpace) {
+        loop {
+            let mut pending = self.pending_io.keys();
+            let Some(&request) = pending.find(|&&request| self.pipes.is_done(request)) else { return };
+            if let (Some(io), Some(done)) = (self.pending_io.remove(&request), self.pipes.take(request)) {
+                self.complete_io(space, io, &done);
+            }
+        }
+    }
+
+    fn complete_io(&mut self, space: &mut lstar_runtime::AddressSpace, io: PendingIo, done: &Done) {
+        if let Ok(previous) = self.enter_process(space, io.process) {
+            let block = [u64::from(done.status.0), done.information].map(u64::to_le_bytes).concat();
+            // What the caller has unmapped in the meantime is its loss.
+            let user = lstar_arch::Privilege::User;
+            let _ = self.memory.write(space, io.buffer, &done.data, user);
+            let _ = self.memory.write(space, io.io_status, &block, user);
+            let _ = self.enter_process(space, previous);
+        }
+        if let Some(id) = io.event {
+            if let Ok(Body::Event(event)) = self.objects.body_mut(id) {
+                event.set(true);
+            }
+            self.objects.dereference(id);
+        }
+        if io.apc != 0 {
+            if let Ok(thread) = self.scheduler.thread_mut(io.thread) {
+                let arguments = [io.apc_context, io.io_status, 0];
+                thread.apcs.push_back(Apc { routine: io.apc, arguments });
+            }
+        } else if let Ok(file) = self.file(io.file)
+            && let Some((port, key)) = file.completion
+            && io.apc_context != 0
+            && let Ok(Body::IoCompletion(port)) = self.objects.body_mut(port)
+        {
+            let (status, information) = (done.status, done.information);
+            port.packets.push_back(CompletionPacket { key, context: io.apc_context, status, information });
+        }
+        if let Ok(file) = self.file_mut(io.file) {
+            file.pending = file.pending.saturating_sub(1);
+        }
+        self.objects.dereference(io.file);
+    }
+
+    /// Takes back what a thread that ends was doing with pipes.
+    pub(crate) fn cancel_io_of(&mut self, thread: ThreadId) {
+        let own = |io: &PendingIo| io.thread == thread;
+        let pending = self.pending_io.iter().filter(|(_, io)| own(io)).map(|(&request, _)| request);
+        let waiting = self.waiting_io.iter().filter(|(_, waiter)| **waiter == thread).map(|(&request, _)| request);
+        let requests: Vec<RequestId> = pending.chain(waiting).collect();
+        for request in requests {
+            self.pipes.cancel(request);
+            if self.waiting_io.remove(&request).is_some() {
+                self.pipes.take(request);
+            }
+        }
+    }
+
+    /// Cancels pending operations on a file, of one thread or all, the one with an IO_STATUS_BLOCK or all; says
+    /// whether there was any.
+    pub(super) fn cancel_pending(&mut self, file: ObjectId, thread: Option<ThreadId>, io_status: u64) -> bool {
+        let matches = |io: &PendingIo| {
+            io.file == file
+                && thread.is_none_or(|thread| thread == io.thread)
+                && (io_status == 0 || io_status == io.io_status)
+        };
+        let requests: Vec<RequestId> =
+            self.pending_io.iter().filter(|(_, io)| matches(io)).map(|(&request, _)| request).collect();
+        requests.iter().filter(|&&request| self.pipes.cancel(request)).count() > 0
+    }
+}
+
+impl PipeEnd {
+    /// Ends an operation that was just submitted: now, later with STATUS_PENDING, or with a wait.
+    fn settle(
+        call: &mut Call<'_, '_>,
+        id: ObjectId,
+        request: RequestId,
+        completion: Completion,
+        buffer: u64,
+    ) -> Result<Outcome, Status> {
+        if let Some(done) = call.kernel.pipes.take(request) {
+            return deliver(call, id, completion, buffer, &done).map(Outcome::Return);
+        }
+        if call.kernel.file(id)?.is_synchronous() {
+            call.kernel.objects.reference(id);
+            call.kernel.waiting_io.insert(request, call.thread);
+            let wait = Wait::until("a pipe", move |kernel, _| kernel.pipes.is_done(request).then_some(Status::SUCCESS));
+            return Ok(Outcome::Wait(wait.then(move |call, _| {
+                call.kernel.waiting_io.remove(&request);
+                let status = match call.kernel.pipes.take(request) {
+                    Some(done) => deliver(call, id, completion, buffer, &done).unwrap_or_else(|status| status),
+                    None => Status::CANCELLED,
+                };
+                call.kernel.objects.dereference(id);
+                call.kernel.reap();
+                Outcome::Return(status)
+            })));
+        }
+        let event = match completion.event {
+            Handle::NULL => None,
+            event => Some(call.object(event, Some(ObjectType::Event), 2)?),
+        };
+        if let Some(id) = event {
+            if let Body::Event(event) = call.kernel.objects.body_mut(id)? {
+                event.set(false);
+            }
+            call.kernel.objects.reference(id);
+        }
+        call.kernel.objects.reference(id);
+        call.kernel.file_mut(id)?.pending += 1;
+        let io = PendingIo {
+            process: call.kernel.process.id,
+            thread: call.thread,
+            file: id,
+            event,
+            apc: completion.apc,
+            apc_context: completion.apc_context,
+            io_status: completion.io_status.address(),
+            buffer,
+        };
+        call.kernel.pending_io.insert(request, io);
+        Ok(Outcome::Return(Status::PENDING))
+    }
+}
+
+/// Hands the result of an operation to its caller.
+fn deliver(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    completion: Completion,
+    buffer: u64,
+    done: &Done,
+) -> Result<Status, Status> {
+    call.write_user(buffer, &done.data)?;
+    completion.finish(call, id, done.status, done.information)?;
+    Ok(done.status)
+}
+
+/// NtReadFile.
+pub(super) fn read(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    completion: Completion,
+    buffer: u64,
+    length: u32,
+) -> Result<Outcome, Status> {
+    let end = call.kernel.pipe_end(id).ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    let request = call.kernel.pipes.request();
+    call.kernel.pipes.read(end, request, length as usize)?;
+    PipeEnd::settle(call, id, request, completion, buffer)
+}
+
+/// NtWriteFile.
+pub(super) fn write(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    completion: Completion,
+    buffer: u64,
+    length: u32,
+) -> Result<Outcome, Status> {
+    let end = call.kernel.pipe_end(id).ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    let data = UserBuffer::new(buffer, u64::from(length)).read(call)?;
+    let request = call.kernel.pipes.request();
+    call.kernel.pipes.write(end, request, data)?;
+    PipeEnd::settle(call, id, request, completion, 0)
+}
+
+/// NtFlushBuffersFile: waits for the reader.
+pub(super) fn flush(call: &mut Call<'_, '_>, id: ObjectId, io_status: IoStatusPtr) -> Result<Outcome, Status> {
+    let end = call.kernel.pipe_end(id).ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    let request = call.kernel.pipes.request();
+    call.kernel.pipes.flush(end, request)?;
+    let completion = Completion { event: Handle::NULL, apc: 0, apc_context: 0, io_status };
+    PipeEnd::settle(call, id, request, completion, 0)
+}
+
+/// NtFsControlFile on a pipe.
+pub(super) fn control(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    completion: Completion,
+    code: u32,
+    input: (u64, u32),
+    output: (u64, u32),
+) -> Result<Outcome, Status> {
+    let end = call.kernel.pipe_end(id).ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    let plain = |call: &mut Call<'_, '_>, bytes: Vec<u8>, status: Status| {
+        let done = Done { status, information: bytes.len() as u64, data: bytes };
+        deliver(call, id, completion, output.0, &done).map(Outcome::Return)
+    };
+    match code {
+        code::LISTEN => {
+            let request = call.kernel.pipes.request();
+            call.kernel.pipes.listen(end, request)?;
+            PipeEnd::settle(call, id, request, completion, 0)
+        }
+        code::DISCONNECT => {
+            call.kernel.pipes.disconnect(end)?;
+            plain(call, Vec::new(), Status::SUCCESS)
+        }
+        code::PEEK => {
+            const HEAD: usize = 0x10;
+            let room = (output.1 as usize).checked_sub(HEAD).ok_or(Status::INFO_LENGTH_MISMATCH)?;
+            let peek = call.kernel.pipes.peek(end, room)?;
+            let more = peek.data.len() < peek.available as usize && room > 0;
+            let head = [peek.state as u32, peek.available, peek.messages, peek.message_length];
+            let bytes = Bytes::default().u32s(&head).bytes(&peek.data).0;
+            plain(call, bytes, if more { Status::BUFFER_OVERFLOW } else { Status::SUCCESS })
+        }
+        code::TRANSCEIVE => {
+            let data = UserBuffer::new(input.0, u64::from(input.1)).read(call)?;
+            let pipes = &mut call.kernel.pipes;
+            let (sent, answer) = (pipes.request(), pipes.request());
+            pipes.write(end, sent, data)?;
+            pipes.read(end, answer, output.1 as usize)?;
+            // The answer says that the question was read.
+            pipes.take(sent);
+            PipeEnd::settle(call, id, answer, completion, output.0)
+        }
+        code::IMPERSONATE => plain(call, Vec::new(), Status::SUCCESS),
+        code::GET_PIPE_ATTRIBUTE | code::GET_CONNECTION_ATTRIBUTE => {
+            let name = UserBuffer::new(input.0, u64::from(input.1.min(256))).read(call)?;
+            let name = String::from_utf8_lossy(&name);
+            let facts = call.kernel.pipes.facts(end).ok_or(Status::PIPE_DISCONNECTED)?;
+            let process = match name.trim_end_matches('\0') {
+                "ServerProcessId" => facts.processes[Side::Server as usize],
+                "ClientProcessId" => facts.processes[Side::Client as usize],
+                _ => return Err(Status::NOT_FOUND),
+            };
+            let bytes = u64::from(process).to_le_bytes();
+            plain(call, bytes[..bytes.len().min(output.1 as usize)].to_vec(), Status::SUCCESS)
+        }
+        _ => Err(Status::INVALID_DEVICE_REQUEST),
+    }
+}
+
+/// NtFsControlFile on the root of the pipes' device: waiting for an instance.
+pub(super) fn root_control(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    completion: Completion,
+    code: u32,
+    input: (u64, u32),
+) -> Result<Outcome, Status> {
+    const HEAD: usize = 0xE;
+    if code != code::WAIT {
+        return Err(Status::INVALID_DEVICE_REQUEST);
+    }
+    let bytes = UserBuffer::new(input.0, u64::from(input.1.min(0x1_0000))).read(call)?;
+    let (Some(head), Some(name)) = (bytes.get(..HEAD), bytes.get(HEAD..)) else {
+        return Err(Status::INVALID_PARAMETER);
+    };
+    let word = |at: usize| head.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let timeout = i64::from(word(4)) << 32 | i64::from(word(0));
+    let name = name.get(..word(8) as usize).ok_or(Status::INVALID_PARAMETER)?;
+    let units: Vec<u16> = name.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+    let name = String::from_utf16_lossy(&units);
+    call.kernel.pipes.is_available(&name)?;
+    // Fifty milliseconds unless the caller or the pipe says otherwise.
+    let timeout = if head[0xC] != 0 { timeout } else { -500_000 };
+    let deadline = call.kernel.clock.deadline(timeout);
+    let wait = Wait::until("an instance of a pipe", move |kernel, _| match kernel.pipes.is_available(&name) {
+        Ok(true) => Some(Status::SUCCESS),
+        Ok(false) => None,
+        Err(status) => Some(status),
+    });
+    Ok(Outcome::Wait(wait.with_deadline(deadline).then(move |call, status| {
+        if status == Status::TIMEOUT {
+            return Outcome::Return(Status::IO_TIMEOUT);
+        }
+        if status.is_error() {
+            return Outcome::Return(status);
+        }
+        Outcome::Return(completion.finish(call, id, status, 0).err().unwrap_or(status))
+    })))
+}
+
+fn create_named_pipe(
+    call: &mut Call<'_, '_>,
+    out: UserPtr<Handle>,
+    access: u32,
+    attributes: AttributesPtr,
+    io_status: IoStatusPtr,
+    share: u32,
+    disposition: u32,
+    options: u32,
+    pipe_type: u32,
+    read_mode: u32,
+    completion_mode: u32,
+    max_instances: u32,
+    inbound_quota: u32,
+    outbound_quota: u32,
+    timeout: UserPtr<i64>,
+) -> Result<(), Status> {
+    const SHARE_READ: u32 = 1;
+    const SHARE_WRITE: u32 = 2;
+    const OPEN: u32 = 1;
+    const CREATE: u32 = 2;
+    const FILE_OPENED: u64 = 1;
+    const FILE_CREATED: u64 = 2;
+    let attributes = attributes.read_attributes(call)?;
+    let timeout = timeout.read_optional(call)?.unwrap_or(-500_000);
+    let directions = share & (SHARE_READ | SHARE_WRITE);
+    let messages = pipe_type & 1 != 0;
+    if directions == 0 || max_instances == 0 || timeout > 0 || read_mode & 1 != 0 && !messages {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let name = super::services::locate_pipe(call, &attributes)?;
+    let exists = !name.is_empty() && call.kernel.pipes.exists(&name);
+    match disposition {
+        OPEN if !exists => return Err(Status::OBJECT_NAME_NOT_FOUND),
+        CREATE if exists => return Err(Status::ACCESS_DENIED),
+        _ => {}
+    }
+    let parameters = PipeParameters {
+        messages,
+        read_messages: read_mode & 1 != 0,
+        nonblocking: completion_mode & 1 != 0,
+        max_instances,
+        quotas: [inbound_quota, outbound_quota],
+        inbound: directions & SHARE_WRITE != 0,
+        outbound: directions & SHARE_READ != 0,
+        timeout,
+    };
+    let process = call.kernel.process.id;
+    let end = call.kernel.pipes.create(&name, parameters, process)?;
+    open_end(call, out, end, &name, access, options, &attributes)?;
+    call.write_io_status(io_status, Status::SUCCESS, if exists { FILE_OPENED } else { FILE_CREATED })
+}
+
+fn open_end(
+    call: &mut Call<'_, '_>,
+    out: UserPtr<Handle>,
+    end: PipeEnd,
+    name: &str,
+    access: u32,
+    options: u32,
+    attributes: &ObjectAttributes,
+) -> Result<(), Status> {
+    let access = ObjectType::File.map_access(access) | file::READ_ATTRIBUTES;
+    let mut object = FileObject::device(FileKind::Pipe(end), "\\Device\\NamedPipe", access, options);
+    object.name = if name.is_empty() { String::new() } else { format!("\\{name}") };
+    let body = Body::File(Box::new(object));
+    let handle = call.kernel.objects.open_new(&mut call.kernel.handles, body, access, attributes.flags.bits());
+    call.kernel.reap();
+    call.give_handle(out, handle?)
+}
+
+/// NtOpenFile of a pipe's name, or of a server end itself: the client's end.
+pub(super) fn connect(
+    call: &mut Call<'_, '_>,
+    name: &str,
+    server: Option<PipeEnd>,
+    access: u32,
+) -> Result<FileObject, Status> {
+    let process = call.kernel.process.id;
+    let (reads, writes) = (access & file::READ_DATA != 0, access & file::WRITE_DATA != 0);
+    let end = match server {
+        Some(server) => call.kernel.pipes.connect_to(server, process, reads, writes)?,
+        None => call.kernel.pipes.connect(name, process, reads, writes)?,
+    };
+    let mut object = FileObject::device(FileKind::Pipe(end), "\\Device\\NamedPipe", access, 0);
+    object.name = format!("\\{name}");
+    Ok(object)
+}
+
+/// FilePipeInformation (23) and FilePipeLocalInformation (24); `None` for other classes and files.
+pub(super) fn query(kernel: &Kernel, id: ObjectId, class: u32) -> Option<Result<Answer, Status>> {
+    let end = kernel.pipe_end(id)?;
+    let Some(facts) = kernel.pipes.facts(end) else { return Some(Err(Status::PIPE_DISCONNECTED)) };
+    let bytes = match class {
+        23 => Bytes::default().u32s(&[facts.modes.0, facts.modes.1].map(u32::from)),
+        24 => {
+            let parameters = facts.parameters;
+            let configuration = match (parameters.inbound, parameters.outbound) {
+                (true, true) => 2,
+                (false, true) => 1,
+                _ => 0,
+            };
+            let [inbound, outbound] = parameters.quotas;
+            Bytes::default().u32s(&[
+                u32::from(parameters.messages),
+                configuration,
+                parameters.max_instances,
+                facts.instances,
+                inbound,
+                facts.available,
+                outbound,
+                facts.room,
+                facts.state as u32,
+                u32::from(end.side() == Side::Server),
+            ])
+        }
+        _ => return None,
+    };
+    Some(Ok(Answer::fixed(bytes.0)))
+}
+
+/// FilePipeInformation; `false` for a file that is no pipe.
+pub(super) fn set_modes(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<bool, Status> {
+    let Some(end) = call.kernel.pipe_end(id) else { return Ok(false) };
+    let [messages, nonblocking] = crate::object::support::read_information::<[u32; 2]>(call, buffer)?;
+    if messages > 1 || nonblocking > 1 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    call.kernel.pipes.set_modes(end, messages != 0, nonblocking != 0)?;
+    Ok(true)
+}
