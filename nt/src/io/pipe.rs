@@ -517,12 +517,12 @@ impl PipeSystem {
         for (request, status) in done {
             self.finish(request, status, 0);
         }
-        if end.side == Side::Server {
-            if let Some(pipe) = self.pipes.get_mut(&name) {
-                pipe.instances.retain(|&id| id != end.instance);
-                if pipe.instances.is_empty() {
-                    self.pipes.remove(&name);
-                }
+        if end.side == Side::Server
+            && let Some(pipe) = self.pipes.get_mut(&name)
+        {
+            pipe.instances.retain(|&id| id != end.instance);
+            if pipe.instances.is_empty() {
+                self.pipes.remove(&name);
             }
         }
         if gone {

@@ -33,8 +33,6 @@ type Out = UserPtr<Handle>;
 const BIT_0: u32 = 1;
 /// IO_COMPLETION_MODIFY_STATE, JOB_OBJECT_SET_ATTRIBUTES.
 const BIT_1: u32 = 2;
-/// JOB_OBJECT_QUERY.
-
 fn create_port(
     call: &mut Call<'_, '_>,
     out: Out,
