@@ -45,8 +45,10 @@ fn x87_instruction(random: &mut Random) -> Option<Bytes> {
     use Mnemonic as M;
     // These write the data segment's selector, which is the system's, or the code segment's: saved at the end only.
     let selectors = matches!(insn.mnemonic(), M::Fnstenv | M::Fnsave);
+    // With a shortened precision control FPTAN rounds differently when executed alone: `host_transcendental` has its ulps.
+    let tangent = insn.mnemonic() == M::Fptan;
     let plain = !insn.is_invalid() && insn.len() == bytes.len();
-    (plain && !selectors).then_some(bytes)
+    (plain && !selectors && !tangent).then_some(bytes)
 }
 
 /// Encodings with MMX registers.
@@ -332,7 +334,6 @@ const FOUND: &[(&str, &[&[u8]])] = &[
     ("FNDISI does not wait", &[&[0xDC, 0xC0], &[0xDB, 0xE1]]),
     ("FPREM without a quotient keeps C0 and C3", &[&[0xD9, 0xF8]]),
     ("FPREM1 without a quotient keeps C0 and C3", &[&[0xD9, 0xF5]]),
-    ("FPTAN of a denormal with the integer bit set", &[&[0xD9, 0xF2]]),
     ("FCOMI keeps C1 on AMD's processors", &[&[0xDB, 0xF1]]),
     ("FCOM with an unmasked exception sets the codes", &[&[0xD8, 0xD1], &[0xDF, 0xE0]]),
 ];

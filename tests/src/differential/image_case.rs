@@ -132,6 +132,10 @@ impl ImageCase {
                     let [low, high] = cpu.xmm[index];
                     Expect::Vector(index, u128::from(high) << 64 | u128::from(low))
                 }
+                Expect::High(index, _) => {
+                    let [low, high] = cpu.ymm_high[index];
+                    Expect::High(index, u128::from(high) << 64 | u128::from(low))
+                }
                 Expect::Flags(_) => Expect::Flags(cpu.rflags & COMPARED_FLAGS & 0xCD5 & !self.undefined),
                 Expect::Byte(address, _) => Expect::Byte(address, byte(address).unwrap_or(0)),
                 Expect::Ending(_) => Expect::Ending(match landing.ending {

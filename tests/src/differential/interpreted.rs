@@ -114,6 +114,8 @@ impl GuestMemory for Areas {
 #[derive(Debug)]
 pub struct Interpreted {
     cpu: CpuState,
+    /// What every program starts from, but for the model: the one before may have changed its privilege.
+    initial: CpuState,
     areas: Areas,
     interpreter: Interpreter,
     /// Instructions executed so far.
@@ -135,7 +137,7 @@ impl Default for Interpreted {
             read_only: read_only_page(),
             memory: Memory::zeroed(),
         };
-        Self { cpu, areas, interpreter: Interpreter::new(), retired: 0, since_start: 0 }
+        Self { initial: cpu.clone(), cpu, areas, interpreter: Interpreter::new(), retired: 0, since_start: 0 }
     }
 }
 
@@ -152,7 +154,7 @@ impl Interpreted {
 
     /// The registers that a program starts with.
     fn cpu_for(&self, state: &State) -> CpuState {
-        let mut cpu = self.cpu.clone();
+        let mut cpu = CpuState { model: self.cpu.model, ..self.initial.clone() };
         cpu.gpr = state.gpr;
         cpu.rip = CODE;
         cpu.rflags = state.rflags | Rflags::FIXED.bits();

@@ -10,7 +10,7 @@
 
 use std::mem::{MaybeUninit, offset_of};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use iced_x86::code_asm::*;
@@ -77,8 +77,8 @@ fn ymm_slot(index: u32) -> Result<(Register, MemoryOperand), IcedError> {
     Ok((Register::YMM0 + index, MemoryOperand::with_base_displ(Register::RSP, displacement)))
 }
 
-/// Whether this process is in a program, so that a fault is the program's.
-static RUNNING: AtomicBool = AtomicBool::new(false);
+/// The thread that is in a program, so that its next fault is the program's; 0 for none.
+static RUNNING: AtomicI32 = AtomicI32::new(0);
 /// The areas exist once in a process.
 static EXCLUSIVE: Mutex<()> = Mutex::new(());
 static PREVIOUS: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
@@ -316,14 +316,15 @@ impl Engine for Native {
         control.rflags = state.rflags;
         control.start = CODE;
         control.exception = [EXIT, NONE, 0, 0];
-        RUNNING.store(true, Ordering::SeqCst);
+        // SAFETY: asks the kernel who this is.
+        RUNNING.store(unsafe { libc::gettid() }, Ordering::SeqCst);
         // SAFETY: the trampoline keeps the C calling convention, whatever the program does to the registers; programs
         // are tame as the module says.
         unsafe {
             let enter: extern "sysv64" fn() = std::mem::transmute(ENTRY);
             enter();
         }
-        RUNNING.store(false, Ordering::SeqCst);
+        RUNNING.store(0, Ordering::SeqCst);
         let control = self.control();
         let [rip, vector, error_code, address] = control.exception;
         if vector == NONE {
@@ -385,7 +386,9 @@ const FRAME_ORDER: [libc::c_int; 16] = [
 ];
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    if !RUNNING.swap(false, Ordering::SeqCst) {
+    // SAFETY: asks the kernel who this is.
+    let thread = unsafe { libc::gettid() };
+    if RUNNING.compare_exchange(thread, 0, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         chain(signal, info, context);
         return;
     }

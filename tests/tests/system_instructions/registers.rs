@@ -287,7 +287,7 @@ fn counters_and_identification() {
             .check(|seen| assert_eq!(seen.reg(Gpr::Rcx), 0x1234)),
         row("XGETBV", User, xgetbv, Next)
             .setup(|a| a.xor(ecx, ecx))
-            .check(|seen| assert_eq!((seen.reg(Gpr::Rdx), seen.reg(Gpr::Rax)), (0, 3))),
+            .check(|seen| assert_eq!((seen.reg(Gpr::Rdx), seen.reg(Gpr::Rax)), (0, 7))),
         row("XGETBV of an unknown register", User, xgetbv, Fault(GP, Some(0))).setup(|a| a.mov(ecx, 7)),
         row("XGETBV without OSXSAVE", User, xgetbv, Fault(UD, None)).boot(NO_XSAVE),
         row("XSETBV at CPL 3", User, |a| a.xsetbv(), Fault(GP, Some(0))),
