@@ -78,7 +78,6 @@ const LEAF_8000_0001: &[FeatureBit] = &[
     FeatureBit(Features::LAHF, ECX, 0),
     FeatureBit(Features::LZCNT, ECX, 5),
     FeatureBit(Features::SSE4A, ECX, 6),
-    FeatureBit(Features::MISALIGNSSE, ECX, 7),
     FeatureBit(Features::PREFETCHW, ECX, 8),
     FeatureBit(Features::RDTSCP, EDX, 27),
 ];

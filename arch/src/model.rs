@@ -109,14 +109,12 @@ features! {
     VAES = 34, "vaes", needs [AVX AES];
     /// VPCLMULQDQ on 256 bits.
     VPCLMUL = 35, "vpclmul", needs [AVX PCLMUL];
-    /// MXCSR.MM: misaligned operands of SSE instructions (AMD).
-    MISALIGNSSE = 36, "misalignsse", needs [];
     /// CLZERO (AMD).
-    CLZERO = 37, "clzero", needs [];
+    CLZERO = 36, "clzero", needs [];
     /// Fast REP MOVSB and STOSB: only a hint.
-    ERMS = 38, "erms", needs [];
+    ERMS = 37, "erms", needs [];
     /// Fast short REP MOVSB: only a hint.
-    FSRM = 39, "fsrm", needs [];
+    FSRM = 38, "fsrm", needs [];
 }
 
 impl Features {
@@ -233,10 +231,8 @@ impl CpuModel {
     };
 
     /// An AMD processor (the Zen 3 generation).
-    pub const AMD: Self = Self {
-        vendor: Vendor::Amd,
-        features: Self::INTEL.features.union(Features::SSE4A).union(Features::MISALIGNSSE).union(Features::CLZERO),
-    };
+    pub const AMD: Self =
+        Self { vendor: Vendor::Amd, features: Self::INTEL.features.union(Features::SSE4A).union(Features::CLZERO) };
 
     /// The models that have a name on the command line, with it.
     pub const NAMED: [(&str, Self); 5] =

@@ -257,12 +257,10 @@ impl CpuState {
     }
 
     /// The state components that are not in their initial configuration, numbered as in XCR0 (SDM vol. 1, 13.6): what
-    /// XSAVE marks in XSTATE_BV. MXCSR belongs to none of them.
+    /// XSAVE marks in XSTATE_BV. SSE always counts as in use, as on AMD's processors; MXCSR belongs to none of them.
     #[must_use]
     pub fn xinuse(&self) -> u64 {
-        u64::from(self.x87 != X87State::default())
-            | u64::from(self.xmm != [[0; 2]; 16]) << 1
-            | u64::from(self.ymm_high != [[0; 2]; 16]) << 2
+        u64::from(self.x87 != X87State::default()) | 1 << 1 | u64::from(self.ymm_high != [[0; 2]; 16]) << 2
     }
 
     /// The privilege of explicit memory accesses at the current CPL.

@@ -66,7 +66,6 @@ fn feature_bits_follow_the_model() {
         (Features::VAES, 7, 2, 9),
         (Features::VPCLMUL, 7, 2, 10),
         (Features::FSRM, 7, 3, 4),
-        (Features::MISALIGNSSE, 0x8000_0001, 2, 7),
     ];
     // The forms of XSAVE are in subleaf 1 of leaf 0DH and CLZERO is AMD's alone: below.
     let elsewhere = 5;

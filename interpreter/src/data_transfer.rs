@@ -1,6 +1,6 @@
 //! Data transfer instructions (SDM vol. 1, 5.1.1): moves, exchanges, stack operations, conversions.
 
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::{Mnemonic, OpKind, Register};
 use lstar_arch::cpuid::Features;
 use lstar_arch::{Exception, Gpr, GuestMemory, Rflags, is_canonical};
 
@@ -297,9 +297,32 @@ pub(crate) fn nop<M: GuestMemory>(_: &mut Exec<'_, M>) -> Op {
     Ok(())
 }
 
-/// CLFLUSH and CLFLUSHOPT behave as a load of one byte.
+/// CLZERO (APM vol. 3): clears the cache line that rAX points into.
+pub(crate) fn clzero<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+    const LINE: u64 = 64;
+    ex.require(Features::CLZERO)?;
+    let width = match ex.insn.code() {
+        iced_x86::Code::Clzerow => 2,
+        iced_x86::Code::Clzerod => 4,
+        _ => 8,
+    };
+    let offset = ex.cpu.reg(Gpr::Rax) & mask(width);
+    let segment = match ex.insn.segment_prefix() {
+        Register::None => Register::DS,
+        segment => segment,
+    };
+    let linear = ex.linear(offset.wrapping_add(ex.segment_base(segment)));
+    ex.store(linear & !(LINE - 1), [0; LINE as usize])
+}
+
+/// CLFLUSH, CLFLUSHOPT and CLWB behave as a load of one byte.
 pub(crate) fn clflush<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     debug_assert_eq!(ex.insn.op0_kind(), OpKind::Memory);
+    match ex.decoded.mnemonic {
+        Mnemonic::Clflushopt => ex.require(Features::CLFLUSHOPT)?,
+        Mnemonic::Clwb => ex.require(Features::CLWB)?,
+        _ => {}
+    }
     let linear = ex.linear_address();
     ex.load_sized(linear, 1)?;
     Ok(())

@@ -4,7 +4,7 @@ use iced_x86::Mnemonic;
 use lstar_arch::{Exception, GuestMemory};
 
 use crate::exec::{Exec, Op};
-use crate::{arithmetic, bit, bmi, control_flow, data_transfer, logic, shift, sse, string, system, x87};
+use crate::{arithmetic, avx, bit, bmi, control_flow, data_transfer, logic, shift, sse, string, system, x87, xsave};
 
 /// What [`execute`] returns when there is no implementation: #UD, marked by DR6 bits that no #UD has. A value of its own
 /// would keep the implementations' results from being passed on in place.
@@ -115,7 +115,12 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
             data_transfer::nop(ex)
         }
         M::Prefetchwt1 | M::Prefetchit0 | M::Prefetchit1 | M::Cldemote | M::Reservednop => data_transfer::nop(ex),
-        M::Clflush | M::Clflushopt => data_transfer::clflush(ex),
+        M::Clflush | M::Clflushopt | M::Clwb => data_transfer::clflush(ex),
+        M::Clzero => data_transfer::clzero(ex),
+        // Shadow stacks are offered by no model: their instructions are NOPs or undefined (SDM vol. 1, 17.2).
+        M::Rdsspd | M::Rdsspq => data_transfer::nop(ex),
+        M::Incsspd | M::Incsspq | M::Saveprevssp | M::Rstorssp | M::Setssbsy | M::Clrssbsy => Err(Exception::UD),
+        M::Wrssd | M::Wrssq | M::Wrussd | M::Wrussq => Err(Exception::UD),
         M::Ud0 | M::Ud1 | M::Ud2 => Err(Exception::UD),
 
         M::Syscall | M::Sysret | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq => system::fast_call(ex),
@@ -138,6 +143,10 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
             Err(Exception::UD)
         }
 
-        _ => sse::execute(ex).or_else(|| x87::execute(ex)).unwrap_or(Err(UNIMPLEMENTED)),
+        _ => sse::execute(ex)
+            .or_else(|| avx::execute(ex))
+            .or_else(|| xsave::execute(ex))
+            .or_else(|| x87::execute(ex))
+            .unwrap_or(Err(UNIMPLEMENTED)),
     }
 }

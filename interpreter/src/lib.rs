@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arithmetic;
+mod avx;
 mod bit;
 mod block_cache;
 mod bmi;
@@ -23,6 +24,7 @@ mod string;
 mod system;
 mod watch;
 mod x87;
+mod xsave;
 
 pub use engine::Interpreter;
 use lstar_arch::Exception;

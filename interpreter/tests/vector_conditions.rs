@@ -89,7 +89,12 @@ const CASES: &[Case] = &[
     ("unaligned FXSAVE", |a| a.fxsave(ptr(rsi + 8)).unwrap(), |_| {}, Some(Exception::GP0)),
     ("unaligned XSAVE", |a| a.xsave(ptr(rsi + 16)).unwrap(), |_| {}, Some(Exception::GP0)),
     ("XSAVE without OSXSAVE", |a| a.xsave(ptr(rsi)).unwrap(), |cpu| cpu.cr4 &= !cr4::OSXSAVE, Some(Exception::UD)),
-    ("XSAVEC is not offered", |a| a.xsavec(ptr(rsi)).unwrap(), |_| {}, Some(Exception::UD)),
+    (
+        "XSAVEC is not offered",
+        |a| a.xsavec(ptr(rsi)).unwrap(),
+        |cpu| disable(cpu, Features::XSAVEC),
+        Some(Exception::UD),
+    ),
     ("reserved MXCSR bits", |a| a.ldmxcsr(ptr(rsi + 512)).unwrap(), |_| {}, Some(Exception::GP0)),
     ("unmasked division by zero", |a| a.divsd(xmm0, xmm1).unwrap(), unmask, Some(Exception::XM)),
     (
@@ -206,11 +211,46 @@ fn xrstor_initialises_absent_components_and_leaves_others() {
 
 #[test]
 fn xrstor_rejects_bad_headers() {
-    for (at, byte) in [(512, 8), (520, 1), (527, 0x80), (575, 1)] {
+    // XSTATE_BV, a layout that is not compacted, reserved bytes; a compacted layout without the component, or with one
+    // that does not exist.
+    let cases: [&[(u64, u8)]; 6] =
+        [&[(512, 8)], &[(520, 1)], &[(528, 1)], &[(535, 1)], &[(512, 1), (527, 0x80)], &[(520, 0x10), (527, 0x80)]];
+    for case in cases {
         let (mut cpu, mut memory) = busy(|a| a.xrstor64(ptr(rsi)).unwrap());
-        memory.write(DATA + at, &[byte], Privilege::Supervisor).unwrap();
+        for (at, byte) in case {
+            memory.write(DATA + at, &[*byte], Privilege::Supervisor).unwrap();
+        }
         let before = cpu.clone();
-        assert_eq!(step(&mut cpu, &mut memory), Outcome::Exception(Exception::GP0), "byte {at}");
+        assert_eq!(step(&mut cpu, &mut memory), Outcome::Exception(Exception::GP0), "{case:?}");
         assert_eq!(cpu, before);
     }
+}
+
+#[test]
+fn xsavec_and_xrstor_round_trip() {
+    let (mut cpu, mut memory) = busy(|a| {
+        a.xsavec64(ptr(rsi)).unwrap();
+        a.xrstor64(ptr(rsi)).unwrap();
+    });
+    let saved = cpu.clone();
+    assert_eq!(step(&mut cpu, &mut memory), Outcome::Retired);
+    assert_eq!(memory.read_u64(DATA + 512, Privilege::Supervisor), Ok(7), "XSTATE_BV");
+    assert_eq!(memory.read_u64(DATA + 520, Privilege::Supervisor), Ok(1 << 63 | 7), "XCOMP_BV");
+    cpu.xmm = [[0; 2]; 16];
+    cpu.ymm_high = [[9; 2]; 16];
+    cpu.x87 = lstar_arch::state::X87State::default();
+    cpu.mxcsr = 0x1F80;
+    assert_eq!(step(&mut cpu, &mut memory), Outcome::Retired);
+    assert_eq!((&cpu.xmm, &cpu.ymm_high, &cpu.x87, cpu.mxcsr), (&saved.xmm, &saved.ymm_high, &saved.x87, saved.mxcsr));
+}
+
+/// Components in their initial configuration are marked as absent; XSAVEOPT does not write them.
+#[test]
+fn xsaveopt_leaves_initial_components_out() {
+    let (mut cpu, mut memory) = busy(|a| a.xsaveopt64(ptr(rsi)).unwrap());
+    cpu.ymm_high = [[0; 2]; 16];
+    memory.write(DATA + 576, &[0xAA], Privilege::Supervisor).unwrap();
+    assert_eq!(step(&mut cpu, &mut memory), Outcome::Retired);
+    assert_eq!(memory.read_u64(DATA + 512, Privilege::Supervisor), Ok(3), "XSTATE_BV");
+    assert_eq!(memory.read_u64(DATA + 576, Privilege::Supervisor), Ok(0xAA));
 }

@@ -9,6 +9,7 @@
 //! overflow or underflow needs.
 
 pub(crate) mod elementary;
+mod fused;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wide;

@@ -37,7 +37,7 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
 
 /// What a lane holds.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     /// A signed integer of 32 or 64 bits.
     Integer(u32),
     Single,
@@ -52,7 +52,7 @@ impl Kind {
             Self::Double => Some(&Format::DOUBLE),
         }
     }
-    fn bits(self) -> u32 {
+    pub fn bits(self) -> u32 {
         match self {
             Self::Integer(bits) => bits,
             Self::Single => 32,
@@ -60,10 +60,10 @@ impl Kind {
         }
     }
     /// Lane `index`, zero-extended.
-    fn get(self, vector: u128, index: u32) -> u64 {
+    pub fn get(self, vector: u128, index: u32) -> u64 {
         if self.bits() == 64 { lane(vector, index) } else { lane::<u32>(vector, index).into() }
     }
-    fn set(self, vector: u128, index: u32, value: u64) -> u128 {
+    pub fn set(self, vector: u128, index: u32, value: u64) -> u128 {
         if self.bits() == 64 { with_lane(vector, index, value) } else { with_lane(vector, index, value as u32) }
     }
 }
@@ -110,7 +110,7 @@ fn convert<M: GuestMemory>(ex: &mut Exec<'_, M>, old: u128, lanes: u32, from: Ki
     Ok(())
 }
 
-fn lane_value(environment: &mut Environment, value: u64, from: Kind, to: Kind) -> u64 {
+pub(crate) fn lane_value(environment: &mut Environment, value: u64, from: Kind, to: Kind) -> u64 {
     match (from.format(), to.format()) {
         (None, Some(format)) => {
             let integer = if from.bits() == 64 { value as i64 } else { i64::from(value as i32) };

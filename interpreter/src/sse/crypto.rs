@@ -8,7 +8,18 @@ use super::lanes::{build, lane};
 use crate::exec::{Exec, Op};
 
 pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
-    let f: Binary = match mnemonic {
+    if let Some(f) = round(mnemonic) {
+        return Some(binary(ex, f));
+    }
+    if let Some(f) = with_immediate(mnemonic) {
+        return Some(by_immediate(ex, f));
+    }
+    (mnemonic == Mnemonic::Sha256rnds2).then(|| sha256_rounds(ex))
+}
+
+/// The operations on a state and a key or message.
+pub(crate) fn round(mnemonic: Mnemonic) -> Option<Binary> {
+    Some(match mnemonic {
         Mnemonic::Aesenc => |a, key, _| mix_columns(sub_bytes(shift_rows(a, 1), &SBOX), [2, 3, 1, 1]) ^ key,
         Mnemonic::Aesenclast => |a, key, _| sub_bytes(shift_rows(a, 1), &SBOX) ^ key,
         Mnemonic::Aesdec => |a, key, _| mix_columns(sub_bytes(shift_rows(a, 3), &INVERSE_SBOX), INVERSE_MIX) ^ key,
@@ -28,13 +39,18 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
             })
         },
         Mnemonic::Sha256msg2 => |a, b, _| sha256_message(a, b),
-        Mnemonic::Sha256rnds2 => return Some(sha256_rounds(ex)),
-        Mnemonic::Sha1rnds4 => return Some(by_immediate(ex, sha1_rounds)),
-        Mnemonic::Pclmulqdq => return Some(by_immediate(ex, carry_less_product)),
-        Mnemonic::Aeskeygenassist => return Some(by_immediate(ex, key_assist)),
         _ => return None,
-    };
-    Some(binary(ex, f))
+    })
+}
+
+/// Those that an immediate controls; the first operand of AESKEYGENASSIST does not count.
+pub(crate) fn with_immediate(mnemonic: Mnemonic) -> Option<fn(u128, u128, u8) -> u128> {
+    Some(match mnemonic {
+        Mnemonic::Sha1rnds4 => sha1_rounds,
+        Mnemonic::Pclmulqdq => carry_less_product,
+        Mnemonic::Aeskeygenassist => key_assist,
+        _ => return None,
+    })
 }
 
 /// `op0 = f(op0, op1, immediate)`.

@@ -11,11 +11,11 @@ use crate::exec::{Exec, Op};
 use crate::softfloat::{Class, Environment, Float, Format, Rounding, flags};
 
 /// `(environment, format, destination lane, source lane) -> result lane`, as encodings.
-type LaneOp = fn(&mut Environment, &Format, u64, u64) -> u64;
+pub(crate) type LaneOp = fn(&mut Environment, &Format, u64, u64) -> u64;
 
 /// Which lanes an instruction works on.
-#[derive(Clone, Copy)]
-enum Shape {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
     PackedSingle,
     PackedDouble,
     ScalarSingle,
@@ -23,14 +23,14 @@ enum Shape {
 }
 
 impl Shape {
-    fn is_double(self) -> bool {
+    pub fn is_double(self) -> bool {
         matches!(self, Self::PackedDouble | Self::ScalarDouble)
     }
-    fn format(self) -> &'static Format {
+    pub fn format(self) -> &'static Format {
         if self.is_double() { &Format::DOUBLE } else { &Format::SINGLE }
     }
     /// Number of lanes computed; lanes above keep the destination's value.
-    fn lanes(self) -> u32 {
+    pub fn lanes(self) -> u32 {
         match self {
             Self::PackedSingle => 4,
             Self::PackedDouble => 2,
@@ -38,10 +38,10 @@ impl Shape {
         }
     }
     /// Lane `index`, zero-extended.
-    fn get(self, vector: u128, index: u32) -> u64 {
+    pub fn get(self, vector: u128, index: u32) -> u64 {
         if self.is_double() { lane(vector, index) } else { lane::<u32>(vector, index).into() }
     }
-    fn set(self, vector: u128, index: u32, value: u64) -> u128 {
+    pub fn set(self, vector: u128, index: u32, value: u64) -> u128 {
         if self.is_double() { with_lane(vector, index, value) } else { with_lane(vector, index, value as u32) }
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
     })
 }
 
-fn lane_operation(mnemonic: Mnemonic) -> Option<(Shape, LaneOp)> {
+pub(crate) fn lane_operation(mnemonic: Mnemonic) -> Option<(Shape, LaneOp)> {
     use Shape::{PackedDouble as PD, PackedSingle as PS, ScalarDouble as SD, ScalarSingle as SS};
     Some(match mnemonic {
         Mnemonic::Addps => (PS, add),
@@ -141,7 +141,7 @@ fn each_lane<M: GuestMemory>(
 impl<M: GuestMemory> Exec<'_, M> {
     /// Makes the exceptions of an operation sticky in MXCSR and raises #XM for unmasked ones. If one of them is a
     /// pre-computation exception the operation was not carried out, in no lane (SDM vol. 1, 11.5.1 and 11.5.3).
-    pub(super) fn report(&mut self, environment: &Environment) -> Op {
+    pub(crate) fn report(&mut self, environment: &Environment) -> Op {
         let mut raised = environment.flags;
         if raised & flags::PRE_COMPUTATION & !environment.masks != 0 {
             raised &= flags::PRE_COMPUTATION;
@@ -158,7 +158,7 @@ impl<M: GuestMemory> Exec<'_, M> {
 }
 
 /// The result for NaN operands: the first NaN, made quiet (SDM vol. 1, table 4-7).
-pub(super) fn propagate_nan(environment: &mut Environment, operands: &[Float]) -> Option<Float> {
+pub(crate) fn propagate_nan(environment: &mut Environment, operands: &[Float]) -> Option<Float> {
     let nan = *operands.iter().find(|operand| operand.is_nan())?;
     if operands.iter().any(|operand| operand.class == Class::Signaling) {
         environment.raise(flags::IE);
@@ -182,15 +182,15 @@ fn arithmetic(
     format.pack(result) as u64
 }
 
-fn add(environment: &mut Environment, format: &Format, a: u64, b: u64) -> u64 {
+pub(crate) fn add(environment: &mut Environment, format: &Format, a: u64, b: u64) -> u64 {
     arithmetic(environment, format, a, b, Environment::add)
 }
 
-fn subtract(environment: &mut Environment, format: &Format, a: u64, b: u64) -> u64 {
+pub(crate) fn subtract(environment: &mut Environment, format: &Format, a: u64, b: u64) -> u64 {
     arithmetic(environment, format, a, b, Environment::subtract)
 }
 
-fn multiply(environment: &mut Environment, format: &Format, a: u64, b: u64) -> u64 {
+pub(crate) fn multiply(environment: &mut Environment, format: &Format, a: u64, b: u64) -> u64 {
     arithmetic(environment, format, a, b, Environment::multiply)
 }
 
@@ -218,7 +218,7 @@ fn select(environment: &mut Environment, format: &Format, a: u64, b: u64, wanted
 }
 
 /// Compares; `None` is "unordered". SNaNs are always invalid operands, QNaNs when `signal_quiet`.
-fn order(environment: &mut Environment, a: &Float, b: &Float, signal_quiet: bool) -> Option<Ordering> {
+pub(crate) fn order(environment: &mut Environment, a: &Float, b: &Float, signal_quiet: bool) -> Option<Ordering> {
     if a.is_nan() || b.is_nan() {
         if signal_quiet || a.class == Class::Signaling || b.class == Class::Signaling {
             environment.raise(flags::IE);
@@ -250,7 +250,7 @@ fn compare<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape) -> Op {
 }
 
 /// COMISx and UCOMISx: ZF, PF, CF; the other status flags are cleared.
-fn compare_to_flags<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape, signal_quiet: bool) -> Op {
+pub(crate) fn compare_to_flags<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape, signal_quiet: bool) -> Op {
     let format = shape.format();
     let source = ex.source(1)?;
     let old = ex.vector(ex.insn.op0_register());
@@ -276,22 +276,26 @@ pub(crate) fn order_flags(order: Option<Ordering>) -> Rflags {
 /// ROUNDx: bit 2 of the immediate takes the mode from MXCSR, bit 3 suppresses the precision exception.
 fn round<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape) -> Op {
     let control = u32::from(ex.insn.immediate8());
-    let format = shape.format();
     each_lane(ex, shape, |environment, index, _, source| {
-        let value = environment.operand(format, shape.get(source, index).into());
-        let rounding = if control & 4 != 0 { environment.rounding } else { Rounding::from_control(control) };
-        let result = match propagate_nan(environment, &[value]) {
-            Some(nan) => nan,
-            None => {
-                let (integral, inexact) = value.to_integral(rounding);
-                if inexact && control & 8 == 0 {
-                    environment.raise(flags::PE);
-                }
-                integral
-            }
-        };
-        format.pack(result) as u64
+        round_lane(environment, shape.format(), shape.get(source, index), control)
     })
+}
+
+/// One lane of ROUNDx.
+pub(crate) fn round_lane(environment: &mut Environment, format: &Format, value: u64, control: u32) -> u64 {
+    let value = environment.operand(format, value.into());
+    let rounding = if control & 4 != 0 { environment.rounding } else { Rounding::from_control(control) };
+    let result = match propagate_nan(environment, &[value]) {
+        Some(nan) => nan,
+        None => {
+            let (integral, inexact) = value.to_integral(rounding);
+            if inexact && control & 8 == 0 {
+                environment.raise(flags::PE);
+            }
+            integral
+        }
+    };
+    format.pack(result) as u64
 }
 
 /// Combines neighbours: the destination's pairs make the lower half of the result, the source's the upper half.

@@ -7,13 +7,10 @@ use super::lanes::{Lane, build, lane, map, map2};
 use crate::exec::{Exec, Op};
 
 /// `(destination, source, width in bits) -> result`; bits above the width are ignored.
-pub(super) type Binary = fn(u128, u128, u32) -> u128;
+pub(crate) type Binary = fn(u128, u128, u32) -> u128;
 
 pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
-    if let Some(f) = logic(mnemonic).or_else(|| arithmetic(mnemonic)).or_else(|| comparison(mnemonic)) {
-        return Some(binary(ex, f));
-    }
-    if let Some(f) = horizontal(mnemonic) {
+    if let Some(f) = lane_binary(mnemonic) {
         return Some(binary(ex, f));
     }
     if let Some(f) = shift(mnemonic) {
@@ -24,6 +21,11 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Mpsadbw => Some(mpsadbw(ex)),
         _ => None,
     }
+}
+
+/// The operations on two vectors (or one: those ignore the first).
+pub(crate) fn lane_binary(mnemonic: Mnemonic) -> Option<Binary> {
+    logic(mnemonic).or_else(|| arithmetic(mnemonic)).or_else(|| comparison(mnemonic)).or_else(|| horizontal(mnemonic))
 }
 
 /// Executes `op0 = f(op0, op1)`.
@@ -158,9 +160,9 @@ fn pairs<T: Lane>(a: u128, b: u128, width: u32, f: fn(T, T) -> T) -> u128 {
 }
 
 /// `(value, count) -> result`; counts are not reduced: a count of the lane's width or more shifts everything out.
-type Shift = fn(u128, u64) -> u128;
+pub(crate) type Shift = fn(u128, u64) -> u128;
 
-fn shift(mnemonic: Mnemonic) -> Option<Shift> {
+pub(crate) fn shift(mnemonic: Mnemonic) -> Option<Shift> {
     /// The count, if it is within the lane.
     fn within<T: Lane>(count: u64) -> Option<u32> {
         u32::try_from(count).ok().filter(|&count| count < T::BITS)
@@ -206,11 +208,18 @@ fn shift_by<M: GuestMemory>(ex: &mut Exec<'_, M>, f: Shift) -> Op {
 fn ptest<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let source = ex.source(1)?;
     let other = ex.vector(ex.insn.op0_register());
-    let mut flags = Rflags::empty();
-    flags.set(Rflags::ZF, source & other == 0);
-    flags.set(Rflags::CF, source & !other == 0);
-    ex.cpu.rflags = ex.cpu.rflags & !Rflags::STATUS.bits() | flags.bits();
+    ex.set_test_flags(source & other == 0, source & !other == 0);
     Ok(())
+}
+
+impl<M: GuestMemory> Exec<'_, M> {
+    /// How PTEST and VTESTPx report: ZF for "no common bits", CF for "no bits beyond"; the other status flags are cleared.
+    pub(crate) fn set_test_flags(&mut self, disjoint: bool, contained: bool) {
+        let mut flags = Rflags::empty();
+        flags.set(Rflags::ZF, disjoint);
+        flags.set(Rflags::CF, contained);
+        self.cpu.rflags = self.cpu.rflags & !Rflags::STATUS.bits() | flags.bits();
+    }
 }
 
 /// Sums of absolute differences of one source group of four bytes with eight overlapping destination groups.
@@ -218,15 +227,19 @@ fn mpsadbw<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let source = ex.source(1)?;
     let register = ex.insn.op0_register();
     let value = ex.vector(register);
-    let control = u32::from(ex.insn.immediate8());
+    let sums = sums_of_differences(value, source, ex.insn.immediate8().into());
+    ex.set_vector(register, sums);
+    Ok(())
+}
+
+/// MPSADBW: bits 1:0 of the control select the source's group, bit 2 where the destination's begin.
+pub(crate) fn sums_of_differences(value: u128, source: u128, control: u32) -> u128 {
     let (source_at, value_at) = ((control & 3) * 4, (control >> 2 & 1) * 4);
-    let sums = build(128, |index| {
+    build(128, |index| {
         (0..4).fold(0u16, |sum, byte| {
             let a: u8 = lane(value, value_at + index + byte);
             let b: u8 = lane(source, source_at + byte);
             sum + u16::from(a.abs_diff(b))
         })
-    });
-    ex.set_vector(register, sums);
-    Ok(())
+    })
 }

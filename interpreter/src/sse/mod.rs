@@ -5,17 +5,20 @@
 //! operands use the low half. A group is a table from mnemonic to a function on such values, so that an operation is
 //! written once for its MMX, register and memory forms.
 
-mod convert;
-mod crypto;
-mod float;
-mod integer;
-mod lanes;
+pub(crate) mod convert;
+pub(crate) mod crypto;
+pub(crate) mod float;
+pub(crate) mod integer;
+pub(crate) mod lanes;
 mod moves;
-mod shuffle;
-mod state;
-mod string;
+pub(crate) mod shuffle;
+mod sse4a;
+pub(crate) mod state;
+pub(crate) mod string;
 
 pub(crate) use float::order_flags;
+pub(crate) use moves::masked_store;
+pub(crate) use state::set_mxcsr;
 
 use iced_x86::{CpuidFeature, EncodingKind, Mnemonic, OpKind, Register};
 use lstar_arch::control::{cr0, cr4};
@@ -56,6 +59,7 @@ pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Option<Op> {
         .or_else(|| state::execute(ex, mnemonic))
         .or_else(|| string::execute(ex, mnemonic))
         .or_else(|| crypto::execute(ex, mnemonic))
+        .or_else(|| sse4a::execute(ex, mnemonic))
 }
 
 /// The CPUID features that the instruction needs beyond SSE2; `None` when it belongs to another group.
@@ -73,6 +77,7 @@ fn required_features<M: GuestMemory>(ex: &Exec<'_, M>) -> Option<Features> {
             CpuidFeature::AES => Features::AES,
             CpuidFeature::PCLMULQDQ => Features::PCLMUL,
             CpuidFeature::SHA => Features::SHA,
+            CpuidFeature::SSE4A => Features::SSE4A,
             _ => return None,
         }))
     })
@@ -194,19 +199,20 @@ impl<M: GuestMemory> Exec<'_, M> {
 
     /// #GP(0) for a 16-byte operand that is not aligned, unless the instruction is one of the documented exceptions.
     fn check_aligned(&self, linear: u64) -> Op {
-        let exempt = matches!(
-            self.insn.mnemonic(),
-            Mnemonic::Movups
-                | Mnemonic::Movupd
-                | Mnemonic::Movdqu
-                | Mnemonic::Lddqu
-                | Mnemonic::Pcmpestri
-                | Mnemonic::Pcmpestri64
-                | Mnemonic::Pcmpestrm
-                | Mnemonic::Pcmpestrm64
-                | Mnemonic::Pcmpistri
-                | Mnemonic::Pcmpistrm
-        );
+        let exempt = self.insn.encoding() == EncodingKind::VEX
+            || matches!(
+                self.insn.mnemonic(),
+                Mnemonic::Movups
+                    | Mnemonic::Movupd
+                    | Mnemonic::Movdqu
+                    | Mnemonic::Lddqu
+                    | Mnemonic::Pcmpestri
+                    | Mnemonic::Pcmpestri64
+                    | Mnemonic::Pcmpestrm
+                    | Mnemonic::Pcmpestrm64
+                    | Mnemonic::Pcmpistri
+                    | Mnemonic::Pcmpistrm
+            );
         if exempt || linear.is_multiple_of(16) { Ok(()) } else { Err(Exception::GP0) }
     }
 }

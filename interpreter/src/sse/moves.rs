@@ -95,7 +95,7 @@ fn mask<M: GuestMemory>(ex: &mut Exec<'_, M>, gather: fn(u128, u32) -> u64) -> O
 }
 
 /// MASKMOVDQU and MASKMOVQ: only the selected bytes count as accessed, and none is written when one of them faults.
-fn masked_store<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+pub(crate) fn masked_store<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let width = ex.vector_width();
     let data = ex.vector(ex.insn.op1_register());
     let selected = sign_bits::<u8>(ex.vector(ex.insn.op2_register()), width);

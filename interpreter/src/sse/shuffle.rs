@@ -32,7 +32,7 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
     })
 }
 
-fn interleave(mnemonic: Mnemonic) -> Option<Binary> {
+pub(crate) fn interleave(mnemonic: Mnemonic) -> Option<Binary> {
     Some(match mnemonic {
         Mnemonic::Punpcklbw => |a, b, width| unpack::<u8>(a, b, width, 0),
         Mnemonic::Punpcklwd => |a, b, width| unpack::<u16>(a, b, width, 0),
@@ -71,7 +71,7 @@ fn pack<W: Lane, N: Lane>(a: u128, b: u128, width: u32, narrow: fn(W) -> N) -> u
     build(width, |index| narrow(if index < half { lane(a, index) } else { lane(b, index - half) }))
 }
 
-fn extend(mnemonic: Mnemonic) -> Option<Binary> {
+pub(crate) fn extend(mnemonic: Mnemonic) -> Option<Binary> {
     /// Widens the low lanes of the source.
     fn widen<N: Lane, W: Lane>(b: u128, f: fn(N) -> W) -> u128 {
         build(128, |index| f(lane(b, index)))
@@ -94,9 +94,9 @@ fn extend(mnemonic: Mnemonic) -> Option<Binary> {
 }
 
 /// `(destination, source, immediate, width in bits) -> result`.
-type ByImmediate = fn(u128, u128, u32, u32) -> u128;
+pub(crate) type ByImmediate = fn(u128, u128, u32, u32) -> u128;
 
-fn by_immediate(mnemonic: Mnemonic) -> Option<ByImmediate> {
+pub(crate) fn by_immediate(mnemonic: Mnemonic) -> Option<ByImmediate> {
     Some(match mnemonic {
         Mnemonic::Pshufd => |_, b, control, _| build(128, |index| lane::<u32>(b, select4(control, index))),
         Mnemonic::Pshufw => |_, b, control, _| shuffle_words(b, control),
@@ -153,9 +153,14 @@ fn blend_by_xmm0<T: Lane + PartialOrd + Default, M: GuestMemory>(ex: &mut Exec<'
     let register = ex.insn.op0_register();
     let old = ex.vector(register);
     let mask = ex.vector(iced_x86::Register::XMM0);
-    let picked = map2(mask, u128::MAX, |lane: T, ones| if lane < T::default() { ones } else { T::default() });
-    ex.set_vector(register, source & picked | old & !picked);
+    ex.set_vector(register, blend_by_sign::<T>(old, source, mask));
     Ok(())
+}
+
+/// The lanes of `b` where `mask`'s are negative, else those of `a`.
+pub(crate) fn blend_by_sign<T: Lane + PartialOrd + Default>(a: u128, b: u128, mask: u128) -> u128 {
+    let picked = map2(mask, u128::MAX, |lane: T, ones| if lane < T::default() { ones } else { T::default() });
+    b & picked | a & !picked
 }
 
 /// The lane that the immediate selects: bits beyond the number of lanes are ignored.
@@ -186,11 +191,16 @@ fn extract<T: Lane, M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
 
 /// INSERTPS: bits 7:6 select the source lane (registers only), 5:4 the destination lane, 3:0 lanes to clear.
 fn insertps<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
-    let control = u32::from(ex.insn.immediate8());
-    let from = if ex.insn.op1_kind() == OpKind::Register { control >> 6 } else { 0 };
-    let value: u32 = lane(ex.source(1)?, from);
+    let in_register = ex.insn.op1_kind() == OpKind::Register;
+    let source = ex.source(1)?;
     let register = ex.insn.op0_register();
-    let merged = with_lane(ex.vector(register), control >> 4 & 3, value);
-    ex.set_vector(register, build(128, |index| if control >> index & 1 != 0 { 0 } else { lane::<u32>(merged, index) }));
+    ex.set_vector(register, insert_single(ex.vector(register), source, ex.insn.immediate8().into(), in_register));
     Ok(())
+}
+
+/// The result of INSERTPS; a source from memory has one lane only.
+pub(crate) fn insert_single(old: u128, source: u128, control: u32, in_register: bool) -> u128 {
+    let value: u32 = lane(source, if in_register { control >> 6 } else { 0 });
+    let merged = with_lane(old, control >> 4 & 3, value);
+    build(128, |index| if control >> index & 1 != 0 { 0 } else { lane::<u32>(merged, index) })
 }

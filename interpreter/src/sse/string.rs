@@ -6,12 +6,16 @@ use lstar_arch::{GuestMemory, Rflags};
 use super::lanes::{build, lane};
 use crate::exec::{Exec, Op};
 
-pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
+pub(crate) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
     Some(match mnemonic {
-        Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64 => explicit(ex, index_result),
-        Mnemonic::Pcmpestrm | Mnemonic::Pcmpestrm64 => explicit(ex, mask_result),
-        Mnemonic::Pcmpistri => implicit(ex, index_result),
-        Mnemonic::Pcmpistrm => implicit(ex, mask_result),
+        Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64 | Mnemonic::Vpcmpestri | Mnemonic::Vpcmpestri64 => {
+            explicit(ex, index_result)
+        }
+        Mnemonic::Pcmpestrm | Mnemonic::Pcmpestrm64 | Mnemonic::Vpcmpestrm | Mnemonic::Vpcmpestrm64 => {
+            explicit(ex, mask_result)
+        }
+        Mnemonic::Pcmpistri | Mnemonic::Vpcmpistri => implicit(ex, index_result),
+        Mnemonic::Pcmpistrm | Mnemonic::Vpcmpistrm => implicit(ex, mask_result),
         _ => return None,
     })
 }
@@ -45,7 +49,13 @@ impl Control {
 
 fn explicit<M: GuestMemory>(ex: &mut Exec<'_, M>, finish: Finish<M>) -> Op {
     let control = Control(ex.insn.immediate8());
-    let wide = matches!(ex.insn.code(), Code::Pcmpestri64_xmm_xmmm128_imm8 | Code::Pcmpestrm64_xmm_xmmm128_imm8);
+    let wide = matches!(
+        ex.insn.code(),
+        Code::Pcmpestri64_xmm_xmmm128_imm8
+            | Code::Pcmpestrm64_xmm_xmmm128_imm8
+            | Code::VEX_Vpcmpestri64_xmm_xmmm128_imm8
+            | Code::VEX_Vpcmpestrm64_xmm_xmmm128_imm8
+    );
     let length = |register| {
         let value = ex.gpr(register);
         let magnitude = if wide { (value as i64).unsigned_abs() } else { (value as i32).unsigned_abs().into() };

@@ -10,7 +10,6 @@ use super::generate::Generator;
 use super::interpreted::Interpreted;
 use super::minimise::{Mismatch, minimise};
 use super::program::Program;
-use super::random::Random;
 use super::translated::Translated;
 use super::{Engine, IMAGES, Memory, Outcome, State, Tolerance, catalog};
 
@@ -169,7 +168,7 @@ pub fn run(engines: &mut [Box<dyn Engine>], settings: &Settings, progress: &mut 
             break;
         }
         // Each program has a seed of its own, so that one can be made again without those before it.
-        generator.random = Random::new(settings.seed.wrapping_mul(0x1_0000_0001).wrapping_add(round));
+        generator.start(settings.seed.wrapping_mul(0x1_0000_0001).wrapping_add(round));
         if order.is_empty() {
             order.clone_from(&generator.encodings);
         }

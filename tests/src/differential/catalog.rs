@@ -6,8 +6,11 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeOp
 pub const EXCLUDED: &[(&[Mnemonic], &str)] = {
     use Mnemonic as M;
     &[
-        (&[M::Rcpps, M::Rcpss, M::Rsqrtps, M::Rsqrtss], "an approximation: every processor has its own"),
-        (&[M::Maskmovdqu], "the processor decides whether bytes that are masked out fault"),
+        (
+            &[M::Rcpps, M::Rcpss, M::Rsqrtps, M::Rsqrtss, M::Vrcpps, M::Vrcpss, M::Vrsqrtps, M::Vrsqrtss],
+            "an approximation: every processor has its own",
+        ),
+        (&[M::Maskmovdqu, M::Vmaskmovdqu], "the processor decides whether bytes that are masked out fault"),
         (
             &[M::Cpuid, M::Rdtsc, M::Rdtscp, M::Rdpid, M::Rdrand, M::Rdseed, M::Rdpmc, M::Xgetbv, M::Rdpru],
             "the result belongs to the machine",
@@ -38,24 +41,7 @@ pub const EXCLUDED: &[(&[Mnemonic], &str)] = {
             "descriptors and segment bases belong to the system",
         ),
         (
-            &[
-                M::Fxsave,
-                M::Fxsave64,
-                M::Fxrstor,
-                M::Fxrstor64,
-                M::Xsave,
-                M::Xsave64,
-                M::Xsavec,
-                M::Xsavec64,
-                M::Xsaveopt,
-                M::Xsaveopt64,
-                M::Xsaves,
-                M::Xsaves64,
-                M::Xrstor,
-                M::Xrstor64,
-                M::Xrstors,
-                M::Xrstors64,
-            ],
+            &[M::Fxsave, M::Fxsave64, M::Fxrstor, M::Fxrstor64],
             "holds x87 state, which is compared instruction by instruction elsewhere",
         ),
         (&[M::Invlpga, M::Monitor, M::Mwait, M::Monitorx, M::Mwaitx], "not offered by the model"),
@@ -119,6 +105,28 @@ macro_rules! on_host {
     }};
 }
 
+/// Whether CPUID says on this host what no other query tells.
+fn model_has(feature: CpuidFeature) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use lstar_arch::cpuid::{CpuModel, Features};
+        let host = CpuModel::from_cpuid(|leaf, subleaf| {
+            let result = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+            [result.eax, result.ebx, result.ecx, result.edx]
+        });
+        host.features.contains(match feature {
+            CpuidFeature::CLFLUSHOPT => Features::CLFLUSHOPT,
+            CpuidFeature::CLWB => Features::CLWB,
+            _ => Features::CLZERO,
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = feature;
+        true
+    }
+}
+
 /// Whether the model, and the host if it takes part, has this instruction set.
 fn is_offered(feature: CpuidFeature) -> bool {
     use CpuidFeature as F;
@@ -154,8 +162,88 @@ fn is_offered(feature: CpuidFeature) -> bool {
         F::AES => on_host!("aes"),
         F::PCLMULQDQ => on_host!("pclmulqdq"),
         F::SHA => on_host!("sha"),
+        F::XSAVE => on_host!("xsave"),
+        F::XSAVEC => on_host!("xsavec"),
+        F::XSAVEOPT => on_host!("xsaveopt"),
+        F::XSAVES => on_host!("xsaves"),
+        F::AVX => on_host!("avx"),
+        F::AVX2 => on_host!("avx2"),
+        F::FMA => on_host!("fma"),
+        F::F16C => on_host!("f16c"),
+        F::VAES => on_host!("vaes"),
+        F::VPCLMULQDQ => on_host!("vpclmulqdq"),
+        F::SSE4A => on_host!("sse4a"),
+        F::CLFLUSHOPT | F::CLWB | F::CLZERO => model_has(feature),
         _ => false,
     }
+}
+
+/// Whether an instruction set belongs to what [`MODEL`](super::MODEL) advertises, whatever this host has.
+#[must_use]
+pub fn is_advertised(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::INTEL8086
+            | F::INTEL8086_ONLY
+            | F::INTEL186
+            | F::INTEL286
+            | F::INTEL386
+            | F::INTEL486
+            | F::X64
+            | F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::FPU387SL_ONLY
+            | F::MMX
+            | F::CMOV
+            | F::CX8
+            | F::CMPXCHG16B
+            | F::FXSR
+            | F::TSC
+            | F::CPUID
+            | F::SYSCALL
+            | F::MULTIBYTENOP
+            | F::PAUSE
+            | F::PREFETCHW
+            | F::CLFSH
+            | F::CLFLUSHOPT
+            | F::CLWB
+            | F::CLZERO
+            | F::MSR
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::SSE4A
+            | F::POPCNT
+            | F::LZCNT
+            | F::BMI1
+            | F::BMI2
+            | F::ADX
+            | F::MOVBE
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA
+            | F::AVX
+            | F::AVX2
+            | F::FMA
+            | F::F16C
+            | F::VAES
+            | F::VPCLMULQDQ
+            | F::XSAVE
+            | F::XSAVEC
+            | F::XSAVEOPT
+            | F::XSAVES
+            | F::RDTSCP
+            | F::RDPID
+            | F::RDRAND
+            | F::RDSEED
+            | F::FSGSBASE
+            | F::CET_IBT
+    )
 }
 
 /// All tested encodings.

@@ -45,13 +45,15 @@ pub struct Generator {
     pub encodings: Vec<Code>,
     /// Where everything comes from.
     pub random: Random,
+    /// Lanes for vector registers, made once for all states of a program.
+    pool: Vec<u64>,
 }
 
 impl Generator {
     /// A generator whose programs and states depend on `seed` alone.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { encodings: catalog::encodings(), random: Random::new(seed) }
+        Self { encodings: catalog::encodings(), random: Random::new(seed), pool: Vec::new() }
     }
 
     fn register_number(&mut self, shape: Shape) -> usize {
@@ -84,6 +86,10 @@ impl Generator {
     fn vector_register(&mut self, shape: Shape) -> Register {
         let limit = if shape == Shape::Single { 16 } else { 6 };
         Register::XMM0 + self.random.below(limit) as u32
+    }
+
+    fn wide_vector_register(&mut self, shape: Shape) -> Register {
+        Register::YMM0 + (self.vector_register(shape) as u32 - Register::XMM0 as u32)
     }
 
     fn displacement(&mut self) -> i64 {
@@ -152,6 +158,18 @@ impl Generator {
         insn.set_segment_prefix(memory.segment_prefix);
     }
 
+    /// Turns the memory operand into one of a gather: a base and a vector of indices.
+    fn make_vector_index(&mut self, insn: &mut Instruction, ymm: bool, shape: Shape) {
+        let index = if ymm { self.wide_vector_register(shape) } else { self.vector_register(shape) };
+        insn.set_memory_index(index);
+        insn.set_memory_index_scale(1 << self.random.below(4));
+        if !insn.memory_base().is_gpr() {
+            insn.set_memory_base(wide(self.random.pick(&POINTERS)));
+            insn.set_memory_displacement64(0);
+            insn.set_memory_displ_size(0);
+        }
+    }
+
     fn set_immediate(&mut self, insn: &mut Instruction, operand: u32, kind: OpKind) {
         let value = self.random.value() as i64;
         insn.set_op_kind(operand, kind);
@@ -185,7 +203,8 @@ impl Generator {
                 K::r64_reg | K::r64_opcode | K::r64_rm | K::r64_vvvv | K::r64_or_mem | K::r64_reg_mem => {
                     self.register(8, shape)
                 }
-                K::xmm_reg | K::xmm_rm | K::xmm_or_mem => self.vector_register(shape),
+                K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => self.vector_register(shape),
+                K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => self.wide_vector_register(shape),
                 K::al => Register::AL,
                 K::cl => Register::CL,
                 K::ax => Register::AX,
@@ -197,11 +216,18 @@ impl Generator {
                 _ => Register::None,
             };
             let memory = match kind {
-                K::mem => true,
-                K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::xmm_or_mem => self.random.percent(45),
+                K::mem | K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y => true,
+                K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::xmm_or_mem | K::ymm_or_mem => {
+                    self.random.percent(45)
+                }
                 _ => false,
             };
             match kind {
+                K::mem_vsib32x | K::mem_vsib64x | K::mem_vsib32y | K::mem_vsib64y => {
+                    self.set_memory(&mut insn, i, shape);
+                    let wide = matches!(kind, K::mem_vsib32y | K::mem_vsib64y);
+                    self.make_vector_index(&mut insn, wide, shape);
+                }
                 _ if memory => self.set_memory(&mut insn, i, shape),
                 _ if register != Register::None => {
                     insn.set_op_kind(i, OpKind::Register);
@@ -316,7 +342,8 @@ impl Generator {
             _ => {}
         }
         // The exception flags of MXCSR, which translated code may miss, would get into memory.
-        if insn.mnemonic() == M::Stmxcsr && shape != Shape::Single {
+        let stores_flags = matches!(insn.mnemonic(), M::Stmxcsr | M::Vstmxcsr) || saves_mxcsr_mask(insn.mnemonic());
+        if stores_flags && shape != Shape::Single {
             return false;
         }
         shape != Shape::Callee || !touches_stack
@@ -339,21 +366,25 @@ impl Generator {
             {
                 items.push(mask(Instruction::with2(Code::And_rm32_imm32, Register::ECX, 15))?);
             }
-            Mnemonic::Ldmxcsr => {
+            Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
                 let mut and =
                     Instruction::with2(Code::And_rm32_imm32, MemoryOperand::with_base(Register::RBX), 0).ok()?;
-                and.set_memory_base(insn.memory_base());
-                and.set_memory_index(insn.memory_index());
-                and.set_memory_index_scale(insn.memory_index_scale());
-                and.set_memory_displacement64(insn.memory_displacement64());
-                and.set_memory_displ_size(insn.memory_displ_size());
-                and.set_segment_prefix(insn.segment_prefix());
+                copy_memory_operand(&mut and, &insn);
                 and.set_immediate32(LOADED_MXCSR as u32);
                 items.push(item(and));
             }
             _ => {}
         }
         items.push(item(insn));
+        if saves_mxcsr_mask(insn.mnemonic()) {
+            // MXCSR_MASK has AMD's bit for misaligned operands on some processors.
+            let mut and = Instruction::with2(Code::And_rm32_imm32, MemoryOperand::with_base(Register::RBX), 0).ok()?;
+            copy_memory_operand(&mut and, &insn);
+            and.set_memory_displacement64(insn.memory_displacement64().wrapping_add(28));
+            and.set_memory_displ_size(if insn.memory_displ_size() == 0 { 1 } else { 8 });
+            and.set_immediate32(0xFFFF);
+            items.push(item(and));
+        }
         // What cannot be encoded (AH with REX, ..) is found here, not when everything is put together.
         let mut encoder = Encoder::new(64);
         items.iter().all(|item| encoder.encode(&item.insn, super::CODE).is_ok()).then_some(items)
@@ -529,6 +560,14 @@ impl Generator {
         }
     }
 
+    /// Starts on a program whose random numbers follow from `seed` alone.
+    pub fn start(&mut self, seed: u64) {
+        const LANES: usize = 1 << 10;
+        self.random = Random::new(seed);
+        self.pool.clear();
+        self.pool.extend((0..LANES).map(|_| self.random.lane()));
+    }
+
     /// A state for a program that has executed nothing yet. `single` is the program's only instruction.
     pub fn state(&mut self, program: &Program, single: bool) -> State {
         let mut state = State::default();
@@ -562,13 +601,22 @@ impl Generator {
             let masks = if random.percent(20) { random.bits() as u32 & 0x1F80 } else { 0x1F80 };
             state.mxcsr = masks | random.bits() as u32 & 0xE040 | random.bits() as u32 & 0x3F & masks >> 7;
         }
-        for value in &mut state.xmm {
-            *value = random.vector();
+        for value in state.xmm.iter_mut().chain(&mut state.ymm_high) {
+            *value = match self.pool.as_slice() {
+                [] => random.vector(),
+                _ if random.percent(6) => random.vector(),
+                pool => {
+                    let choice = random.bits();
+                    let pick = |bits: u64| u128::from(pool[bits as u32 as usize % pool.len()]);
+                    pick(choice) | pick(choice >> 32) << 64
+                }
+            };
         }
         if random.percent(15) {
             // Equality, cancellation, exact quotients.
             let (a, b) = (random.below(16) as usize, random.below(16) as usize);
             state.xmm[a] = state.xmm[b];
+            state.ymm_high[a] = state.ymm_high[b];
         }
         state.image = random.below(u64::from(IMAGES)) as u8;
         if single && let Some(item) = program.instructions().last() {
@@ -598,6 +646,13 @@ impl Generator {
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b if self.random.percent(50) => {
                 (state.gpr[0], state.gpr[2], state.image) = (0, 0, 0);
             }
+            M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Xrstor | M::Xrstor64
+                if self.random.percent(85) =>
+            {
+                self.suit_xsave(insn, state);
+            }
+            M::Clzero if self.random.percent(80) => state.gpr[0] = self.pointer(),
+            _ if insn.is_vsib() && self.random.percent(85) => self.suit_indices(insn, state),
             _ if insn.is_string_instruction() && self.random.percent(50) => {
                 // Overlapping, and near.
                 state.gpr[7] = state.gpr[6].wrapping_add(self.random.below(32)).wrapping_sub(16);
@@ -605,6 +660,68 @@ impl Generator {
             _ => {}
         }
     }
+}
+
+impl Generator {
+    /// An aligned area inside the data, a mask of a few components, a header that is often valid.
+    fn suit_xsave(&mut self, insn: &Instruction, state: &mut State) {
+        let random = &mut self.random;
+        if insn.memory_base().is_gpr() && !matches!(insn.memory_base().full_register(), Register::RAX | Register::RDX) {
+            let area = DATA + 0x400 + random.below(40) * 64;
+            let base = insn.memory_base().full_register().number();
+            state.gpr[base] = area.wrapping_sub(insn.memory_displacement64());
+            let index = insn.memory_index();
+            if index.is_gpr() {
+                state.gpr[index.full_register().number()] = 0;
+            }
+            let mut components = || random.below(8);
+            let (present, layout) = (components(), components());
+            state.patches.push((area + 512, present));
+            let layout = match random.below(4) {
+                0 | 1 => 0,
+                2 => 1 << 63 | layout | present,
+                _ => 1 << 63 | layout,
+            };
+            state.patches.push((area + 520, layout));
+            for offset in (528..576).step_by(8) {
+                let value = if random.percent(3) { random.bits() } else { 0 };
+                state.patches.push((area + offset, value));
+            }
+            let mxcsr = if random.percent(95) { random.bits() & 0xFFFF } else { random.bits() & 0xFFFD_FFFF };
+            state.patches.push((area + 24, mxcsr));
+        }
+        (state.gpr[0], state.gpr[2]) = (self.random.below(8), 0);
+    }
+
+    /// Indices that mostly stay near the base.
+    fn suit_indices(&mut self, insn: &Instruction, state: &mut State) {
+        let register = insn.memory_index().number();
+        let random = &mut self.random;
+        let mut indices = || {
+            if insn.is_vsib64() {
+                let mut index = || (random.below(0x200) as i64 - 0x100) as u64;
+                u128::from(index()) | u128::from(index()) << 64
+            } else {
+                (0..4).fold(0, |all, _| all << 32 | u128::from((random.below(0x200) as i32 - 0x100) as u32))
+            }
+        };
+        (state.xmm[register], state.ymm_high[register]) = (indices(), indices());
+    }
+}
+
+/// Whether the instruction stores MXCSR_MASK.
+fn saves_mxcsr_mask(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64)
+}
+
+fn copy_memory_operand(to: &mut Instruction, from: &Instruction) {
+    to.set_memory_base(from.memory_base());
+    to.set_memory_index(from.memory_index());
+    to.set_memory_index_scale(from.memory_index_scale());
+    to.set_memory_displacement64(from.memory_displacement64());
+    to.set_memory_displ_size(from.memory_displ_size());
+    to.set_segment_prefix(from.segment_prefix());
 }
 
 fn branch(code: Code) -> Item {

@@ -143,6 +143,11 @@ impl Interpreted {
         &mut self.cpu.model
     }
 
+    /// The instructions met without an implementation since the last call.
+    pub fn take_unimplemented(&mut self) -> Vec<lstar_interpreter::Unimplemented> {
+        self.interpreter.take_unimplemented()
+    }
+
     fn stop(&mut self, stop: Stop, outcome: &mut Outcome) {
         match stop {
             Stop::Exception(exception) => {
@@ -181,7 +186,10 @@ impl Engine for Interpreted {
         cpu.rip = CODE;
         cpu.rflags = state.rflags | Rflags::FIXED.bits();
         cpu.mxcsr = state.mxcsr;
-        cpu.xmm = state.xmm.map(|value| [value as u64, (value >> 64) as u64]);
+        cpu.x87 = lstar_arch::state::X87State::default();
+        let split = |value: u128| [value as u64, (value >> 64) as u64];
+        cpu.xmm = state.xmm.map(split);
+        cpu.ymm_high = state.ymm_high.map(split);
         let mut budget = BUDGET as i64;
         let options = RunOptions::PLAIN;
         let stop = self.interpreter.run(cpu, &mut self.areas, &mut budget, options);
@@ -190,7 +198,9 @@ impl Engine for Interpreted {
         outcome.gpr = self.cpu.gpr;
         outcome.rflags = self.cpu.rflags;
         outcome.mxcsr = self.cpu.mxcsr;
-        outcome.xmm = self.cpu.xmm.map(|[low, high]| u128::from(low) | u128::from(high) << 64);
+        let join = |[low, high]: [u64; 2]| u128::from(low) | u128::from(high) << 64;
+        outcome.xmm = self.cpu.xmm.map(join);
+        outcome.ymm_high = self.cpu.ymm_high.map(join);
         outcome.memory.data = self.areas.memory.data;
         outcome.memory.stack = self.areas.memory.stack;
     }

@@ -119,10 +119,12 @@ fn simplify(engines: &mut [Box<dyn Engine>], pair: [usize; 2], program: &Program
     attempt(&|state| state.patches.clear());
     attempt(&|state| state.mxcsr = default.mxcsr);
     attempt(&|state| state.rflags = default.rflags);
+    attempt(&|state| state.ymm_high = default.ymm_high);
     attempt(&|state| state.xmm = default.xmm);
     for index in 0..16 {
         attempt(&|state| state.gpr[index] = 0);
         attempt(&|state| state.xmm[index] = 0);
+        attempt(&|state| state.ymm_high[index] = 0);
         attempt(&|state| state.gpr[index] &= 0xFFFF_FFFF);
         attempt(&|state| state.gpr[index] &= 0xFF);
         attempt(&|state| state.xmm[index] &= u128::from(u64::MAX));

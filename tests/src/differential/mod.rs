@@ -22,8 +22,7 @@ pub mod undefined;
 
 use std::fmt::Write as _;
 
-use lstar_arch::cpuid::Features;
-use lstar_arch::{CpuModel, Rflags, Vendor};
+use lstar_arch::{CpuModel, Rflags};
 
 use random::Random;
 
@@ -51,17 +50,7 @@ pub const GS_BASE: u64 = DATA + 0x400;
 pub const BUDGET: u64 = 1 << 20;
 
 /// The processor that programs run on: everything the engines implement.
-pub const MODEL: CpuModel = CpuModel {
-    vendor: Vendor::Amd,
-    features: CpuModel::AMD.features.union(
-        Features::SSSE3
-            .union(Features::SSE4_1)
-            .union(Features::SSE4_2)
-            .union(Features::AES)
-            .union(Features::PCLMUL)
-            .union(Features::SHA),
-    ),
-};
+pub const MODEL: CpuModel = CpuModel::AMD;
 
 /// The flags that programs can change and engines must agree on.
 pub const COMPARED_FLAGS: u64 = Rflags::STATUS.bits() | Rflags::DF.bits() | Rflags::NT.bits() | Rflags::ID.bits();
@@ -133,6 +122,8 @@ pub struct State {
     pub mxcsr: u32,
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
+    /// The upper halves of YMM0 to YMM15.
+    pub ymm_high: [u128; 16],
     /// Number of the [`Memory::image`].
     pub image: u8,
     /// Quadwords written over the image: address and value.
@@ -141,7 +132,15 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { gpr: [0; 16], rflags: 0x202, mxcsr: 0x1F80, xmm: [0; 16], image: 0, patches: Vec::new() }
+        Self {
+            gpr: [0; 16],
+            rflags: 0x202,
+            mxcsr: 0x1F80,
+            xmm: [0; 16],
+            ymm_high: [0; 16],
+            image: 0,
+            patches: Vec::new(),
+        }
     }
 }
 
@@ -181,6 +180,8 @@ pub struct Outcome {
     pub mxcsr: u32,
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
+    /// The upper halves of YMM0 to YMM15.
+    pub ymm_high: [u128; 16],
     /// The writable areas.
     pub memory: Box<Memory>,
 }
@@ -194,6 +195,7 @@ impl Default for Outcome {
             rflags: 0,
             mxcsr: 0,
             xmm: [0; 16],
+            ymm_high: [0; 16],
             memory: Memory::zeroed(),
         }
     }
@@ -286,6 +288,7 @@ impl Tolerance {
             && (a.mxcsr ^ b.mxcsr) & self.mxcsr == 0
             && self.endings_agree(a.ending, b.ending)
             && a.xmm == b.xmm
+            && a.ymm_high == b.ymm_high
             && a.memory == b.memory
     }
 
@@ -312,8 +315,10 @@ impl Tolerance {
         if (a.mxcsr ^ b.mxcsr) & self.mxcsr != 0 {
             line("mxcsr", format!("{:#x}", a.mxcsr), format!("{:#x}", b.mxcsr));
         }
-        for (i, (a, b)) in a.xmm.iter().zip(&b.xmm).enumerate().filter(|(_, (a, b))| a != b) {
-            line(&format!("xmm{i}"), format!("{a:#034x}"), format!("{b:#034x}"));
+        for (part, a, b) in [("xmm", &a.xmm, &b.xmm), ("high half of ymm", &a.ymm_high, &b.ymm_high)] {
+            for (i, (a, b)) in a.iter().zip(b).enumerate().filter(|(_, (a, b))| a != b) {
+                line(&format!("{part}{i}"), format!("{a:#034x}"), format!("{b:#034x}"));
+            }
         }
         for (start, a, b) in
             [(DATA, &a.memory.data[..], &b.memory.data[..]), (STACK, &a.memory.stack[..], &b.memory.stack[..])]

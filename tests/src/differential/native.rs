@@ -37,6 +37,8 @@ const SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 struct Control {
     /// FXSAVE64 image: XMM registers and MXCSR.
     image: [u8; 512],
+    /// YMM registers, if the processor has them.
+    ymm: [[u128; 2]; 16],
     gpr: [u64; 16],
     rflags: u64,
     host_rsp: u64,
@@ -55,6 +57,25 @@ const NONE: u64 = u64::MAX;
 /// Offset of MXCSR and of XMM0 in an FXSAVE image (SDM vol. 1, 10.5.1).
 const IMAGE_MXCSR: usize = 24;
 const IMAGE_XMM: usize = 160;
+
+/// Where a signal frame says whether it is an XSAVE image, XSTATE_BV in it, and the upper halves of YMM (SDM vol. 1, 13.4;
+/// Linux's `struct _fpx_sw_bytes`).
+const IMAGE_MAGIC: usize = 464;
+const IMAGE_XSTATE_BV: usize = 512;
+const IMAGE_YMM_HIGH: usize = 576;
+const XSAVE_MAGIC: u32 = 0x4650_5853;
+
+/// Whether programs have YMM registers here.
+fn has_ymm() -> bool {
+    std::arch::is_x86_feature_detected!("avx")
+}
+
+/// YMM register `index`, and its place in the control page relative to RSP.
+fn ymm_slot(index: u32) -> Result<(Register, MemoryOperand), IcedError> {
+    let offset = offset_of!(Control, ymm) + 32 * index as usize;
+    let displacement = offset as i64 - offset_of!(Control, scratch_top) as i64;
+    Ok((Register::YMM0 + index, MemoryOperand::with_base_displ(Register::RSP, displacement)))
+}
 
 /// Whether this process is in a program, so that a fault is the program's.
 static RUNNING: AtomicBool = AtomicBool::new(false);
@@ -89,6 +110,12 @@ fn entry_code() -> Result<Vec<u8>, IcedError> {
     a.mov(qword_ptr(from_scratch(offset_of!(Control, host_rsp))), rax)?;
     a.stmxcsr(dword_ptr(from_scratch(offset_of!(Control, host_mxcsr))))?;
     a.fxrstor64(ptr(from_scratch(offset_of!(Control, image))))?;
+    if has_ymm() {
+        for index in 0..16 {
+            let (register, slot) = ymm_slot(index)?;
+            a.add_instruction(Instruction::with2(Code::VEX_Vmovups_ymm_ymmm256, register, slot)?)?;
+        }
+    }
     a.push(qword_ptr(from_scratch(offset_of!(Control, rflags))))?;
     a.popfq()?;
     let rest = REGISTERS.into_iter().enumerate().filter(|(_, register)| *register != rsp);
@@ -112,8 +139,17 @@ fn exit_code() -> Result<(Vec<u8>, u64), IcedError> {
     for (i, register) in REGISTERS.into_iter().enumerate().filter(|(_, register)| *register != rsp) {
         a.mov(qword_ptr(from_scratch(offset_of!(Control, gpr) + 8 * i)), register)?;
     }
+    if has_ymm() {
+        for index in 0..16 {
+            let (register, slot) = ymm_slot(index)?;
+            a.add_instruction(Instruction::with2(Code::VEX_Vmovups_ymmm256_ymm, slot, register)?)?;
+        }
+    }
     a.fxsave64(ptr(from_scratch(offset_of!(Control, image))))?;
     a.set_label(&mut way_back)?;
+    if has_ymm() {
+        a.vzeroupper()?;
+    }
     a.mov(rsp, field(offset_of!(Control, scratch_top)))?;
     a.ldmxcsr(dword_ptr(from_scratch(offset_of!(Control, host_mxcsr))))?;
     a.mov(rsp, qword_ptr(from_scratch(offset_of!(Control, host_rsp))))?;
@@ -272,6 +308,9 @@ impl Engine for Native {
         for (slot, value) in control.image[IMAGE_XMM..].chunks_exact_mut(16).zip(state.xmm) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
+        for (slot, (low, high)) in control.ymm.iter_mut().zip(state.xmm.into_iter().zip(state.ymm_high)) {
+            *slot = [low, high];
+        }
         control.gpr = state.gpr;
         control.rflags = state.rflags;
         control.start = CODE;
@@ -297,6 +336,9 @@ impl Engine for Native {
         outcome.mxcsr = u32::from_le_bytes(std::array::from_fn(|i| image[IMAGE_MXCSR + i]));
         for (value, slot) in outcome.xmm.iter_mut().zip(image[IMAGE_XMM..].as_chunks::<16>().0) {
             *value = u128::from_le_bytes(*slot);
+        }
+        if has_ymm() {
+            outcome.ymm_high = control.ymm.map(|[_, high]| high);
         }
         copy_out(DATA, &mut outcome.memory.data);
         copy_out(STACK, &mut outcome.memory.stack);
@@ -357,7 +399,16 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         }
         control.rflags = register(libc::REG_EFL);
         control.exception = [libc::REG_RIP, libc::REG_TRAPNO, libc::REG_ERR, libc::REG_CR2].map(register);
-        ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), control.image.as_mut_ptr(), control.image.len());
+        let frame = machine.fpregs.cast::<u8>();
+        ptr::copy_nonoverlapping(frame, control.image.as_mut_ptr(), control.image.len());
+        control.ymm = [[0; 2]; 16];
+        // The frame is 64-byte aligned; it goes on behind the FXSAVE image only if it says so.
+        let is_xsave = frame.add(IMAGE_MAGIC).cast::<u32>().read() == XSAVE_MAGIC;
+        if is_xsave && frame.add(IMAGE_XSTATE_BV).cast::<u64>().read() & 4 != 0 {
+            for (index, slot) in control.ymm.iter_mut().enumerate() {
+                slot[1] = frame.add(IMAGE_YMM_HIGH + 16 * index).cast::<u128>().read_unaligned();
+            }
+        }
         machine.gregs[libc::REG_EFL as usize] = 0x202;
         machine.gregs[libc::REG_RIP as usize] = WAY_BACK.get().copied().unwrap_or(0) as i64;
     }

@@ -16,8 +16,10 @@ pub const GPR_NAMES: [&str; 16] =
 pub enum Expect {
     /// A general-purpose register, by encoding.
     Register(usize, u64),
-    /// A vector register.
+    /// A vector register's low half.
     Vector(usize, u128),
+    /// A vector register's high half.
+    High(usize, u128),
     /// The compared flags.
     Flags(u64),
     /// The byte at an address of the writable areas.
@@ -47,6 +49,8 @@ pub struct Case {
     pub mxcsr: u32,
     /// Vector registers that are not zero.
     pub xmm: &'static [(usize, u128)],
+    /// Upper halves of vector registers that are not zero.
+    pub ymm_high: &'static [(usize, u128)],
     /// Number of the memory image.
     pub image: u8,
     /// Quadwords written over it.
@@ -65,6 +69,7 @@ impl Case {
         rflags: 0x202,
         mxcsr: 0x1F80,
         xmm: &[],
+        ymm_high: &[],
         image: 0,
         patches: &[],
         expected: &[],
@@ -79,6 +84,9 @@ impl Case {
         }
         for &(index, value) in self.xmm {
             state.xmm[index] = value;
+        }
+        for &(index, value) in self.ymm_high {
+            state.ymm_high[index] = value;
         }
         state.patches = self.patches.to_vec();
         state
@@ -118,6 +126,7 @@ fn actual(expect: Expect, outcome: &Outcome, undefined: u64) -> Expect {
     match expect {
         Expect::Register(index, _) => Expect::Register(index, outcome.gpr[index]),
         Expect::Vector(index, _) => Expect::Vector(index, outcome.xmm[index]),
+        Expect::High(index, _) => Expect::High(index, outcome.ymm_high[index]),
         Expect::Flags(_) => Expect::Flags(outcome.rflags & super::COMPARED_FLAGS & !undefined),
         Expect::Byte(address, _) => Expect::Byte(address, byte(&outcome.memory, address)),
         Expect::Ending(_) => Expect::Ending(outcome.ending),
@@ -172,10 +181,12 @@ pub fn source(code: &[u8], state: &State, undefined: u64, right: &Outcome, wrong
     if state.mxcsr != default.mxcsr {
         let _ = writeln!(text, "        mxcsr: {:#x},", state.mxcsr);
     }
-    let xmm: Vec<String> =
-        state.xmm.iter().enumerate().filter(|(_, v)| **v != 0).map(|(i, v)| format!("({i}, {v:#x})")).collect();
-    if !xmm.is_empty() {
-        let _ = writeln!(text, "        xmm: &[{}],", xmm.join(", "));
+    for (field, values) in [("xmm", &state.xmm), ("ymm_high", &state.ymm_high)] {
+        let set: Vec<String> =
+            values.iter().enumerate().filter(|(_, v)| **v != 0).map(|(i, v)| format!("({i}, {v:#x})")).collect();
+        if !set.is_empty() {
+            let _ = writeln!(text, "        {field}: &[{}],", set.join(", "));
+        }
     }
     if state.image != 0 {
         let _ = writeln!(text, "        image: {},", state.image);
@@ -205,6 +216,9 @@ fn expectations(undefined: u64, right: &Outcome, wrong: &Outcome) -> Vec<String>
     }
     for (i, (value, _)) in right.xmm.iter().zip(&wrong.xmm).enumerate().filter(|(_, (a, b))| a != b) {
         list.push(format!("Expect::Vector({i}, {value:#x})"));
+    }
+    for (i, (value, _)) in right.ymm_high.iter().zip(&wrong.ymm_high).enumerate().filter(|(_, (a, b))| a != b) {
+        list.push(format!("Expect::High({i}, {value:#x})"));
     }
     let compared = super::COMPARED_FLAGS & !undefined;
     if (right.rflags ^ wrong.rflags) & compared != 0 {

@@ -176,14 +176,19 @@ impl Engine for Translated {
         for (index, value) in state.xmm.into_iter().enumerate() {
             vcpu.set_xmm(index, value);
         }
+        for (index, value) in state.ymm_high.into_iter().enumerate() {
+            vcpu.set_ymm_high(index, value);
+        }
         vcpu.set_rip(CODE);
         vcpu.set_rflags(state.rflags);
         vcpu.set_mxcsr(state.mxcsr);
+        *vcpu.x87_mut() = lstar_arch::state::X87State::default();
         let mut gate = Gate::default();
         let exit = self.machine.run(&mut gate, BUDGET);
         let vcpu = self.machine.vcpu();
         outcome.gpr = Gpr::ALL.map(|register| vcpu.reg(register));
         outcome.xmm = std::array::from_fn(|index| vcpu.xmm(index));
+        outcome.ymm_high = std::array::from_fn(|index| vcpu.ymm_high(index));
         outcome.mxcsr = vcpu.mxcsr();
         if exit == lstar_runtime::VmExit::Stopped {
             outcome.gpr[Gpr::Rsp as usize] = gate.rsp;
