@@ -5,9 +5,9 @@ use std::sync::Arc;
 use lstar_runtime::{GateAction, Machine};
 
 use crate::direct::DirectDispatch;
-use crate::io::file::FileObject;
+use crate::io::file::{FileKind, FileObject};
 use crate::io::volume::Found;
-use crate::io::{FileSystem, Host, NtPath, StdStream, Volume};
+use crate::io::{FileSystem, Host, NtPath, StdStream, StreamType, Volume};
 use crate::kernel::{DispatchEntry, DispatchTable, Kernel, service_by_name};
 use crate::loader::{self, StartParameters, TebParameters};
 use crate::memory::exports::ImageReader;
@@ -166,7 +166,8 @@ pub(crate) fn prepare(
     objects.populate(&drives, system.session).map_err(failed("the object name space"))?;
     let object = objects.insert(Body::Process { id: PROCESS_ID, ended: false });
     let mut handles = HandleTable::new();
-    let standard_handles = standard_handles(&mut objects, &mut handles).map_err(failed("standard handles"))?;
+    let standard_handles =
+        standard_handles(&mut objects, &mut handles, &mut *host).map_err(failed("standard handles"))?;
     let registry = crate::registry::defaults::registry(now).map_err(failed("the registry"))?;
     let clock = Clock::new(clock, now);
     let command_line = loader::command_line(&program, &arguments);
@@ -277,10 +278,22 @@ fn cookie(host: &mut dyn Host) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-fn standard_handles(objects: &mut ObjectManager, handles: &mut HandleTable) -> Result<[Handle; 3], Status> {
+fn standard_handles(
+    objects: &mut ObjectManager,
+    handles: &mut HandleTable,
+    host: &mut dyn Host,
+) -> Result<[Handle; 3], Status> {
     let mut opened = [Handle::NULL; 3];
     for (slot, stream) in opened.iter_mut().zip([StdStream::Input, StdStream::Output, StdStream::Error]) {
-        let file = FileObject::stream(stream);
+        let file = match host.stream_type(stream) {
+            StreamType::Pipe => FileObject::stream(stream),
+            StreamType::Null => {
+                let mut file = FileObject::stream(stream);
+                (file.kind, file.device) = (FileKind::Null, "\\Device\\Null".to_owned());
+                file
+            }
+            StreamType::File(file) => FileObject::redirected(stream, file),
+        };
         let access = file.access;
         *slot = objects.open_new(handles, Body::File(Box::new(file)), access, 0)?;
     }

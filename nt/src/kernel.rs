@@ -30,6 +30,7 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::exception::SERVICES,
     crate::io::services::SERVICES,
     crate::io::transfer::SERVICES,
+    crate::io::control::SERVICES,
     crate::memory::section_services::SERVICES,
     crate::memory::services::SERVICES,
     crate::nls::SERVICES,

@@ -5,6 +5,7 @@
 //! used up, in user mode; the guest kernel's code is never interrupted by one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_runtime::{GateAction, Registers, Vcpu};
@@ -279,7 +280,17 @@ impl Kernel {
                 ThreadState::Waiting(wait) => wait.deadline,
                 _ => None,
             });
-            match waits.chain(self.next_timer()).min() {
+            let next = waits.chain(self.next_timer()).min();
+            let on_host = |thread: &Thread| matches!(&thread.state, ThreadState::Waiting(wait) if wait.on_host);
+            if self.scheduler.threads.values().any(on_host) {
+                // Input comes in real time: so does what the others wait for meanwhile.
+                let now = self.clock.interrupt_time();
+                let limit = next.map(|at| Duration::from_nanos(at.saturating_sub(now).saturating_mul(100)));
+                if self.host.wait_for_input(limit) {
+                    continue;
+                }
+            }
+            match next {
                 Some(deadline) => {
                     self.clock.idle_until(deadline);
                     // Whoever wakes up reads the time from the shared page.

@@ -22,6 +22,8 @@ pub struct Wait {
     pub deadline: Option<u64>,
     /// User APCs and alerts end it.
     pub alertable: bool,
+    /// The host may end it, by input.
+    pub on_host: bool,
     /// What remains to be done then; without it the thread returns with the wait's status.
     pub then: Option<Continuation>,
     /// What for, for traces and the report of a deadlock.
@@ -34,7 +36,7 @@ impl Wait {
         reason: &'static str,
         condition: impl FnMut(&mut Kernel, ThreadId) -> Option<Status> + 'static,
     ) -> Self {
-        Self { condition: Box::new(condition), deadline: None, alertable: false, then: None, reason }
+        Self { condition: Box::new(condition), deadline: None, alertable: false, on_host: false, then: None, reason }
     }
 
     /// Ends at an interrupt time with STATUS_TIMEOUT.
@@ -48,6 +50,13 @@ impl Wait {
     #[must_use]
     pub fn alertable(mut self, alertable: bool) -> Self {
         self.alertable = alertable;
+        self
+    }
+
+    /// Says that input on the host may end it.
+    #[must_use]
+    pub fn on_host(mut self) -> Self {
+        self.on_host = true;
         self
     }
 

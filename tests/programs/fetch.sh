@@ -1,5 +1,5 @@
 #!/bin/sh
-# Downloads the real programs that the tests run, from the registries their makers publish them in, and builds hello.exe.
+# Downloads the real programs that the tests run, from the registries their makers publish them in, and builds our own.
 # Usage: fetch.sh DIR [NAME...]. A program ends as DIR/NAME.exe, one that needs its folder as DIR/NAME/ with all of it;
 # versions and hashes: programs.tsv beside this file.
 set -eu
@@ -52,11 +52,13 @@ grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package 
     rm -rf "$work/$name"
 done
 
-if [ ! -f "$dir/hello.exe" ]; then
-    if command -v x86_64-w64-mingw32-gcc >/dev/null; then
-        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/hello.exe" "$here/hello.c"
-    else
-        echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): hello.exe not built" >&2
-        exit 1
+for name in hello services; do
+    if [ ! -f "$dir/$name.exe" ]; then
+        if command -v x86_64-w64-mingw32-gcc >/dev/null; then
+            x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lbcrypt -ladvapi32
+        else
+            echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): $name.exe not built" >&2
+            exit 1
+        fi
     fi
-fi
+done

@@ -122,6 +122,95 @@ setTimeout(() => { out('timer'); }, 20);
     write(directory, "script.js", text);
 }
 
+/// A text with typing errors.
+pub fn typos(directory: &Path) {
+    copy(directory, "typos.txt");
+}
+
+/// A TOML file that is badly set.
+pub fn toml(directory: &Path) {
+    copy(directory, "a.toml");
+}
+
+/// A justfile.
+pub fn justfile(directory: &Path) {
+    copy(directory, "justfile");
+}
+
+/// A shell script that is badly set.
+pub fn unformatted_shell(directory: &Path) {
+    copy(directory, "format.sh");
+}
+
+/// A workflow with findings.
+pub fn workflow(directory: &Path) {
+    copy(directory, "workflow.yml");
+}
+
+/// A TypeScript program with a type error.
+pub fn typescript(directory: &Path) {
+    copy(directory, "a.ts");
+}
+
+/// A Dockerfile with findings.
+pub fn dockerfile(directory: &Path) {
+    copy(directory, "Dockerfile");
+}
+
+/// A protocol buffer's definition.
+pub fn message(directory: &Path) {
+    copy(directory, "message.proto");
+}
+
+/// A C file with findings.
+pub fn c_file(directory: &Path) {
+    copy(directory, "a.c");
+}
+
+/// A style sheet with variables, nesting and a loop.
+pub fn scss(directory: &Path) {
+    copy(directory, "a.scss");
+}
+
+/// A picture of 64 by 64 pixels in many colours, in stored (not compressed) PNG blocks.
+pub fn picture(directory: &Path) {
+    const SIDE: usize = 64;
+    let mut rows = Vec::new();
+    for y in 0..SIDE {
+        rows.push(0);
+        for x in 0..SIDE {
+            rows.extend([x * 4, y * 4, x * y].map(|value| value as u8));
+        }
+    }
+    let length = u16::try_from(rows.len()).expect("one block");
+    let mut stream = vec![0x78, 1, 1];
+    stream.extend(length.to_le_bytes());
+    stream.extend((!length).to_le_bytes());
+    stream.extend(&rows);
+    let (mut low, mut high) = (1u32, 0u32);
+    for byte in &rows {
+        low = (low + u32::from(*byte)) % 65_521;
+        high = (high + low) % 65_521;
+    }
+    stream.extend((high << 16 | low).to_be_bytes());
+
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut chunk = |name: &[u8], data: &[u8]| {
+        png.extend((data.len() as u32).to_be_bytes());
+        let body = [name, data].concat();
+        let crc = body.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0xEDB8_8320 })
+        });
+        png.extend(&body);
+        png.extend((!crc).to_be_bytes());
+    };
+    let side = (SIDE as u32).to_be_bytes();
+    chunk(b"IHDR", &[&side[..], &side, &[8, 2, 0, 0, 0]].concat());
+    chunk(b"IDAT", &stream);
+    chunk(b"IEND", &[]);
+    fs::write(directory.join("a.png"), png).expect("input file");
+}
+
 /// Names of all files below a folder, in order.
 pub fn files_below(root: &Path) -> Vec<String> {
     fn walk(root: &Path, below: &str, names: &mut Vec<String>) {

@@ -62,6 +62,7 @@ const PLAIN: Job = Job {
 /// All jobs, easy ones first.
 pub const JOBS: &[Job] = &[
     Job { name: "hello", program: "hello.exe", ..PLAIN },
+    Job { name: "services", program: "services.exe", ..PLAIN },
     Job { name: "ninja-version", program: "ninja.exe", arguments: &["--version"], ..PLAIN },
     Job {
         name: "lightningcss-minify",
@@ -199,6 +200,103 @@ pub const JOBS: &[Job] = &[
         engines: Engines::Translator,
         ..PLAIN
     },
+    Job {
+        name: "typos",
+        program: "typos.exe",
+        arguments: &["typos.txt"],
+        prepare: inputs::typos,
+        status: 2,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "taplo-fmt",
+        program: "taplo.exe",
+        arguments: &["fmt", "-"],
+        input: Some("a.toml"),
+        prepare: inputs::toml,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job { name: "just-dump", program: "just.exe", arguments: &["--dump"], prepare: inputs::justfile, ..PLAIN },
+    Job {
+        name: "pngquant",
+        program: "pngquant.exe",
+        arguments: &["16", "--output", "out.png", "a.png"],
+        prepare: inputs::picture,
+        check: Check::File("out.png"),
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "shfmt",
+        program: "shfmt.exe",
+        arguments: &["-d", "format.sh"],
+        prepare: inputs::unformatted_shell,
+        status: 1,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "actionlint",
+        program: "actionlint.exe",
+        arguments: &["-no-color", "workflow.yml"],
+        prepare: inputs::workflow,
+        status: 1,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "tsgo",
+        program: "tsgo/lib/tsgo.exe",
+        arguments: &["--noEmit", "--pretty", "false", "a.ts"],
+        prepare: inputs::typescript,
+        status: 1,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "hadolint",
+        program: "hadolint.exe",
+        arguments: &["--no-color", "Dockerfile"],
+        prepare: inputs::dockerfile,
+        status: 1,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "protoc",
+        program: "protoc/bin/protoc.exe",
+        arguments: &["--proto_path=.", "--descriptor_set_out=out.pb", "message.proto"],
+        prepare: inputs::message,
+        check: Check::File("out.pb"),
+        ..PLAIN
+    },
+    Job {
+        name: "cppcheck",
+        program: "cppcheck/cppcheck.exe",
+        arguments: &["--enable=all", "a.c"],
+        prepare: inputs::c_file,
+        check: Check::Error,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "dart-sass",
+        program: "dart-sass/src/dart.exe",
+        arguments: &["E:\\sass.snapshot", "a.scss"],
+        prepare: inputs::scss,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
+    Job {
+        name: "bun-run",
+        program: "bun.exe",
+        arguments: &["a.ts"],
+        prepare: inputs::typescript,
+        engines: Engines::Translator,
+        ..PLAIN
+    },
 ];
 
 fn check_lines(_: &Path, output: &[u8]) -> Result<(), String> {
@@ -264,13 +362,16 @@ fn compare_trees(expected: &Path, actual: &Path) -> Result<(), String> {
         return Err(format!("the trees hold other files: {names:?}, {:?}", inputs::files_below(actual)));
     }
     for name in names {
-        let read = |root: &Path| std::fs::read(root.join(&name)).map_err(|error| format!("{name}: {error}"));
-        if read(expected)? != read(actual)? {
-            return Err(format!("{name} differs"));
-        }
         let time = |root: &Path| root.join(&name).metadata().and_then(|data| data.modified()).ok();
         if time(expected) != time(actual) {
             return Err(format!("{name} has another time"));
+        }
+        if expected.join(&name).is_dir() {
+            continue;
+        }
+        let read = |root: &Path| std::fs::read(root.join(&name)).map_err(|error| format!("{name}: {error}"));
+        if read(expected)? != read(actual)? {
+            return Err(format!("{name} differs"));
         }
     }
     Ok(())

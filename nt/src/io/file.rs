@@ -1,9 +1,11 @@
 //! File objects: what an open handle to a file, directory, volume or stream refers to.
 
 use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 
 use super::directory::Enumeration;
 use super::host::StdStream;
+use super::socket::Socket;
 use super::volume::Directory;
 use crate::object::ObjectId;
 
@@ -32,6 +34,12 @@ pub enum FileKind {
     Volume(usize),
     /// A standard stream of the host.
     Stream(StdStream),
+    /// A file of the host's that a standard stream was redirected to.
+    Redirected(File),
+    /// A socket.
+    Socket(Box<Socket>),
+    /// The source of random numbers.
+    Random,
     /// The null device.
     Null,
 }
@@ -111,6 +119,42 @@ impl FileObject {
         Self::device(FileKind::Stream(stream), "\\Device\\NamedPipe", access, 0x20)
     }
 
+    /// A standard handle that the host has redirected to a file.
+    #[must_use]
+    pub fn redirected(stream: StdStream, mut file: File) -> Self {
+        let position = file.stream_position().unwrap_or(0);
+        let name = match stream {
+            StdStream::Input => "\\standard input",
+            StdStream::Output => "\\standard output",
+            StdStream::Error => "\\standard error",
+        };
+        let access = Self::stream(stream).access;
+        let object = Self::device(FileKind::Redirected(file), "\\Device\\HarddiskVolume0", access, 0x60);
+        Self { position, name: name.to_owned(), ..object }
+    }
+
+    /// CurrentByteOffset. A redirected stream has the host's, which other handles to the same file share.
+    #[must_use]
+    pub fn current_position(&self) -> u64 {
+        match &self.kind {
+            FileKind::Redirected(file) => {
+                let mut file: &File = file;
+                file.stream_position().unwrap_or(self.position)
+            }
+            _ => self.position,
+        }
+    }
+
+    /// Moves CurrentByteOffset.
+    pub fn set_position(&mut self, position: u64) {
+        self.position = position;
+        if let FileKind::Redirected(file) = &self.kind {
+            let mut file: &File = file;
+            // What cannot be moved is not at a position either.
+            let _ = file.seek(SeekFrom::Start(position));
+        }
+    }
+
     /// Whether operations finish before their service returns to the caller's view (no completion is queued).
     #[must_use]
     pub fn is_synchronous(&self) -> bool {
@@ -121,10 +165,12 @@ impl FileObject {
     #[must_use]
     pub fn device_type(&self) -> u32 {
         match self.kind {
-            FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) => 0x7,
-            // A standard stream is a pipe to the guest, whatever it is to the host: no console calls, no seeking.
-            FileKind::Stream(_) => 0x11,
+            FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Redirected(_) => 0x7,
+            // A terminal is a pipe to the guest: no console calls.
+            FileKind::Stream(_) | FileKind::Socket(_) => 0x11,
             FileKind::Null => 0x15,
+            // FILE_DEVICE_KSEC.
+            FileKind::Random => 0x39,
         }
     }
 
@@ -132,7 +178,16 @@ impl FileObject {
     #[must_use]
     pub fn host_file(&self) -> Option<&File> {
         match &self.kind {
-            FileKind::Disk { file, .. } => Some(file),
+            FileKind::Disk { file, .. } | FileKind::Redirected(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Socket> {
+        match &self.kind {
+            FileKind::Socket(socket) => Some(socket),
             _ => None,
         }
     }

@@ -355,13 +355,16 @@ impl FileSystem {
                 let stat = volume.stat(&Found::Directory(directory.clone()))?;
                 (Some(FileStat::new(&stat, volume.extra_attributes(&directory.path))), volume.serial)
             }
+            FileKind::Redirected(file) => {
+                (Some(FileStat::new(&rustix::fs::fstat(file).map_err(super::status_of)?, 0)), 0)
+            }
             _ => (None, 0),
         };
         Ok(OpenFacts {
             stat,
             access: object.access,
             options: object.options,
-            position: object.position,
+            position: object.current_position(),
             name: &object.name,
             delete_pending: self.openings(object).is_some_and(|o| o.delete_pending),
             serial,
@@ -385,6 +388,11 @@ impl FileSystem {
     pub fn volume_facts(&self, object: &FileObject) -> Result<Option<VolumeFacts>, Status> {
         let index = match &object.kind {
             FileKind::Volume(index) => *index,
+            // The volume of a redirected stream is none of the guest's: it tells no more than what must be told.
+            FileKind::Redirected(_) => {
+                let space = (self.quota.left(), self.quota.left());
+                return Ok(Some(VolumeFacts { serial: 0, space, read_only: false }));
+            }
             _ => match object.location() {
                 Some((index, _)) => index,
                 None => return Ok(None),

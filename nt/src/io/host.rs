@@ -1,6 +1,12 @@
 //! The way out of the guest beside its disks: standard streams, the wall clock, entropy.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FileType;
 
 /// A standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,12 +19,35 @@ pub enum StdStream {
     Error,
 }
 
+/// What the host has connected a standard stream to.
+#[derive(Debug)]
+pub enum StreamType {
+    /// A pipe, a socket, a terminal.
+    Pipe,
+    /// The null device.
+    Null,
+    /// A file.
+    File(File),
+}
+
 /// What the guest reaches outside of its memory and its volumes.
 pub trait Host: std::fmt::Debug {
     /// Reads from standard input; 0 bytes: its end.
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize>;
     /// Writes all of `data` to a stream.
     fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()>;
+    /// What a stream is connected to.
+    fn stream_type(&mut self, _stream: StdStream) -> StreamType {
+        StreamType::Pipe
+    }
+    /// Bytes of standard input that can be read without waiting; `None`: its end is reached.
+    fn input_available(&mut self) -> Option<usize> {
+        Some(0)
+    }
+    /// Waits until a read from standard input would not wait, `limit` at most; says whether it would not.
+    fn wait_for_input(&mut self, _limit: Option<Duration>) -> bool {
+        true
+    }
     /// Wall-clock time in 100 ns units since 1601 (NT system time).
     fn system_time(&mut self) -> i64;
     /// Fills `buf` with random bytes.
@@ -34,7 +63,40 @@ pub struct SystemHost;
 
 impl Host for SystemHost {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        std::io::stdin().lock().read(buf)
+        // Past the buffer of the standard library, which would hide from the host what it has read ahead.
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut *buf))?)
+    }
+
+    fn stream_type(&mut self, stream: StdStream) -> StreamType {
+        let descriptor = match stream {
+            StdStream::Input => rustix::stdio::stdin(),
+            StdStream::Output => rustix::stdio::stdout(),
+            StdStream::Error => rustix::stdio::stderr(),
+        };
+        let Ok(stat) = rustix::fs::fstat(descriptor) else { return StreamType::Pipe };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => match descriptor.try_clone_to_owned() {
+                Ok(copy) => StreamType::File(File::from(copy)),
+                Err(_) => StreamType::Pipe,
+            },
+            FileType::CharacterDevice if !rustix::termios::isatty(descriptor) => StreamType::Null,
+            _ => StreamType::Pipe,
+        }
+    }
+
+    fn input_available(&mut self) -> Option<usize> {
+        let stdin = rustix::stdio::stdin();
+        let available = rustix::io::ioctl_fionread(stdin).unwrap_or(0);
+        let ended = available == 0 && self.wait_for_input(Some(Duration::ZERO));
+        (!ended).then(|| usize::try_from(available).unwrap_or(usize::MAX))
+    }
+
+    fn wait_for_input(&mut self, limit: Option<Duration>) -> bool {
+        let stdin = rustix::stdio::stdin();
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let mut descriptors = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
+        // A poll that fails must not keep the read from telling why.
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut descriptors, limit.as_ref())).is_ok_and(|n| n > 0)
     }
 
     fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
@@ -108,6 +170,15 @@ impl Host for DeterministicHost {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         self.streams.read(buf)
     }
+    fn stream_type(&mut self, stream: StdStream) -> StreamType {
+        self.streams.stream_type(stream)
+    }
+    fn input_available(&mut self) -> Option<usize> {
+        self.streams.input_available()
+    }
+    fn wait_for_input(&mut self, limit: Option<Duration>) -> bool {
+        self.streams.wait_for_input(limit)
+    }
     fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
         self.streams.write(stream, data)
     }
@@ -136,6 +207,9 @@ pub struct CapturedHost {
 impl Host for CapturedHost {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         self.input.read(buf)
+    }
+    fn input_available(&mut self) -> Option<usize> {
+        Some(self.input.len()).filter(|length| *length != 0)
     }
     fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
         match stream {

@@ -4,6 +4,7 @@
 //! module that names host files, always relative to an open folder and without following links, so that no path
 //! leads out of a mount. Everything that does not concern disks (console, time, entropy) goes through [`Host`].
 
+pub mod control;
 pub mod directory;
 pub mod file;
 pub mod filesystem;
@@ -11,13 +12,14 @@ pub mod host;
 pub mod info;
 pub mod path;
 pub mod services;
+pub mod socket;
 pub mod transfer;
 pub mod volume;
 
 pub use directory::Enumeration;
 pub use file::{FileKind, FileObject};
 pub use filesystem::{CreateRequest, FileSystem};
-pub use host::{DeterministicHost, Host, StdStream, SystemHost};
+pub use host::{DeterministicHost, Host, StdStream, StreamType, SystemHost};
 pub use path::{NtPath, fold};
 pub use volume::{MountAccess, Volume};
 

@@ -4,7 +4,6 @@
 use super::directory::{EntryLayout, fill};
 use super::file::{self, FileKind, FileObject};
 use super::filesystem::{CreateRequest, CreateResult, NewTimes, options};
-use super::host::StdStream;
 use super::info::{self, Answer, Bytes};
 use super::path::NtPath;
 use super::transfer::Completion;
@@ -73,11 +72,14 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
         (Device::Volume(volume), Some(rest)) => Ok(Target::Volume(*volume, NtPath::parse(rest)?)),
         (Device::Volume(volume), None) => Ok(Target::Device(FileKind::Volume(*volume), path)),
         (Device::Null, None | Some("")) => Ok(Target::Device(FileKind::Null, path)),
+        // There is no console, as for a process that was started without one.
         (Device::Console, Some(rest)) => match rest.to_ascii_lowercase().as_str() {
-            "input" | "currentin" => Ok(Target::Device(FileKind::Stream(StdStream::Input), path)),
-            "output" | "currentout" | "console" => Ok(Target::Device(FileKind::Stream(StdStream::Output), path)),
+            "input" | "currentin" | "output" | "currentout" | "screenbuffer" | "console" => Err(Status::INVALID_HANDLE),
+            "connection" | "server" => Err(Status::NOT_SUPPORTED),
             _ => Err(Status::OBJECT_NAME_NOT_FOUND),
         },
+        (Device::Sockets, _) => Ok(Target::Device(FileKind::Socket(Box::default()), path)),
+        (Device::Random, None | Some("")) => Ok(Target::Device(FileKind::Random, path)),
         (Device::Registry, _) => Err(Status::OBJECT_TYPE_MISMATCH),
         _ => Err(Status::OBJECT_NAME_NOT_FOUND),
     }
@@ -366,7 +368,7 @@ fn set_information(
         0xE => {
             let position = read_information::<i64>(call, buffer)?;
             let file = call.kernel.file_mut(id)?;
-            file.position = u64::try_from(position).map_err(|_| Status::INVALID_PARAMETER)?;
+            file.set_position(u64::try_from(position).map_err(|_| Status::INVALID_PARAMETER)?);
         }
         // FileModeInformation.
         0x10 => {

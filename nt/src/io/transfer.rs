@@ -1,4 +1,4 @@
-//! Services that move data: reading, writing, locking, control codes; and how an operation completes.
+//! Services that move data: reading, writing, locking; and how an operation completes.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use std::os::unix::fs::FileExt as _;
@@ -27,16 +27,6 @@ services! { pub SERVICES;
     NtLockFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, offset: UserPtr<u64>, length: UserPtr<u64>, key: u32, fail_immediately: bool, exclusive: bool) = lock_file;
     /// Unlocks a range of a file.
     NtUnlockFile(file: Handle, io_status: IoStatusPtr, offset: UserPtr<u64>, length: UserPtr<u64>, key: u32) = unlock_file;
-    /// File-system control codes.
-    NtFsControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = fs_control;
-    /// Device control codes: no device here takes any.
-    NtDeviceIoControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = device_control;
-    /// Cancels operations of the thread on a file; none is ever pending.
-    NtCancelIoFile(file: Handle, io_status: IoStatusPtr) = cancel;
-    /// Cancels one operation on a file; none is ever pending.
-    NtCancelIoFileEx(file: Handle, target: u64, io_status: IoStatusPtr) = cancel_ex;
-    /// Cancels a thread's synchronous operation; none is ever pending.
-    NtCancelSynchronousIoFile(thread: Handle, target: u64, io_status: IoStatusPtr) = cancel_synchronous;
 }
 
 /// Bytes moved at a time: bounds what a guest's length makes the host allocate.
@@ -116,7 +106,7 @@ fn start_of(call: &mut Call<'_, '_>, id: ObjectId, offset: UserPtr<i64>) -> Resu
     let file = call.kernel.file(id)?;
     match offset {
         Some(WRITE_TO_END) => Ok(Start::End),
-        Some(USE_POSITION) | None if file.is_synchronous() => Ok(Start::At(file.position)),
+        Some(USE_POSITION) | None if file.is_synchronous() => Ok(Start::At(file.current_position())),
         Some(offset) if offset >= 0 => Ok(Start::At(offset as u64)),
         _ => Err(Status::INVALID_PARAMETER),
     }
@@ -131,10 +121,11 @@ enum Source {
 
 fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
     match &call.kernel.file(id)?.kind {
-        FileKind::Disk { .. } => Ok(Source::Disk),
+        FileKind::Disk { .. } | FileKind::Redirected(_) => Ok(Source::Disk),
         FileKind::Stream(stream) => Ok(Source::Stream(*stream)),
         FileKind::Null => Ok(Source::Null),
-        FileKind::Directory { .. } | FileKind::Volume(_) => Err(Status::INVALID_DEVICE_REQUEST),
+        FileKind::Socket(_) => Err(Status::INVALID_CONNECTION),
+        FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Random => Err(Status::INVALID_DEVICE_REQUEST),
     }
 }
 
@@ -149,9 +140,10 @@ fn read_file(
     length: u32,
     offset: UserPtr<i64>,
     _key: UserPtr<u32>,
-) -> Result<Status, Status> {
+) -> Result<Outcome, Status> {
     let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
     let length = length as usize;
+    let completion = Completion { event, apc, apc_context, io_status };
     let (total, end) = match source_of(call, id)? {
         Source::Disk => {
             let Start::At(start) = start_of(call, id, offset)? else { return Err(Status::INVALID_PARAMETER) };
@@ -159,17 +151,11 @@ fn read_file(
             let total = read_disk(call, id, start, buffer, length)?;
             let file = call.kernel.file_mut(id)?;
             if file.is_synchronous() {
-                file.position = start.saturating_add(total);
+                file.set_position(start.saturating_add(total));
             }
             (total, Status::END_OF_FILE)
         }
-        Source::Stream(super::StdStream::Input) => {
-            let mut data = vec![0; length.min(CHUNK)];
-            let read = call.kernel.host.read(&mut data).map_err(|error| status_of_io(&error))?;
-            call.write_user(buffer, data.get(..read).unwrap_or(&[]))?;
-            // The other end of a pipe is gone: that is how programs see the end of redirected input.
-            (read as u64, Status::PIPE_BROKEN)
-        }
+        Source::Stream(super::StdStream::Input) => return Ok(read_input(call, id, completion, buffer, length)),
         Source::Stream(_) => return Err(Status::ACCESS_DENIED),
         Source::Null => (0, Status::END_OF_FILE),
     };
@@ -177,8 +163,36 @@ fn read_file(
     if status.is_error() && !call.kernel.file(id)?.is_synchronous() {
         return Err(status);
     }
-    Completion { event, apc, apc_context, io_status }.finish(call, id, status, total)?;
-    Ok(status)
+    completion.finish(call, id, status, total)?;
+    Ok(Outcome::Return(status))
+}
+
+/// Reads from the host's standard input; other threads run while there is nothing to read. A read of no bytes waits too:
+/// that is how asynchronous readers learn of input.
+fn read_input(call: &mut Call<'_, '_>, id: ObjectId, completion: Completion, buffer: u64, length: usize) -> Outcome {
+    call.kernel.objects.reference(id);
+    let ready = |kernel: &mut crate::kernel::Kernel, _| {
+        kernel.host.wait_for_input(Some(std::time::Duration::ZERO)).then_some(Status::SUCCESS)
+    };
+    let read = move |call: &mut Call<'_, '_>| -> Result<Status, Status> {
+        let mut data = vec![0; length.min(CHUNK)];
+        let read = match length {
+            0 => 0,
+            _ => call.kernel.host.read(&mut data).map_err(|error| status_of_io(&error))?,
+        };
+        call.write_user(buffer, data.get(..read).unwrap_or(&[]))?;
+        let ended = if length == 0 { call.kernel.host.input_available().is_none() } else { read == 0 };
+        // The other end of a pipe is gone: that is how programs see the end of redirected input.
+        let status = if ended { Status::PIPE_BROKEN } else { Status::SUCCESS };
+        completion.finish(call, id, status, read as u64)?;
+        Ok(status)
+    };
+    Outcome::Wait(Wait::until("standard input", ready).on_host().then(move |call, _| {
+        let result = read(call);
+        call.kernel.objects.dereference(id);
+        call.kernel.reap();
+        Outcome::Return(result.unwrap_or_else(|status| status))
+    }))
 }
 
 fn read_disk(call: &mut Call<'_, '_>, id: ObjectId, start: u64, buffer: u64, length: usize) -> Result<u64, Status> {
@@ -243,7 +257,7 @@ fn write_file(
             })?;
             let file = call.kernel.file_mut(id)?;
             if file.is_synchronous() {
-                file.position = start.saturating_add(u64::from(length));
+                file.set_position(start.saturating_add(u64::from(length)));
             }
         }
         Source::Stream(super::StdStream::Input) => return Err(Status::ACCESS_DENIED),
@@ -362,79 +376,4 @@ fn unlock_file(
         return Ok(());
     }
     call.write_io_status(io_status, Status::SUCCESS, 0)
-}
-
-fn fs_control(
-    call: &mut Call<'_, '_>,
-    handle: Handle,
-    event: Handle,
-    apc: u64,
-    apc_context: u64,
-    io_status: IoStatusPtr,
-    code: u32,
-    _input: u64,
-    _input_length: u32,
-    output: u64,
-    output_length: u32,
-) -> Result<Status, Status> {
-    const GET_OBJECT_ID: u32 = 0x9_009C;
-    const CREATE_OR_GET_OBJECT_ID: u32 = 0x9_00C0;
-    const GET_REPARSE_POINT: u32 = 0x9_00A8;
-    const SET_SPARSE: u32 = 0x9_00C4;
-    const GET_COMPRESSION: u32 = 0x9_003C;
-    let id = call.object(handle, Some(ObjectType::File), 0)?;
-    if !matches!(call.kernel.file(id)?.kind, FileKind::Disk { .. } | FileKind::Directory { .. }) {
-        return Err(Status::INVALID_DEVICE_REQUEST);
-    }
-    let bytes = match code {
-        GET_OBJECT_ID | CREATE_OR_GET_OBJECT_ID => super::services::object_id(call, id)?,
-        // Links are resolved on the host's side: the guest sees none.
-        GET_REPARSE_POINT => return Err(Status::NOT_A_REPARSE_POINT),
-        SET_SPARSE => Vec::new(),
-        GET_COMPRESSION => vec![0, 0],
-        _ => return Err(Status::INVALID_DEVICE_REQUEST),
-    };
-    if bytes.len() > output_length as usize {
-        return Err(Status::BUFFER_TOO_SMALL);
-    }
-    call.write_user(output, &bytes)?;
-    Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, bytes.len() as u64)?;
-    Ok(Status::SUCCESS)
-}
-
-fn device_control(
-    call: &mut Call<'_, '_>,
-    handle: Handle,
-    _event: Handle,
-    _apc: u64,
-    _apc_context: u64,
-    _io_status: IoStatusPtr,
-    _code: u32,
-    _input: u64,
-    _input_length: u32,
-    _output: u64,
-    _output_length: u32,
-) -> Result<(), Status> {
-    call.object(handle, Some(ObjectType::File), 0)?;
-    Err(Status::NOT_SUPPORTED)
-}
-
-fn cancel(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<(), Status> {
-    call.object(handle, Some(ObjectType::File), 0)?;
-    call.write_io_status(io_status, Status::SUCCESS, 0)
-}
-
-fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, _target: u64, _io_status: IoStatusPtr) -> Result<(), Status> {
-    call.object(handle, Some(ObjectType::File), 0)?;
-    Err(Status::NOT_FOUND)
-}
-
-fn cancel_synchronous(
-    call: &mut Call<'_, '_>,
-    thread: Handle,
-    _target: u64,
-    _io_status: IoStatusPtr,
-) -> Result<(), Status> {
-    call.object(thread, Some(ObjectType::Thread), 0)?;
-    Err(Status::NOT_FOUND)
 }

@@ -228,6 +228,10 @@ impl ObjectManager {
         self.create_at("\\Device\\Null", Body::Device(Device::Null))?;
         self.create_at("\\Device\\ConDrv", Body::Device(Device::Console))?;
         self.create_at("\\Device\\NamedPipe", Body::Device(Device::NamedPipe))?;
+        self.create_at("\\Device\\Afd", Body::Device(Device::Sockets))?;
+        for device in ["\\Device\\CNG", "\\Device\\KsecDD"] {
+            self.create_at(device, Body::Device(Device::Random))?;
+        }
         self.create_at("\\REGISTRY", Body::Device(Device::Registry))?;
         for (name, target) in [
             ("NUL", "\\Device\\Null"),

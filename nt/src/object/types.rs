@@ -135,6 +135,10 @@ pub enum Device {
     Console,
     /// `\Device\NamedPipe`.
     NamedPipe,
+    /// `\Device\Afd`: sockets.
+    Sockets,
+    /// `\Device\CNG` and `\Device\KsecDD`: random numbers.
+    Random,
     /// `\Registry`: the remaining path is a key's.
     Registry,
 }

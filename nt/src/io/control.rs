@@ -1,0 +1,150 @@
+//! Control codes of files, pipes and devices, and cancelling.
+#![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
+
+use super::file::FileKind;
+use super::host::StdStream;
+use super::info::Bytes;
+use super::services::IoStatusPtr;
+use super::socket;
+use super::transfer::Completion;
+use crate::object::{Body, Handle, ObjectId, ObjectType};
+use crate::service::{Call, Outcome};
+use crate::services;
+use crate::status::Status;
+use crate::user_ptr::{UserBuffer, UserMemory};
+
+services! { pub SERVICES;
+    /// File-system control codes.
+    NtFsControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = fs_control;
+    /// Device control codes.
+    NtDeviceIoControlFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, code: u32, input: u64, input_length: u32, output: u64, output_length: u32) = device_control;
+    /// Cancels operations of the thread on a file; none is ever pending.
+    NtCancelIoFile(file: Handle, io_status: IoStatusPtr) = cancel;
+    /// Cancels one operation on a file; none is ever pending.
+    NtCancelIoFileEx(file: Handle, target: u64, io_status: IoStatusPtr) = cancel_ex;
+    /// Cancels a thread's synchronous operation; none is ever pending.
+    NtCancelSynchronousIoFile(thread: Handle, target: u64, io_status: IoStatusPtr) = cancel_synchronous;
+}
+
+fn fs_control(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    code: u32,
+    _input: u64,
+    _input_length: u32,
+    output: u64,
+    output_length: u32,
+) -> Result<Status, Status> {
+    const PIPE_PEEK: u32 = 0x11_400C;
+    const PIPE_CONNECTED: u32 = 3;
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let bytes = match (&call.kernel.file(id)?.kind, code) {
+        (FileKind::Stream(StdStream::Input), PIPE_PEEK) => {
+            // State, bytes, messages, length of the first message; what would be read is not told.
+            let Some(available) = call.kernel.host.input_available() else { return Err(Status::PIPE_BROKEN) };
+            let available = u32::try_from(available).unwrap_or(u32::MAX);
+            Bytes::default().u32s(&[PIPE_CONNECTED, available, 0, 0]).0
+        }
+        (FileKind::Disk { .. } | FileKind::Directory { .. }, _) => disk_control(call, id, code)?,
+        _ => return Err(Status::INVALID_DEVICE_REQUEST),
+    };
+    if bytes.len() > output_length as usize {
+        return Err(Status::BUFFER_TOO_SMALL);
+    }
+    call.write_user(output, &bytes)?;
+    Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, bytes.len() as u64)?;
+    Ok(Status::SUCCESS)
+}
+
+/// Control codes of files and directories.
+fn disk_control(call: &Call<'_, '_>, id: ObjectId, code: u32) -> Result<Vec<u8>, Status> {
+    const GET_OBJECT_ID: u32 = 0x9_009C;
+    const CREATE_OR_GET_OBJECT_ID: u32 = 0x9_00C0;
+    const GET_REPARSE_POINT: u32 = 0x9_00A8;
+    const SET_SPARSE: u32 = 0x9_00C4;
+    const GET_COMPRESSION: u32 = 0x9_003C;
+    Ok(match code {
+        GET_OBJECT_ID | CREATE_OR_GET_OBJECT_ID => super::services::object_id(call, id)?,
+        // Links are resolved on the host's side: the guest sees none.
+        GET_REPARSE_POINT => return Err(Status::NOT_A_REPARSE_POINT),
+        SET_SPARSE => Vec::new(),
+        GET_COMPRESSION => vec![0, 0],
+        _ => return Err(Status::INVALID_DEVICE_REQUEST),
+    })
+}
+
+/// Bytes of input that a control code may have: bounds what a guest makes the host allocate.
+const MAX_INPUT: u32 = 1 << 20;
+
+fn device_control(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    event: Handle,
+    apc: u64,
+    apc_context: u64,
+    io_status: IoStatusPtr,
+    code: u32,
+    input: u64,
+    input_length: u32,
+    output: u64,
+    output_length: u32,
+) -> Result<Outcome, Status> {
+    let id = call.object(handle, Some(ObjectType::File), 0)?;
+    let completion = Completion { event, apc, apc_context, io_status };
+    let output = UserBuffer::new(output, u64::from(output_length));
+    let answer = match &call.kernel.file(id)?.kind {
+        FileKind::Socket(_) => {
+            if input_length > MAX_INPUT {
+                return Err(Status::INVALID_PARAMETER);
+            }
+            let input = UserBuffer::new(input, u64::from(input_length)).read(call)?;
+            let crate::kernel::Kernel { objects, system, .. } = &mut *call.kernel;
+            let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+            let FileKind::Socket(socket) = &mut file.kind else { return Err(Status::INVALID_HANDLE) };
+            if socket::waits(code) {
+                let socket = socket.clone();
+                return socket::control_that_waits(call, &socket, code, &input, output, move |call, status, length| {
+                    completion.finish(call, id, status, length)
+                });
+            }
+            socket.control(code, &input, output_length as usize, &mut system.ports)?
+        }
+        FileKind::Random => {
+            // IOCTL_KSEC_RNG, IOCTL_KSEC_RNG_REKEY: the whole buffer.
+            if !matches!(code, 0x39_0004 | 0x39_0008) {
+                return Err(Status::NOT_SUPPORTED);
+            }
+            let mut bytes = vec![0; output_length.min(MAX_INPUT) as usize];
+            call.kernel.host.entropy(&mut bytes);
+            bytes
+        }
+        _ => return Err(Status::NOT_SUPPORTED),
+    };
+    output.write(call, &answer)?;
+    completion.finish(call, id, Status::SUCCESS, answer.len() as u64)?;
+    Ok(Outcome::Return(Status::SUCCESS))
+}
+
+fn cancel(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    call.write_io_status(io_status, Status::SUCCESS, 0)
+}
+
+fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, _target: u64, _io_status: IoStatusPtr) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    Err(Status::NOT_FOUND)
+}
+
+fn cancel_synchronous(
+    call: &mut Call<'_, '_>,
+    thread: Handle,
+    _target: u64,
+    _io_status: IoStatusPtr,
+) -> Result<(), Status> {
+    call.object(thread, Some(ObjectType::Thread), 0)?;
+    Err(Status::NOT_FOUND)
+}
