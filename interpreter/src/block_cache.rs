@@ -81,7 +81,7 @@ pub(crate) struct BlockCache {
 
 impl Block {
     /// Most targets remembered of one jump.
-    const TARGETS: usize = 16;
+    const TARGETS: usize = 256;
 
     /// Takes note of where the block's indirect jump went.
     pub fn note_target(&mut self, rip: u64) {

@@ -222,6 +222,7 @@ mod tests {
             links_offset: 64,
             links: Vec::new(),
             sites: Vec::new(),
+            map: lstar_translator::statemap::StateMap::default(),
             ranges: [(0, 16)].map(|(start, end)| ENTRY + start..ENTRY + end).to_vec(),
             instructions: 16,
             blocks: 1,

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use lstar_arch::CpuModel;
+pub use lstar_translator::TranslatorConfig;
 
 use crate::code_store::CodeStore;
 use crate::memory::{AddressSpace, MapError};
@@ -47,6 +48,8 @@ pub struct MachineConfig {
     pub hot_threshold: u32,
     /// Translate on another thread. What the guest does is the same; how far the interpreter gets meanwhile is not.
     pub background: bool,
+    /// Settings of the translator; the instruction sets are those of the model.
+    pub translator: TranslatorConfig,
     /// Bytes of host code kept at most; translating more drops everything.
     pub code_cache_size: usize,
     /// Most guest instructions in one region.
@@ -65,6 +68,7 @@ impl Default for MachineConfig {
             memory_limit: 16 << 30,
             hot_threshold: 1000,
             background: false,
+            translator: TranslatorConfig::default(),
             code_cache_size: 256 << 20,
             region_limit: 2000,
             mistranslate: None,
@@ -228,6 +232,18 @@ impl Machine {
     /// Writes new regions to the store, if there is one.
     pub fn save_code(&mut self) -> std::io::Result<()> {
         self.core.store.as_mut().map_or(Ok(()), CodeStore::save)
+    }
+
+    /// Number of points of the translated code in use that can fault. See [`Machine::force_fault`].
+    #[must_use]
+    pub fn fault_sites(&self) -> usize {
+        self.core.cache.site_count()
+    }
+
+    /// Makes the one of [`Machine::fault_sites`] with this number fault whenever it is reached, or none any more; the
+    /// guest does not notice. A test of the recovery of guest state.
+    pub fn force_fault(&mut self, number: Option<usize>) {
+        self.core.cache.force_fault(number);
     }
 
     /// Runs guest code for `budget` instructions, or until something else ends it.

@@ -1,6 +1,6 @@
 //! A short campaign: seeded, so that it is the same every time. The `campaign` command does the long ones.
 
-use lstar_tests::differential::campaign::{Settings, all_engines, run};
+use lstar_tests::differential::campaign::{EngineKind, Settings, all_engines, make_engine, run};
 use lstar_tests::differential::catalog;
 
 fn compare(settings: &Settings) {
@@ -17,6 +17,20 @@ fn compare(settings: &Settings) {
 #[test]
 fn engines_agree() {
     compare(&Settings { seed: 2026, cases: 500_000, states: [32, 32], ..Settings::default() });
+}
+
+/// Each point of translated code that can fault leaves the exact state: with long programs, and states enough for all their
+/// points.
+#[test]
+fn every_fault_site_restores_the_state() {
+    let mut engines = [EngineKind::Interpreter, EngineKind::Faulting]
+        .map(|kind| make_engine(kind).expect("engine"))
+        .into_iter()
+        .collect::<Vec<_>>();
+    let settings = Settings { seed: 11, cases: 150_000, states: [4, 128], ..Settings::default() };
+    let report = run(&mut engines, &settings, &mut |_| {});
+    let reports: Vec<_> = report.mismatches.iter().map(|mismatch| mismatch.report.as_str()).collect();
+    assert!(reports.is_empty(), "{} mismatches\n{}", reports.len(), reports.join("\n"));
 }
 
 /// What a campaign runs is decided by its seed.
@@ -62,7 +76,7 @@ fn a_planted_bug_is_named() {
             at += insn.len();
         }
     }
-    let config = MachineConfig { mistranslate: Some(mistake), ..Translated::CONFIG };
+    let config = MachineConfig { mistranslate: Some(mistake), ..Translated::config() };
     let wrong = Translated::new(config).expect("a machine");
     let mut engines: Vec<Box<dyn Engine>> =
         vec![make_engine(EngineKind::Interpreter).expect("interpreter"), Box::new(wrong)];

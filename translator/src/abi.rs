@@ -7,11 +7,12 @@
 //! The [`VcpuBlock`] is mapped at `pinned + VCPU_OFFSET` in both views, so that one register serves both. No guest
 //! access can reach it: addresses in `KERNEL_END..2^64` are refused at every privilege.
 //!
-//! **Regions** are functions of Cranelift's `tail` convention, `fn(argument: i64) -> i64`. The argument is for stubs
-//! only (slot address or target RIP); a region ignores it. A region returns a plain value only from a guest near RET:
-//! the guest RIP returned to. Every other way out is a tail call (another region, a stub, what a `Jump` helper
-//! returned) or the value [`UNWIND`] with `cpu.rip` and `exit` set, on which each caller returns [`UNWIND`] in turn.
-//! At every call and every way out, all guest registers are in the [`VcpuBlock`] and the flags in `lazy`/`rflags`.
+//! **Regions** are functions of Cranelift's `tail` convention, `fn(argument, budget, rsp) -> (rip, budget, rsp)`, all 64 bits
+//! wide. The argument is for stubs only (slot address or target RIP); a region ignores it. A region returns a RIP only
+//! from a guest near RET: the one returned to. Every other way out is a tail call (another region, a stub, what a `Jump`
+//! helper returned) or the value [`UNWIND`] with `cpu.rip` and `exit` set, on which each caller returns [`UNWIND`] in
+//! turn. At every call and every way out, all guest registers are in the [`VcpuBlock`] and the flags in `lazy`/`rflags`,
+//! except the budget and RSP where they are passed or returned; with [`UNWIND`] and at helpers they, too, are in the block.
 //!
 //! **Calls.** In user mode a guest CALL is a host call through a slot or the target table; the result is compared
 //! with the guest return address: equal continues, otherwise it is returned to the host caller. Kernel-mode regions

@@ -24,6 +24,26 @@ pub enum CallMode {
     Jump,
 }
 
+/// How the guest state at a fault is had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum PreciseState {
+    /// What has changed is stored at checkpoints, from which the interpreter goes on. Cheaper to compile.
+    Checkpoints,
+    /// Nothing is stored: a map says in which host registers and stack slots the state is (see [`crate::statemap`]).
+    #[default]
+    Maps,
+}
+
+/// What host processor code is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HostTarget {
+    /// This one.
+    #[default]
+    Detected,
+    /// Any x86-64-v3 processor: the same code on every machine, to look at rather than to run.
+    Fixed,
+}
+
 /// Settings of a [`crate::Translator`].
 #[derive(Clone, Copy, Debug)]
 pub struct TranslatorConfig {
@@ -35,6 +55,16 @@ pub struct TranslatorConfig {
     pub max_instructions: usize,
     /// Lowering of CALL in user mode. Kernel code always uses [`CallMode::Jump`].
     pub calls: CallMode,
+    /// How the guest state at a fault is had. Maps need [`OptLevel::Speed`].
+    pub precise: PreciseState,
+    /// Make known targets of indirect jumps part of the region.
+    pub known_targets: bool,
+    /// Look at the code at known exits, so that flags that it overwrites at once need not be stored.
+    pub look_ahead: bool,
+    /// Keep vector registers that are used for scalar double arithmetic only as two doubles.
+    pub scalar_pairs: bool,
+    /// What host processor code is made for.
+    pub host: HostTarget,
     /// Check the instruction budget at region entries and back edges.
     pub budget_checks: bool,
     /// Instruction sets the guest may use; others are left to the interpreter, which raises #UD.
@@ -48,6 +78,11 @@ impl Default for TranslatorConfig {
             verifier: false,
             max_instructions: 2000,
             calls: CallMode::Host,
+            precise: PreciseState::default(),
+            known_targets: true,
+            look_ahead: true,
+            scalar_pairs: true,
+            host: HostTarget::default(),
             budget_checks: true,
             features: CpuModel::default().features,
         }
@@ -82,6 +117,12 @@ pub struct TranslatorStats {
     pub guest_instructions: u64,
     /// Bytes of host code.
     pub host_bytes: u64,
+    /// Fault sites.
+    pub sites: u64,
+    /// Values of fault sites that had to be stored, with [`PreciseState::Maps`].
+    pub stored: u64,
+    /// Times that code was generated, which may be more than once for a region.
+    pub rounds: u64,
     /// Time spent on decoding, analysis and lifting.
     pub front_end: Duration,
     /// Time spent in Cranelift.

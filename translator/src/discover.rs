@@ -13,14 +13,14 @@ use lstar_arch::PAGE_SIZE;
 
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
-use crate::effects::{Effects, available, effects, without_counts};
+use crate::effects::{ALL_FLAGS, Effects, FlagWrite, available, effects, without_counts};
 use crate::lift::{self, Lifter};
 use lstar_arch::cpuid::Features;
 
 /// Farthest distance at which the target of an unconditional jump still counts as part of the same function.
 const NEAR_JUMP: u64 = 16 * 1024;
-/// Most targets of an indirect jump that are compared with inside the region.
-const JUMP_TARGETS: usize = 12;
+/// Most targets of an indirect jump that are part of the region.
+const JUMP_TARGETS: usize = 256;
 /// Longest x86 instruction (SDM vol. 2, 2.3.11).
 const MAX_INSTRUCTION: usize = 15;
 
@@ -52,8 +52,14 @@ impl Insn {
         match self.lowering {
             Lowering::Lift(_) => false,
             Lowering::Check(..) => true,
-            Lowering::Terminate => matches!(self.raw.flow_control(), FlowControl::Call | FlowControl::IndirectCall),
+            Lowering::Terminate => self.is_host_call(),
         }
+    }
+
+    /// Whether it is a CALL that ends its block (and is a host call if calls are).
+    pub fn is_host_call(&self) -> bool {
+        let call = matches!(self.raw.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
+        call && matches!(self.lowering, Lowering::Terminate)
     }
 }
 
@@ -131,6 +137,15 @@ pub(crate) struct Region {
     pub blocks: Vec<BasicBlock>,
     /// Guest bytes covered, sorted.
     pub ranges: Vec<Range<u64>>,
+    /// Addresses outside whose code overwrites all status flags before anything can look at them.
+    ignoring_flags: HashSet<u64>,
+}
+
+impl Region {
+    /// Whether the code at `rip`, outside the region, overwrites all status flags before anything can look at them.
+    pub fn ignores_flags(&self, rip: u64) -> bool {
+        self.ignoring_flags.contains(&rip)
+    }
 }
 
 impl Region {
@@ -196,6 +211,10 @@ pub(crate) struct Limits<'a> {
     pub host_calls: bool,
     /// Available instruction sets.
     pub features: Features,
+    /// See [`crate::TranslatorConfig`].
+    pub known_targets: bool,
+    /// See [`crate::TranslatorConfig`].
+    pub look_ahead: bool,
     /// Addresses of instructions whose lifter has declined.
     pub declined: &'a HashSet<u64>,
 }
@@ -282,7 +301,10 @@ impl Reader<'_> {
 }
 
 /// Frequent targets of the indirect jump at `rip` that can belong to the same function.
-fn near_targets(reader: &mut Reader<'_>, rip: u64) -> Vec<u64> {
+fn near_targets(reader: &mut Reader<'_>, rip: u64, limits: &Limits<'_>) -> Vec<u64> {
+    if !limits.known_targets {
+        return Vec::new();
+    }
     let (source, mode) = (&mut *reader.source, reader.mode);
     let mut targets = reader.seen.targets.entry(rip).or_insert_with(|| source.indirect_targets(rip, mode)).clone();
     targets.retain(|target| target.abs_diff(rip) <= NEAR_JUMP);
@@ -323,7 +345,7 @@ fn explore(
                     leaders.insert(insn.next_ip());
                 }
                 Flow::IndirectJump => {
-                    for target in near_targets(reader, rip) {
+                    for target in near_targets(reader, rip, limits) {
                         leaders.insert(target);
                         work.push_back(target);
                     }
@@ -377,8 +399,69 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
         }
     }
     let blocks = in_reverse_postorder(blocks, index_of.get(&entry).copied().unwrap_or(0));
-    let ranges = covered(&blocks);
-    Region { entry, mode, host_calls: limits.host_calls, blocks, ranges }
+    let mut spans: Vec<Range<u64>> = blocks
+        .iter()
+        .filter_map(|block| Some(block.start..block.insns.last()?.raw.next_ip()))
+        .filter(|span| span.start < span.end)
+        .collect();
+    let mut ignoring_flags = HashSet::new();
+    for target in blocks.iter().flat_map(outside_targets).filter(|_| limits.look_ahead) {
+        if let Some(end) = overwrites_flags(target, &mut reader, limits, &mut factory)
+            && ignoring_flags.insert(target)
+        {
+            // The code there has become part of what this region depends on.
+            spans.push(target..end);
+        }
+    }
+    let ranges = covered(spans);
+    Region { entry, mode, host_calls: limits.host_calls, blocks, ranges, ignoring_flags }
+}
+
+/// Known addresses outside the region that control goes to from `block`.
+fn outside_targets(block: &BasicBlock) -> impl Iterator<Item = u64> {
+    let called = block
+        .insns
+        .last()
+        .map(|insn| insn.raw)
+        .filter(|insn| insn.is_call_near())
+        .map(|insn| insn.near_branch_target());
+    let jumped = block.end.successors().filter_map(|successor| match successor {
+        Successor::Outside(rip) => Some(rip),
+        Successor::Block(_) => None,
+    });
+    called.into_iter().chain(jumped.collect::<Vec<_>>())
+}
+
+/// Where the code at `rip` has overwritten all status flags, if nothing before can read them or fault.
+fn overwrites_flags(
+    rip: u64,
+    reader: &mut Reader<'_>,
+    limits: &Limits<'_>,
+    factory: &mut InstructionInfoFactory,
+) -> Option<u64> {
+    const LOOK_AHEAD: usize = 6;
+    let (mut rip, mut pending) = (rip, ALL_FLAGS);
+    for _ in 0..LOOK_AHEAD {
+        let insn = without_counts(reader.decode(rip)?, limits.features);
+        let effects = effects(&insn, factory);
+        let lifted = lift::lifter(&insn).is_some() && lift::system::helper(&insn, reader.mode).is_none();
+        let harmless = lifted && available(&insn, limits.features);
+        if effects.faults
+            || effects.flag_reads & pending != 0
+            || !harmless
+            || !matches!(flow(&insn, reader.mode), Flow::Next)
+        {
+            return None;
+        }
+        if let FlagWrite::Sure(written) = effects.flag_write {
+            pending &= !written;
+        }
+        rip = insn.next_ip();
+        if pending == 0 {
+            return Some(rip);
+        }
+    }
+    None
 }
 
 fn build_block(
@@ -410,7 +493,7 @@ fn build_block(
             Flow::Jump(target) => Some(Terminator::Jump(Successor::Outside(target))),
             Flow::Branch(target) => Some(Terminator::Branch(Successor::Outside(target), next)),
             Flow::IndirectJump => {
-                let known = near_targets(reader, rip).into_iter().filter(|&target| in_region(target));
+                let known = near_targets(reader, rip, limits).into_iter().filter(|&target| in_region(target));
                 Some(Terminator::IndirectJump(known.map(Successor::Outside).collect()))
             }
             Flow::Call if limits.host_calls => Some(Terminator::Call(next)),
@@ -493,12 +576,7 @@ fn change_all(targets: &mut Rc<[Successor]>, change: impl Fn(&mut Successor)) {
         .collect();
 }
 
-fn covered(blocks: &[BasicBlock]) -> Vec<Range<u64>> {
-    let mut spans: Vec<Range<u64>> = blocks
-        .iter()
-        .filter_map(|block| Some(block.start..block.insns.last()?.raw.next_ip()))
-        .filter(|span| span.start < span.end)
-        .collect();
+fn covered(mut spans: Vec<Range<u64>>) -> Vec<Range<u64>> {
     spans.sort_by_key(|span| span.start);
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for span in spans {
@@ -538,7 +616,14 @@ mod tests {
 
     fn region(code: &'static [u8], max_instructions: usize) -> Region {
         let declined = HashSet::new();
-        let limits = Limits { max_instructions, host_calls: true, features: Features::all(), declined: &declined };
+        let limits = Limits {
+            max_instructions,
+            host_calls: true,
+            features: Features::all(),
+            known_targets: true,
+            look_ahead: true,
+            declined: &declined,
+        };
         discover(BASE, Mode::User, &mut Bytes(code), &limits)
     }
 

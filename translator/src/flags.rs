@@ -85,6 +85,20 @@ impl LazyOp {
         Self((kind as u64) << 2 | (bytes.trailing_zeros() & 3) as u64)
     }
 
+    /// The operation with its second operand, which need not be stored then.
+    #[must_use]
+    pub const fn with_operand(self, b: i16) -> Self {
+        // So that the number is a sign-extended 32-bit immediate of the host.
+        Self(((b as i64) << 16) as u64 | self.0 | Self::HAS_OPERAND)
+    }
+
+    const HAS_OPERAND: u64 = 1 << 8;
+
+    /// The second operand, if it is part of a stored number.
+    fn operand(number: u64) -> Option<u64> {
+        (number & Self::HAS_OPERAND != 0).then_some((number as i64 >> 16) as u64)
+    }
+
     /// The number for [`LazyFlags::op`].
     #[must_use]
     pub const fn number(self) -> u64 {
@@ -94,7 +108,7 @@ impl LazyOp {
     /// Kind and operand size in bits of a stored number; `None` for 0 and for numbers that no operation has.
     #[must_use]
     pub fn decode(number: u64) -> Option<(FlagKind, u32)> {
-        let kind = FlagKind::ALL.get(usize::try_from(number >> 2).ok()?.checked_sub(1)?)?;
+        let kind = FlagKind::ALL.get(usize::from(number as u8 >> 2).checked_sub(1)?)?;
         Some((*kind, 8 << (number & 3)))
     }
 }
@@ -103,6 +117,7 @@ impl LazyOp {
 #[must_use]
 pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
     let Some((kind, bits)) = LazyOp::decode(op) else { return 0 };
+    let b = LazyOp::operand(op).unwrap_or(b);
     let mask = u64::MAX >> (64 - bits);
     let sign = 1 << (bits - 1);
     let (a, b) = (a & mask, b & mask);

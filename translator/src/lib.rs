@@ -10,11 +10,12 @@
 //! `-512 MiB..=i32::MAX` reaches only guest memory or guard zones; any other combination is folded into a new base and
 //! checked itself.
 //!
-//! **Precise state.** At *checkpoints* the registers (and flag operands) that have changed are stored to the block. A
-//! host fault or check trap maps through [`Site`] to the last checkpoint's guest instruction, from where the
+//! **Precise state.** A host fault or check trap maps through its [`Site`] to a guest instruction, from where the
 //! interpreter goes on: it resolves the access or raises the exact exception. So a site never needs the cause of its
-//! fault. A checkpoint serves all accesses behind it until something other than a register changes, above all up to
-//! and including the next store to guest memory: executing loads once more changes nothing.
+//! fault. The registers and flag operands that the block lacks there are in host registers and stack slots, where a
+//! [`statemap::StateMap`] finds them. Or, with [`PreciseState::Checkpoints`], they are stored to the block at
+//! *checkpoints*; one serves all accesses behind it until something other than a register changes, above all up to and
+//! including the next store to guest memory: executing loads once more changes nothing.
 
 pub mod abi;
 mod config;
@@ -26,17 +27,21 @@ pub mod flags;
 pub mod host_op;
 mod lift;
 mod liveness;
+mod locate;
 mod recover;
+pub mod statemap;
 mod translate;
 pub mod x87;
 
 use abi::{Mode, Slot, VcpuBlock};
 use serde::{Deserialize, Serialize};
 
-pub use config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
+pub use config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
 pub use discover::Snapshot;
 pub use recover::{FlagSource, Form, Operand};
 pub use translate::Translator;
+
+use statemap::{Entry, StateMap};
 
 /// Reads guest code.
 pub trait CodeSource {
@@ -52,7 +57,7 @@ pub trait CodeSource {
 }
 
 /// What a fault at one point of translated code means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
     /// Offset in the region's code of the instruction that can fault.
     pub host_offset: u32,
@@ -63,6 +68,10 @@ pub struct Site {
     pub flags: SiteFlags,
     /// Guest instructions retired since `budget` was last stored.
     pub retired: u32,
+    /// First of the entries of [`CompiledRegion::map`] that say what of the block is elsewhere.
+    pub first_entry: u32,
+    /// Their number.
+    pub entry_count: u32,
 }
 
 /// Where the status flags are at a [`Site`].
@@ -84,7 +93,15 @@ impl SiteFlags {
 }
 
 impl Site {
-    /// Completes the guest state in the block after a fault at this site. Async-signal-safe.
+    /// What of the block is elsewhere at this site.
+    #[must_use]
+    pub fn entries<'a>(&self, map: &'a StateMap) -> &'a [Entry] {
+        let first = self.first_entry as usize;
+        map.entries.get(first..first + self.entry_count as usize).unwrap_or_default()
+    }
+
+    /// Completes the guest state in the block after a fault at this site, once its [`Site::entries`] have been written
+    /// to the block. Async-signal-safe.
     pub fn restore(&self, block: &mut VcpuBlock) {
         block.cpu.rip = self.rip;
         block.budget -= i64::from(self.retired);
@@ -116,6 +133,8 @@ pub struct CompiledRegion {
     pub links: Vec<u64>,
     /// Fault sites, sorted by `host_offset`.
     pub sites: Vec<Site>,
+    /// Where the guest state is at the sites.
+    pub map: StateMap,
     /// Guest code covered, as address ranges sorted by start.
     pub ranges: Vec<std::ops::Range<u64>>,
     /// Guest instructions in it.

@@ -5,6 +5,7 @@
 //! as reading. *Live flags* (backward), of two kinds: flags that a later instruction reads, which cross block borders
 //! as SSA values, and flags that must be exact in the block (at faults, calls and exits), which cross them in memory.
 
+use crate::config::PreciseState;
 use crate::discover::{Insn, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FlagSet, FlagWrite, RegSet};
 use crate::recover::FlagSource;
@@ -30,6 +31,9 @@ impl LiveFlags {
         Self { read: self.read | other.read, memory: self.memory | other.memory }
     }
 }
+
+/// Registers that regions pass each other in host registers: RSP. The block's value is out of date where one begins.
+pub(crate) const PASSED_REGISTERS: RegSet = 1 << lstar_arch::Gpr::Rsp as u32;
 
 /// Facts about one block.
 #[derive(Clone, Default)]
@@ -72,11 +76,12 @@ impl Dirty {
         Self { registers: facts.dirty_in, checkpoint: facts.checkpoint_in }
     }
 
-    fn after(self, insn: &Insn) -> Self {
+    fn after(self, insn: &Insn, precise: PreciseState) -> Self {
         if insn.is_barrier() {
-            return Self { registers: 0, checkpoint: false };
+            let returned = if insn.is_host_call() { PASSED_REGISTERS } else { 0 };
+            return Self { registers: returned, checkpoint: false };
         }
-        let fresh = insn.effects.faults && !self.checkpoint;
+        let fresh = precise == PreciseState::Checkpoints && insn.effects.faults && !self.checkpoint;
         let kept = if fresh { 0 } else { self.registers };
         let checkpoint = (self.checkpoint || fresh) && !insn.effects.stores;
         Self { registers: kept | insn.effects.writes, checkpoint }
@@ -101,10 +106,10 @@ fn flags_before(insn: &Insn, after: LiveFlags) -> LiveFlags {
     before
 }
 
-/// Whether the edge from block `from` to block `to` enters a loop. Registers are stored on it, once, so that those the
+/// Whether the edge from block `from` to block `to` enters a loop before which registers are stored, once, so that those the
 /// loop does not change are clean inside.
-pub(crate) fn enters_loop(facts: &[BlockFacts], from: usize, to: usize) -> bool {
-    facts[to].loop_head && from < to
+pub(crate) fn stores_at_entry(facts: &[BlockFacts], from: usize, to: usize, precise: PreciseState) -> bool {
+    precise == PreciseState::Checkpoints && facts[to].loop_head && from < to
 }
 
 /// Whether something at the block's end stores all dirty registers, and flags.
@@ -118,9 +123,10 @@ fn flushes_at_end(end: &Terminator, index: usize) -> bool {
 }
 
 /// Runs the analyses.
-pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
+pub(crate) fn analyse(region: &Region, precise: PreciseState) -> Vec<BlockFacts> {
     let mut facts = vec![BlockFacts::default(); region.blocks.len()];
     facts[0].predecessors = 1;
+    facts[0].dirty_in = PASSED_REGISTERS;
     for (facts, source) in facts.iter_mut().zip(crate::recover::analyse(region)) {
         facts.flag_source = source.always;
         facts.repeated_flag_source = source.when_repeated;
@@ -136,13 +142,13 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
     while std::mem::take(&mut changed) {
         for (index, block) in region.blocks.iter().enumerate() {
             let start = Dirty::at_start(&facts[index]);
-            let end = block.insns.iter().fold(start, |dirty, insn| dirty.after(insn));
+            let end = block.insns.iter().fold(start, |dirty, insn| dirty.after(insn, precise));
             for next in block.end.blocks() {
                 // The emitter hands its knowledge on in this case only.
                 if facts[next].predecessors == 1 && index < next {
                     changed |= end.checkpoint != std::mem::replace(&mut facts[next].checkpoint_in, end.checkpoint);
                 }
-                let handed_on = if enters_loop(&facts, index, next) { 0 } else { end.registers };
+                let handed_on = if stores_at_entry(&facts, index, next, precise) { 0 } else { end.registers };
                 let joined = facts[next].dirty_in | handed_on;
                 changed |= joined != std::mem::replace(&mut facts[next].dirty_in, joined);
             }
@@ -157,7 +163,7 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
             let mut state = Dirty::at_start(&facts[index]);
             for insn in &block.insns {
                 dirty_before.push(state.registers);
-                state = state.after(insn);
+                state = state.after(insn, precise);
             }
             let dirty = state.registers;
             let (mut live, mut flags) = (0, LiveFlags::default());
@@ -171,10 +177,10 @@ pub(crate) fn analyse(region: &Region) -> Vec<BlockFacts> {
                 }
             }
             if flushes_at_end(&block.end, index) {
-                live |= dirty;
+                live |= dirty | PASSED_REGISTERS;
                 flags = flags.union(LiveFlags::IN_MEMORY);
             }
-            if block.end.blocks().any(|next| enters_loop(&facts, index, next)) {
+            if block.end.blocks().any(|next| stores_at_entry(&facts, index, next, precise)) {
                 live |= dirty;
             }
             let count = block.insns.len();

@@ -7,18 +7,20 @@ use std::time::Instant;
 use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::ExternalName;
-use cranelift_codegen::isa::TargetIsa;
+use cranelift_codegen::isa::{self, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CodegenResult, CompiledCode, Context, FinalizedRelocTarget};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use crate::abi::Mode;
 use crate::abi::Slot;
-use crate::config::{CallMode, OptLevel, TranslatorConfig, TranslatorError, TranslatorStats};
+use crate::config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
 use crate::discover::{Limits, Region, Snapshot, discover, read_ahead};
 use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
 use crate::host_op::HostFeatures;
 use crate::liveness::analyse;
+use crate::locate::{self, Located};
+use crate::statemap::StateMap;
 use crate::{CodeSource, CompiledRegion, Site};
 
 /// Translates regions, one at a time. Keeps Cranelift's buffers between regions; use one per thread.
@@ -30,6 +32,27 @@ pub struct Translator {
     builder: FunctionBuilderContext,
     allocator: regalloc2::Ctx,
     stats: TranslatorStats,
+}
+
+/// An x86-64-v3 processor.
+fn fixed_host() -> Result<isa::Builder, String> {
+    let mut builder = isa::lookup_by_name("x86_64").map_err(|error| error.to_string())?;
+    for feature in [
+        "has_sse3",
+        "has_ssse3",
+        "has_sse41",
+        "has_sse42",
+        "has_popcnt",
+        "has_avx",
+        "has_avx2",
+        "has_bmi1",
+        "has_bmi2",
+        "has_lzcnt",
+        "has_fma",
+    ] {
+        builder.enable(feature).map_err(|error| format!("{feature}: {error}"))?;
+    }
+    Ok(builder)
 }
 
 fn build_isa(config: &TranslatorConfig) -> Result<Arc<dyn TargetIsa>, TranslatorError> {
@@ -50,10 +73,13 @@ fn build_isa(config: &TranslatorConfig) -> Result<Arc<dyn TargetIsa>, Translator
     ] {
         flags.set(name, value).map_err(|error| TranslatorError::Settings(format!("{name}: {error}")))?;
     }
-    cranelift_native::builder()
-        .map_err(|message| TranslatorError::Host(message.to_owned()))?
-        .finish(settings::Flags::new(flags))
-        .map_err(|error| TranslatorError::Settings(error.to_string()))
+    let builder = match config.host {
+        HostTarget::Detected => {
+            cranelift_native::builder().map_err(|message| TranslatorError::Host(message.to_owned()))?
+        }
+        HostTarget::Fixed => fixed_host().map_err(TranslatorError::Settings)?,
+    };
+    builder.finish(settings::Flags::new(flags)).map_err(|error| TranslatorError::Settings(error.to_string()))
 }
 
 impl Translator {
@@ -62,7 +88,10 @@ impl Translator {
         Ok(Self {
             config,
             isa: build_isa(&config)?,
-            host: HostFeatures::detect(),
+            host: match config.host {
+                HostTarget::Detected => HostFeatures::detect(),
+                HostTarget::Fixed => HostFeatures::BASE,
+            },
             context: Context::new(),
             builder: FunctionBuilderContext::new(),
             allocator: regalloc2::Ctx::default(),
@@ -105,6 +134,8 @@ impl Translator {
             max_instructions: config.max_instructions.max(1),
             host_calls: mode == Mode::User && config.calls == CallMode::Host,
             features: config.features,
+            known_targets: config.known_targets,
+            look_ahead: config.look_ahead,
             declined,
         }
     }
@@ -119,15 +150,18 @@ impl Translator {
         let started = Instant::now();
         let (region, emitted) = self.build(entry, mode, code);
         let lifted = Instant::now();
-        let compiled =
-            self.compile().map_err(|error| TranslatorError::Compile { entry, message: format!("{error:?}") })?;
-        let sites = fault_sites(&compiled, &emitted.sites);
+        let Located { compiled, sites, map, stores, rounds } = self
+            .compile(&emitted)
+            .map_err(|error| TranslatorError::Compile { entry, message: format!("{error:?}") })?;
         let (bytes, links_offset) = place_links(&compiled, emitted.links.len())
             .map_err(|message| TranslatorError::Compile { entry, message })?;
         let instructions = region.blocks.iter().map(|block| block.insns.len() as u32).sum();
         self.stats.regions += 1;
         self.stats.guest_instructions += u64::from(instructions);
         self.stats.host_bytes += bytes.len() as u64;
+        self.stats.sites += sites.len() as u64;
+        self.stats.stored += u64::from(stores);
+        self.stats.rounds += u64::from(rounds);
         self.stats.front_end += lifted - started;
         self.stats.back_end += lifted.elapsed();
         Ok(CompiledRegion {
@@ -137,6 +171,7 @@ impl Translator {
             links_offset,
             links: emitted.links,
             sites,
+            map,
             blocks: region.blocks.len() as u32,
             ranges: region.ranges,
             instructions,
@@ -150,7 +185,7 @@ impl Translator {
     ///
     /// This is `Context::compile` with a step in between: instructions that the optimiser made have no source location,
     /// and one that an access is fused into must have one. They get that of a neighbour in their block.
-    fn compile(&mut self) -> CodegenResult<CompiledCode> {
+    fn compile(&mut self, emitted: &Emitted) -> CodegenResult<Located> {
         let control = &mut ControlPlane::default();
         let isa = &*self.isa;
         self.context.optimize(isa, control)?;
@@ -172,8 +207,27 @@ impl Translator {
         for (inst, location) in found {
             func.set_srcloc(inst, location);
         }
+        if let Some(regions) = emitted.carrier_regions {
+            let sites = locate::Sites {
+                records: &emitted.sites,
+                carriers: &emitted.carriers,
+                carrier_region: regions.carriers,
+                state_region: regions.state,
+            };
+            return locate::compile(func, isa, &mut self.allocator, &sites);
+        }
         let stencil = isa.compile_function(func, &self.context.domtree, &mut self.allocator, false, control)?;
-        Ok(stencil.apply_params(&func.params))
+        let compiled = stencil.apply_params(&func.params);
+        let sites = fault_sites(&compiled, &emitted.sites);
+        Ok(Located { compiled, sites, map: StateMap::default(), stores: 0, rounds: 1 })
+    }
+
+    /// Without the optimiser there would be too much that has no place.
+    fn precise(&self) -> PreciseState {
+        match self.config.opt_level {
+            OptLevel::None => PreciseState::Checkpoints,
+            OptLevel::Speed => self.config.precise,
+        }
     }
 
     /// Discovers the region and fills `self.context` with its function.
@@ -182,11 +236,17 @@ impl Translator {
         loop {
             let limits = Self::limits(&self.config, mode, &declined);
             let region = discover(entry, mode, code, &limits);
-            let facts = analyse(&region);
+            let precise = self.precise();
+            let facts = analyse(&region, precise);
             self.context.clear();
             self.context.func.signature = region_signature();
             let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-            let options = EmitOptions { budget_checks: self.config.budget_checks, host: self.host };
+            let options = EmitOptions {
+                budget_checks: self.config.budget_checks,
+                host: self.host,
+                scalar_pairs: self.config.scalar_pairs,
+                precise,
+            };
             let emitted = Emitter::new(builder, &region, &facts, options).run(self.isa.frontend_config());
             // A lifter that declines is known only now; the analyses must hear of it. Each round adds to the set.
             if emitted.declined.is_empty() {
@@ -233,8 +293,9 @@ fn fault_sites(compiled: &CompiledCode, records: &[SiteRecord]) -> Vec<Site> {
             }
             let at = locations.partition_point(|location| location.start <= trap.offset).checked_sub(1)?;
             let near = locations[at].loc.bits() as usize;
-            let SiteRecord { rip, flags, retired } = *records.get(nearest_site(code - 1, near, records.len())?)?;
-            Some(Site { host_offset: trap.offset, rip, flags, retired })
+            let SiteRecord { rip, flags, retired, .. } =
+                records.get(nearest_site(code - 1, near, records.len())?)?.clone();
+            Some(Site { host_offset: trap.offset, rip, flags, retired, first_entry: 0, entry_count: 0 })
         })
         .collect();
     sites.sort_by_key(|site| site.host_offset);
@@ -242,7 +303,7 @@ fn fault_sites(compiled: &CompiledCode, records: &[SiteRecord]) -> Vec<Site> {
 }
 
 /// The index below `count` that is `residue` modulo [`TRAP_CODES`] and nearest to `near`.
-fn nearest_site(residue: usize, near: usize, count: usize) -> Option<usize> {
+pub(crate) fn nearest_site(residue: usize, near: usize, count: usize) -> Option<usize> {
     let below = near
         .min(count.checked_sub(1)?)
         .checked_sub(residue)

@@ -80,6 +80,30 @@ impl CodeArena {
         self.slot(address).map_or(u64::MAX, |place| unsafe { (*place).rip })
     }
 
+    /// Where the six-byte conditional jump at `address` leads, if there is one.
+    pub fn jump_target(&self, address: u64) -> Option<u64> {
+        let offset = usize::try_from(address.checked_sub(self.executable as u64)?).ok()?;
+        if offset.checked_add(6)? > self.used {
+            return None;
+        }
+        // SAFETY: within the part of the mapping that has been handed out; only this thread writes there.
+        let bytes = unsafe { self.writable.add(offset).cast::<[u8; 6]>().read() };
+        let distance = i32::from_le_bytes([bytes[2], bytes[3], bytes[4], bytes[5]]);
+        let jump = bytes[0] == 0x0F && bytes[1] & 0xF0 == 0x80;
+        jump.then(|| address.wrapping_add(6).wrapping_add_signed(distance.into()))
+    }
+
+    /// Overwrites code that was handed out, and returns what was there. Only while it does not run.
+    pub fn patch(&mut self, address: u64, bytes: [u8; 2]) -> Option<[u8; 2]> {
+        let offset = usize::try_from(address.checked_sub(self.executable as u64)?).ok()?;
+        if offset.checked_add(bytes.len())? > self.used {
+            return None;
+        }
+        let at = self.writable.wrapping_add(offset).cast::<[u8; 2]>();
+        // SAFETY: within the part of the mapping that has been handed out; nothing executes there, as the caller makes sure.
+        Some(unsafe { std::mem::replace(&mut *at, bytes) })
+    }
+
     pub fn clear(&mut self) {
         self.used = 0;
     }

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use lstar_arch::PAGE_SIZE;
 use lstar_translator::abi::{Mode, Slot, Target};
+use lstar_translator::statemap::StateMap;
 use lstar_translator::{CompiledRegion, Site};
 use rustc_hash::FxHashMap;
 
@@ -23,6 +24,9 @@ use crate::memory::SpaceId;
 /// Regions of other spaces with the same entry that are compared with the current space's bytes at most.
 const CANDIDATES: usize = 4;
 
+/// UD2.
+const UD2: [u8; 2] = [0x0F, 0x0B];
+
 /// What is kept of a region.
 #[derive(Debug)]
 struct Region {
@@ -33,6 +37,7 @@ struct Region {
     sites: Vec<Site>,
     /// Guest addresses it was translated from, and what was there.
     source: Vec<(Range<u64>, Box<[u8]>)>,
+    map: StateMap,
 }
 
 /// What leads to the regions in one address space.
@@ -82,6 +87,8 @@ pub(crate) struct CodeCache {
     others: FxHashMap<SpaceId, Map>,
     /// Addresses of the slots that lead to a target, whether there is code for it or not.
     links: FxHashMap<(u64, Mode), Vec<u64>>,
+    /// Code that was overwritten to make a site fault: where and what was there.
+    forced: Option<(u64, [u8; 2])>,
 }
 
 impl CodeCache {
@@ -94,6 +101,7 @@ impl CodeCache {
             map: Map::new(),
             others: FxHashMap::default(),
             links: FxHashMap::default(),
+            forced: None,
         })
     }
 
@@ -191,6 +199,7 @@ impl CodeCache {
             code: start..start + region.code.len() as u64,
             source: source.collect(),
             sites: region.sites,
+            map: region.map,
         };
         let current = space == self.space;
         if current {
@@ -242,15 +251,51 @@ impl CodeCache {
         self.regions.clear();
         self.known.clear();
         self.links.clear();
+        self.forced = None;
     }
 
-    /// The site at a host address, if it is one. Async-signal-safe.
-    pub fn site_at(&self, pc: u64) -> Option<Site> {
+    /// The site at a host address, if it is one, and the map it belongs to. Async-signal-safe.
+    pub fn site_at(&self, pc: u64) -> Option<(&Site, &StateMap)> {
         let index = self.regions.partition_point(|region| region.code.end <= pc);
         let region = self.regions.get(index)?;
         let offset = u32::try_from(pc.checked_sub(region.code.start)?).ok()?;
         let site = region.sites.binary_search_by_key(&offset, |site| site.host_offset).ok()?;
-        Some(region.sites[site])
+        Some((&region.sites[site], &region.map))
+    }
+
+    /// Number of fault sites in regions that are in use.
+    pub fn site_count(&self) -> usize {
+        self.map.by_entry.values().map(|&index| self.regions[index].sites.len()).sum()
+    }
+
+    /// Makes site `number` of those in use fault whenever it is reached, or none any more. Only while no translated code runs.
+    pub fn force_fault(&mut self, number: Option<usize>) {
+        if let Some((address, bytes)) = self.forced.take() {
+            self.code.patch(address, bytes);
+        }
+        let Some(mut number) = number else { return };
+        let mut indices: Vec<usize> = self.map.by_entry.values().copied().collect();
+        indices.sort_unstable();
+        for index in indices {
+            let region = &self.regions[index];
+            let Some(site) = region.sites.get(number) else {
+                number -= region.sites.len();
+                continue;
+            };
+            let address = region.code.start + u64::from(site.host_offset);
+            let Some(old) = self.code.patch(address, UD2) else { return };
+            if old == UD2 {
+                // A check traps here. The jump that leads here is made unconditional: 0F 8x becomes NOP, JMP.
+                let lead =
+                    (region.code.start..region.code.end - 6).find(|&jump| self.code.jump_target(jump) == Some(address));
+                if let Some((jump, old)) = lead.and_then(|jump| Some((jump, self.code.patch(jump, [0x90, 0xE9])?))) {
+                    self.forced = Some((jump, old));
+                }
+            } else {
+                self.forced = Some((address, old));
+            }
+            return;
+        }
     }
 }
 

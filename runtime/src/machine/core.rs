@@ -68,7 +68,7 @@ pub(crate) struct Core {
     translator_config: TranslatorConfig,
     /// Regions of earlier runs.
     pub store: Option<CodeStore>,
-    cache: CodeCache,
+    pub cache: CodeCache,
     /// Entries whose translation failed: left to the interpreter.
     untranslatable: HashSet<(u64, Mode)>,
     /// The same of other spaces.
@@ -105,7 +105,7 @@ impl Core {
         let translator_config = TranslatorConfig {
             features: config.model.features,
             max_instructions: config.region_limit,
-            ..TranslatorConfig::default()
+            ..config.translator
         };
         let (mut translator, mut compiler) = (None, None);
         if translates && config.background {

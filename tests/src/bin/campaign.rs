@@ -6,7 +6,8 @@ use std::time::Duration;
 use lstar_tests::differential::campaign::{EngineKind, Report, Settings, make_engine, run};
 use lstar_tests::differential::catalog;
 
-const USAGE: &str = "usage: campaign [--cases N | --seconds S] [--seed X] [--engines native,interpreter,translator]
+const USAGE: &str =
+    "usage: campaign [--cases N | --seconds S] [--seed X] [--engines native,interpreter,translator,faulting]
                 [--only NAME,..] [--mismatches N] [--states N] [--coverage]
 
 Compares random programs on the given engines (the first is the reference). Ends with status 1 on a mismatch.";

@@ -21,14 +21,20 @@ pub enum EngineKind {
     Interpreter,
     /// The machine with translated code.
     Translator,
+    /// As `Translator`; in each run one point of the translated code is made to fault.
+    Faulting,
     /// The host processor.
     Native,
 }
 
 impl EngineKind {
     /// All, with their names.
-    pub const ALL: [(&'static str, Self); 3] =
-        [("native", Self::Native), ("interpreter", Self::Interpreter), ("translator", Self::Translator)];
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("native", Self::Native),
+        ("interpreter", Self::Interpreter),
+        ("translator", Self::Translator),
+        ("faulting", Self::Faulting),
+    ];
 }
 
 /// Why an engine cannot take part.
@@ -47,6 +53,7 @@ pub fn make_engine(kind: EngineKind) -> Result<Box<dyn Engine>, EngineError> {
     match kind {
         EngineKind::Interpreter => Ok(Box::new(Interpreted::default())),
         EngineKind::Translator => Ok(Box::new(Translated::translating()?)),
+        EngineKind::Faulting => Ok(Box::new(Translated::faulting()?)),
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         EngineKind::Native => match super::native::Native::new() {
             Some(native) => Ok(Box::new(native)),

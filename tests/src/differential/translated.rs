@@ -69,21 +69,22 @@ pub struct Translated {
     pub machine: Machine,
     /// Its instruction count at the last start.
     started_at: u64,
+    /// In each run another site of the translated code is made to fault; this one is next.
+    forced: Option<usize>,
 }
 
 impl Translated {
     /// Settings of [`Translated::translating`].
-    pub const CONFIG: MachineConfig = MachineConfig {
-        engine: lstar_runtime::Engine::Translator,
-        dispatch: lstar_runtime::SyscallDispatch::Direct,
-        model: MODEL,
-        hot_threshold: 0,
-        background: false,
-        memory_limit: 1 << 26,
-        code_cache_size: 64 << 20,
-        region_limit: 2000,
-        mistranslate: None,
-    };
+    #[must_use]
+    pub fn config() -> MachineConfig {
+        MachineConfig {
+            model: MODEL,
+            hot_threshold: 0,
+            memory_limit: 1 << 26,
+            code_cache_size: 64 << 20,
+            ..MachineConfig::default()
+        }
+    }
 
     /// A machine with the areas of a program and the minimal kernel.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
@@ -100,7 +101,7 @@ impl Translated {
         ] {
             memory.map(start, size, protection)?;
         }
-        let mut engine = Self { machine, started_at: 0 };
+        let mut engine = Self { machine, started_at: 0, forced: None };
         engine.write(EXIT, &[0xCC]);
         engine.write(READ_ONLY, &read_only_page());
         engine.boot();
@@ -109,7 +110,12 @@ impl Translated {
 
     /// The translator from the first visit of a block on.
     pub fn translating() -> Result<Self, MachineError> {
-        Self::new(Self::CONFIG)
+        Self::new(Self::config())
+    }
+
+    /// As [`Translated::translating`]; in each run one point that can fault does, another one each time.
+    pub fn faulting() -> Result<Self, MachineError> {
+        Ok(Self { forced: Some(0), ..Self::translating()? })
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) {
@@ -160,7 +166,7 @@ impl Translated {
 
 impl Engine for Translated {
     fn name(&self) -> &'static str {
-        "translator"
+        if self.forced.is_some() { "faulting" } else { "translator" }
     }
 
     fn has_exact_mxcsr(&self) -> bool {
@@ -208,6 +214,12 @@ impl Stepping for Translated {
 
     fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64 {
         let mut gate = Gate::default();
+        if let Some(turn) = &mut self.forced {
+            *turn += 1;
+            if let Some(number) = turn.checked_rem(self.machine.fault_sites()) {
+                self.machine.force_fault(Some(number));
+            }
+        }
         let left = (self.started_at + count).saturating_sub(self.machine.vcpu().retired);
         let mut exit = self.machine.run(&mut gate, left);
         // An exception is under way to its gate.
@@ -215,6 +227,7 @@ impl Stepping for Translated {
             exit = self.machine.run(&mut gate, 1);
         }
         let retired = self.machine.vcpu().retired - self.started_at;
+        self.machine.force_fault(None);
         let vcpu = self.machine.vcpu();
         outcome.gpr = Gpr::ALL.map(|register| vcpu.reg(register));
         outcome.xmm = std::array::from_fn(|index| vcpu.xmm(index));

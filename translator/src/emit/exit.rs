@@ -19,10 +19,11 @@ use crate::discover::Successor;
 const LINKS: UserExternalName = UserExternalName { namespace: 0, index: 0 };
 
 const RSP: usize = lstar_arch::Gpr::Rsp as usize;
+const GPR: usize = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, gpr);
 const RIP: usize = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rip);
 
 impl Emitter<'_> {
-    /// Stores everything the block must hold when control leaves.
+    /// Stores everything the block must hold when control leaves for something other than a region or a stub.
     fn flush(&mut self) {
         self.store_registers();
         self.store_flags();
@@ -32,6 +33,43 @@ impl Emitter<'_> {
             self.store_state(budget, offset_of!(VcpuBlock, budget));
             self.local.since_store = Some(0);
         }
+    }
+
+    /// Stores what the block must hold when control leaves for a region or a stub; returns the rest, which is passed: budget
+    /// and RSP. `flags` says whether the flags matter there.
+    fn flush_for_region(&mut self, flags: bool) -> [Value; 2] {
+        self.local.dirty &= !(1 << RSP);
+        self.store_registers();
+        if flags {
+            self.store_flags();
+        }
+        self.settle_budget();
+        self.passed()
+    }
+
+    /// What is passed to and from regions in registers.
+    fn passed(&mut self) -> [Value; 2] {
+        [self.b.use_var(self.vars.budget), self.gpr64(RSP)]
+    }
+
+    /// Takes what a region has been passed or has returned.
+    pub(super) fn receive(&mut self, [budget, rsp]: [Value; 2]) {
+        self.b.def_var(self.vars.budget, budget);
+        self.local.since_store = None;
+        self.set_gpr64(RSP, rsp);
+    }
+
+    fn return_to_region(&mut self, rip: Value) {
+        let [budget, rsp] = self.passed();
+        self.b.ins().return_(&[rip, budget, rsp]);
+    }
+
+    /// Leaves with [`ExitReason::Redispatch`] if the host stack is nearly used up.
+    pub(super) fn check_host_stack(&mut self, rip: u64) {
+        let sp = self.b.ins().get_stack_pointer(types::I64);
+        let limit = self.load_state(types::I64, offset_of!(VcpuBlock, stack_limit));
+        let deep = self.b.ins().icmp(IntCC::UnsignedLessThan, sp, limit);
+        self.leave_if(deep, ExitReason::Redispatch, rip);
     }
 
     /// Subtracts the instructions since the last time from the budget variable.
@@ -59,12 +97,41 @@ impl Emitter<'_> {
         }
         let budget = self.b.use_var(self.vars.budget);
         let over = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, budget, i64::from(needed));
+        self.leave_if(over, ExitReason::Budget, rip);
+    }
+
+    /// Leaves, to go on at `rip`, if `condition`.
+    fn leave_if(&mut self, condition: Value, reason: ExitReason, rip: u64) {
         let local = self.local.clone();
-        let next = self.cold_branch(over);
+        let next = self.cold_branch(condition);
         let rip = self.iconst(types::I64, rip as i64);
-        self.unwind(ExitReason::Budget, rip);
+        self.unwind(reason, rip);
         self.b.switch_to_block(next);
         self.b.seal_block(next);
+        self.local = local;
+    }
+
+    /// As [`Emitter::check_budget`], before a branch to one of two addresses: goes on at the one that `condition` says.
+    pub(super) fn check_budget_before(&mut self, condition: Value, [taken, next]: [u64; 2], needed: u32) {
+        let budget = self.b.use_var(self.vars.budget);
+        let over = self.b.ins().icmp_imm_s(IntCC::SignedLessThan, budget, i64::from(needed));
+        let local = self.local.clone();
+        let go_on = self.cold_branch(over);
+        self.flush();
+        let sides = [taken, next].map(|rip| {
+            let block = self.b.create_block();
+            self.b.set_cold_block(block);
+            (block, rip)
+        });
+        self.b.ins().brif(condition, sides[0].0, &[], sides[1].0, &[]);
+        for (block, rip) in sides {
+            self.b.switch_to_block(block);
+            self.b.seal_block(block);
+            let rip = self.iconst(types::I64, rip as i64);
+            self.unwind(ExitReason::Budget, rip);
+        }
+        self.b.switch_to_block(go_on);
+        self.b.seal_block(go_on);
         self.local = local;
     }
 
@@ -89,14 +156,14 @@ impl Emitter<'_> {
 
     fn return_unwind(&mut self) {
         let unwind = self.iconst(types::I64, UNWIND as i64);
-        self.b.ins().return_(&[unwind]);
+        self.b.ins().return_(&[unwind, unwind, unwind]);
     }
 
     /// Jumps to a known guest address outside the region.
     pub(super) fn leave_to(&mut self, rip: u64) {
-        self.flush();
+        let [budget, rsp] = self.flush_for_region(!self.region.ignores_flags(rip));
         let (code, slot) = self.link(rip);
-        self.b.ins().return_call_indirect(self.region_signature, code, &[slot]);
+        self.b.ins().return_call_indirect(self.region_signature, code, &[slot, budget, rsp]);
     }
 
     /// The code that the link to `rip` leads to, and the address of its slot. Slots lie behind the region's code, so that they
@@ -148,9 +215,9 @@ impl Emitter<'_> {
 
     /// Jumps to a computed guest address.
     fn leave_dynamically(&mut self, rip: Value) {
-        self.flush();
+        let [budget, rsp] = self.flush_for_region(true);
         let code = self.target_code(rip);
-        self.b.ins().return_call_indirect(self.region_signature, code, &[rip]);
+        self.b.ins().return_call_indirect(self.region_signature, code, &[rip, budget, rsp]);
     }
 
     pub(super) fn indirect_jump(&mut self, insn: &Instruction, known: &[Successor]) {
@@ -202,32 +269,23 @@ impl Emitter<'_> {
             self.b.seal_block(unreachable);
             return;
         };
-        self.flush();
-        let sp = self.b.ins().get_stack_pointer(types::I64);
-        let limit = self.load_state(types::I64, offset_of!(VcpuBlock, stack_limit));
-        let deep = self.b.ins().icmp(IntCC::UnsignedLessThan, sp, limit);
-        let next = self.cold_branch(deep);
-        let callee = match target {
-            Some(target) => target,
-            None => self.iconst(types::I64, insn.near_branch_target() as i64),
-        };
-        self.unwind(ExitReason::Redispatch, callee);
-        self.b.switch_to_block(next);
-        self.b.seal_block(next);
-
+        let flags = target.is_some() || !self.region.ignores_flags(insn.near_branch_target());
+        let [budget, rsp] = self.flush_for_region(flags);
         let (code, argument) = match target {
             Some(target) => (self.target_code(target), target),
             None => self.link(insn.near_branch_target()),
         };
-        let call = self.b.ins().call_indirect(self.region_signature, code, &[argument]);
-        let returned = self.b.inst_results(call)[0];
-        let elsewhere = self.b.ins().icmp(IntCC::NotEqual, returned, back);
+        let call = self.b.ins().call_indirect(self.region_signature, code, &[argument, budget, rsp]);
+        let results: [Value; 3] = std::array::from_fn(|index| self.b.inst_results(call)[index]);
+        let elsewhere = self.b.ins().icmp(IntCC::NotEqual, results[0], back);
         let next = self.cold_branch(elsewhere);
-        self.b.ins().return_(&[returned]);
+        self.b.ins().return_(&results);
         self.b.switch_to_block(next);
         self.b.seal_block(next);
         self.read_view();
-        self.after_barrier();
+        self.forget();
+        self.receive([results[1], results[2]]);
+        self.reload(self.current.live_after & !(1 << RSP));
     }
 
     /// CALL as a jump: the callee's RET leaves through the target table.
@@ -249,8 +307,8 @@ impl Emitter<'_> {
         let rsp = self.b.ins().iadd_imm_s(rsp, popped);
         self.set_gpr64(RSP, rsp);
         if self.region.host_calls {
-            self.flush();
-            self.b.ins().return_(&[target]);
+            self.flush_for_region(true);
+            self.return_to_region(target);
         } else {
             self.leave_dynamically(target);
         }
@@ -258,6 +316,12 @@ impl Emitter<'_> {
 
     /// Nothing but the block is known to hold the guest state.
     fn after_barrier(&mut self) {
+        self.forget();
+        self.read_budget();
+        self.reload(self.current.live_after);
+    }
+
+    fn forget(&mut self) {
         self.local.checked.clear();
         self.local.zero_high = 0;
         self.local.segments = [None; 2];
@@ -265,8 +329,6 @@ impl Emitter<'_> {
         self.local.flags = FlagState::in_memory();
         self.local.dirty = 0;
         self.local.pending = 0;
-        self.read_budget();
-        self.reload(self.current.live_after);
     }
 
     /// Calls a helper of any kind; returns its result.
@@ -310,7 +372,9 @@ impl Emitter<'_> {
         // The helper has written the block behind the optimiser's back; the call makes these loads see it.
         let base = self.load_state(types::I64, offset_of!(VcpuBlock, view_base));
         let rip = self.load_state(types::I64, RIP);
+        let budget = self.load_state(types::I64, offset_of!(VcpuBlock, budget));
+        let rsp = self.load_state(types::I64, GPR + 8 * RSP);
         self.b.ins().set_pinned_reg(base);
-        self.b.ins().return_call_indirect(self.region_signature, code, &[rip]);
+        self.b.ins().return_call_indirect(self.region_signature, code, &[rip, budget, rsp]);
     }
 }

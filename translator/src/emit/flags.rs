@@ -3,13 +3,14 @@
 //! The formulas here are those of [`crate::flags::status`], in SSA form and for one bit at a time.
 
 use cranelift_codegen::ir::condcodes::{CondCode, FloatCC, IntCC};
-use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
+use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
 use iced_x86::ConditionCode;
 use std::mem::offset_of;
 
 use super::{Emitter, SiteRecord};
 use crate::SiteFlags;
 use crate::abi::{Helper, LazyFlags, VcpuBlock};
+use crate::config::PreciseState;
 use crate::effects::{AF, ALL_FLAGS, CF, FLAG_COUNT, FlagSet, OF, PF, RegSet, SF, ZF};
 use crate::flags::{self as lazy, FlagKind, LazyOp};
 use crate::liveness::LiveFlags;
@@ -157,10 +158,26 @@ impl Emitter<'_> {
         if !wanted || self.local.flags.stored != Stored::Nothing {
             return;
         }
-        if source.keeps_carry() {
+        if source.keeps_carry() && self.options.precise == PreciseState::Checkpoints {
             self.store_kept_carry();
         }
         self.local.flags.stored = Stored::Recoverable(source);
+    }
+
+    /// Whether the block holds the carry that INC or DEC has kept, of flags that are in registers.
+    fn carry_is_kept(&self) -> bool {
+        match self.options.precise {
+            PreciseState::Checkpoints => self.local.flags.stored != Stored::Nothing,
+            PreciseState::Maps => matches!(self.local.flags.source, Source::Registers(_)),
+        }
+    }
+
+    /// As [`Emitter::store_flag_operands`], and the carry that may belong to them, for [`Emitter::carry_state`].
+    pub(super) fn carry_flags(&mut self) {
+        match self.local.flags.stored {
+            Stored::Recoverable(source) if source.keeps_carry() && !self.carry_is_kept() => self.store_kept_carry(),
+            _ => self.store_flag_operands(),
+        }
     }
 
     /// Stores the carry that INC or DEC has kept.
@@ -496,7 +513,8 @@ impl Emitter<'_> {
                 | FlagKind::Shr
                 | FlagKind::Sar
         );
-        if two {
+        let constant = if two { self.constant(b) } else { None };
+        if two && constant.is_none() {
             let wide = self.zero_extend64(b);
             self.store_lazy(wide, offset_of!(LazyFlags, b));
         }
@@ -507,7 +525,21 @@ impl Emitter<'_> {
             };
             self.store_lazy(carry, offset_of!(LazyFlags, c));
         }
-        LazyOp::new(kind, bytes)
+        let op = LazyOp::new(kind, bytes);
+        constant.map_or(op, |b| op.with_operand(b))
+    }
+
+    /// The value of a constant, sign-extended from its own width, if it fits.
+    fn constant(&self, value: Value) -> Option<i16> {
+        let dfg = &self.b.func.dfg;
+        let value = dfg.resolve_aliases(value);
+        let unused = 64 - dfg.value_type(value).bits();
+        match dfg.insts[dfg.value_def(value).inst()?] {
+            InstructionData::UnaryImm { opcode: Opcode::Iconst, imm } => {
+                i16::try_from(imm.bits() << unused >> unused).ok()
+            }
+            _ => None,
+        }
     }
 
     fn store_lazy(&mut self, value: Value, offset: usize) {
@@ -548,9 +580,7 @@ impl Emitter<'_> {
                 self.store_lazy(mark, offset_of!(LazyFlags, op));
             }
             None => self.store_flags(),
-            Some(source) if source.keeps_carry() && self.local.flags.stored == Stored::Nothing => {
-                self.store_kept_carry();
-            }
+            Some(source) if source.keeps_carry() && !self.carry_is_kept() => self.store_kept_carry(),
             Some(_) => {}
         }
     }

@@ -326,8 +326,8 @@ impl Emitter<'_> {
         };
         let offset = self.b.ins().band_imm_u(address, PAGE - 1);
         let crosses = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, offset, PAGE - bytes);
+        // Not a cold block: there, fault sites store all that has changed.
         let (cold, next) = (self.b.create_block(), self.b.create_block());
-        self.b.set_cold_block(cold);
         self.b.ins().brif(crosses, cold, &[], next, &[]);
         self.b.switch_to_block(cold);
         self.b.seal_block(cold);

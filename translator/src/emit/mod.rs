@@ -25,10 +25,12 @@ use smallvec::SmallVec;
 
 use crate::SiteFlags;
 use crate::abi::{Helper, VCPU_OFFSET, VcpuBlock};
+use crate::config::PreciseState;
 use crate::discover::{Lowering, Region, Successor, Terminator};
 use crate::effects::{ALL_FLAGS, FLAG_COUNT, FlagSet, FlagWrite, RegSet};
 use crate::host_op::{HostFeatures, HostSignature};
-use crate::liveness::{BlockFacts, enters_loop};
+use crate::liveness::{BlockFacts, PASSED_REGISTERS, stores_at_entry};
+use crate::locate::{CARRIER_OFFSET, MOST_CARRIERS};
 use crate::recover::describe;
 
 pub(crate) use flags::{Arithmetic, FlagState};
@@ -46,12 +48,56 @@ pub(crate) struct NotLifted;
 /// A lifter's answer.
 pub(crate) type Lifted = Result<(), NotLifted>;
 
+/// Most targets of an indirect jump that are compared with one after the other even where a table would do.
+const MOST_COMPARED: usize = 3;
+/// Most targets that are compared with one after the other where a table would not do.
+const MOST_CHAINED: usize = 12;
+
+/// Some bits of addresses that tell them apart.
+struct PerfectHash {
+    shift: u32,
+    bits: u32,
+}
+
+impl PerfectHash {
+    /// The fewest bits that do for these blocks.
+    fn of(blocks: &[(usize, u64)]) -> Option<Self> {
+        const MOST_BITS: u32 = 10;
+        let least = usize::BITS - (blocks.len() - 1).leading_zeros();
+        (least..=MOST_BITS).flat_map(|bits| (0..12).map(move |shift| Self { shift, bits })).find(|hash| {
+            let mut taken = vec![false; 1 << hash.bits];
+            blocks.iter().all(|&(_, address)| {
+                let slot = (address >> hash.shift) as usize & ((1 << hash.bits) - 1);
+                !std::mem::replace(&mut taken[slot], true)
+            })
+        })
+    }
+}
+
 /// What a fault site is before its host offset is known.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SiteRecord {
     pub rip: u64,
     pub flags: SiteFlags,
     pub retired: u32,
+    /// Its carriers, by number.
+    pub carriers: std::ops::Range<u32>,
+}
+
+/// A part of the block that is out of date at a site: see [`crate::locate`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Carrier {
+    /// Offset in the block.
+    pub offset: u16,
+    /// Width of the value in bits.
+    pub bits: u8,
+}
+
+/// Alias regions that [`crate::locate`] must know.
+#[derive(Clone, Copy)]
+pub(crate) struct CarrierRegions {
+    pub carriers: AliasRegion,
+    pub state: AliasRegion,
 }
 
 /// Settings that shape the code.
@@ -60,6 +106,8 @@ pub(crate) struct EmitOptions {
     pub budget_checks: bool,
     /// What the host can do in one instruction.
     pub host: HostFeatures,
+    pub scalar_pairs: bool,
+    pub precise: PreciseState,
 }
 
 /// What emission leaves besides the function.
@@ -69,6 +117,10 @@ pub(crate) struct Emitted {
     pub sites: Vec<SiteRecord>,
     /// Guest addresses that link slots lead to.
     pub links: Vec<u64>,
+    /// Carriers, by number.
+    pub carriers: Vec<Carrier>,
+    /// There are carriers, in these alias regions.
+    pub carrier_regions: Option<CarrierRegions>,
     /// Addresses whose lifters declined: the function is unusable unless this is empty.
     pub declined: Vec<u64>,
     /// Instructions lowered to a call of the interpreter.
@@ -135,6 +187,8 @@ struct AliasRegions {
     segments: AliasRegion,
     /// Guest memory.
     guest: AliasRegion,
+    /// What carriers seem to write.
+    carriers: AliasRegion,
 }
 
 /// Builds a region's function.
@@ -158,21 +212,24 @@ pub(crate) struct Emitter<'a> {
     index: usize,
     local: Local,
     current: Current,
+    /// Stores to the block become carriers.
+    carrying: bool,
     out: Emitted,
 }
 
 /// The signature of a region and of a stub.
 pub(crate) fn region_signature() -> Signature {
     let mut signature = Signature::new(CallConv::Tail);
-    signature.params.push(AbiParam::new(types::I64));
-    signature.returns.push(AbiParam::new(types::I64));
+    for list in [&mut signature.params, &mut signature.returns] {
+        list.extend([AbiParam::new(types::I64); 3]);
+    }
     signature
 }
 
 impl<'a> Emitter<'a> {
     /// Prepares a function for `region`.
     pub fn new(mut b: FunctionBuilder<'a>, region: &'a Region, facts: &'a [BlockFacts], options: EmitOptions) -> Self {
-        let plan = XmmPlan::new(region);
+        let plan = XmmPlan::new(region, options.scalar_pairs);
         let vars = Variables {
             gpr: std::array::from_fn(|_| b.declare_var(types::I64)),
             xmm: std::array::from_fn(|n| {
@@ -191,7 +248,12 @@ impl<'a> Emitter<'a> {
             state: alias(1, "state"),
             segments: alias(2, "segment bases"),
             guest: alias(3, "guest memory"),
+            carriers: alias(4, "carriers"),
         };
+        let mut out = Emitted::default();
+        if options.precise == PreciseState::Maps {
+            out.carrier_regions = Some(CarrierRegions { carriers: alias.carriers, state: alias.state });
+        }
         let region_signature = b.import_signature(region_signature());
         let blocks = region.blocks.iter().map(|_| b.create_block()).collect();
         Self {
@@ -223,7 +285,8 @@ impl<'a> Emitter<'a> {
                 since_store: Some(0),
             },
             current: Current::default(),
-            out: Emitted::default(),
+            carrying: false,
+            out,
         }
     }
 
@@ -246,10 +309,13 @@ impl<'a> Emitter<'a> {
         self.b.seal_block(block);
         self.current.rip = self.region.entry;
         self.read_view();
-        self.read_budget();
+        let passed = [1, 2].map(|index| self.b.block_params(block)[index]);
+        self.receive(passed);
         self.check_budget(self.region.entry, self.check_costs[0]);
-        let facts = &self.facts[0];
-        self.reload(facts.live_in);
+        if self.region.blocks.iter().any(|block| matches!(block.end, Terminator::Call(_))) {
+            self.check_host_stack(self.region.entry);
+        }
+        self.reload(self.facts[0].live_in & !PASSED_REGISTERS);
         self.prepare_edges(&[Successor::Block(0)]);
         self.goto_block(0);
     }
@@ -397,20 +463,59 @@ impl<'a> Emitter<'a> {
     /// Continues at the block among `targets` whose address `rip` is; behind it control is where it is none of them.
     fn goto_known(&mut self, rip: Value, targets: &[Successor]) {
         self.prepare_edges(targets);
-        let local = self.local.clone();
-        for target in targets {
-            let Successor::Block(index) = *target else { continue };
-            let address = self.iconst(types::I64, self.region.blocks[index].start as i64);
-            let equal = self.b.ins().icmp(IntCC::Equal, rip, address);
-            let (hit, next) = (self.b.create_block(), self.b.create_block());
-            self.b.ins().brif(equal, hit, &[], next, &[]);
-            self.b.switch_to_block(hit);
-            self.b.seal_block(hit);
-            self.finish_edge(index);
-            self.b.switch_to_block(next);
-            self.b.seal_block(next);
-            self.local = local.clone();
+        let region = self.region;
+        let blocks: Vec<(usize, u64)> = targets
+            .iter()
+            .filter_map(|target| match *target {
+                Successor::Block(index) => Some((index, region.blocks[index].start)),
+                Successor::Outside(_) => None,
+            })
+            .collect();
+        let hash = if blocks.len() > MOST_COMPARED { PerfectHash::of(&blocks) } else { None };
+        let Some(PerfectHash { shift, bits }) = hash else {
+            for (index, address) in blocks.into_iter().take(MOST_CHAINED) {
+                let miss = self.b.create_block();
+                self.goto_if_at(rip, index, address, miss);
+                self.b.switch_to_block(miss);
+                self.b.seal_block(miss);
+            }
+            return;
+        };
+        // A jump table, indexed by a few bits of the address that are different for all of them.
+        let miss = self.b.create_block();
+        let miss_call = self.b.func.dfg.block_call(miss, &[]);
+        let mut hits = vec![miss_call; 1 << bits];
+        let mut sides = Vec::with_capacity(blocks.len());
+        for (index, address) in blocks {
+            let side = self.b.create_block();
+            hits[(address >> shift) as usize & ((1 << bits) - 1)] = self.b.func.dfg.block_call(side, &[]);
+            sides.push((side, index, address));
         }
+        let table = self.b.create_jump_table(ir::JumpTableData::new(miss_call, &hits));
+        let shifted = self.b.ins().ushr_imm_u(rip, i64::from(shift));
+        let narrow = self.b.ins().ireduce(types::I32, shifted);
+        let slot = self.b.ins().band_imm_u(narrow, (1 << bits) - 1);
+        self.b.ins().br_table(slot, table);
+        for (side, index, address) in sides {
+            self.b.switch_to_block(side);
+            self.b.seal_block(side);
+            self.goto_if_at(rip, index, address, miss);
+        }
+        self.b.switch_to_block(miss);
+        self.b.seal_block(miss);
+    }
+
+    /// Continues at block `index` if `rip` is its address, else at `miss`.
+    fn goto_if_at(&mut self, rip: Value, index: usize, address: u64, miss: ir::Block) {
+        let local = self.local.clone();
+        let address = self.iconst(types::I64, address as i64);
+        let equal = self.b.ins().icmp(IntCC::Equal, rip, address);
+        let hit = self.b.create_block();
+        self.b.ins().brif(equal, hit, &[], miss, &[]);
+        self.b.switch_to_block(hit);
+        self.b.seal_block(hit);
+        self.finish_edge(index);
+        self.local = local;
     }
 
     /// Jumps to block `index` from a point that [`Self::prepare_edges`] has prepared.
@@ -437,7 +542,7 @@ impl<'a> Emitter<'a> {
             if let Successor::Block(index) = *successor
                 && self.facts[index].predecessors > 1
             {
-                if enters_loop(self.facts, self.index, index) && self.local.dirty != 0 {
+                if stores_at_entry(self.facts, self.index, index, self.options.precise) && self.local.dirty != 0 {
                     self.store_registers();
                     self.local.checkpoint = None;
                 }
@@ -468,18 +573,27 @@ impl<'a> Emitter<'a> {
 
     fn branch(&mut self, condition: Value, taken: Successor, next: Successor) {
         self.prepare_edges(&[taken, next]);
-        let direct = |this: &Self, successor| match successor {
-            Successor::Block(index) if index > this.index || !this.options.budget_checks => Some(index),
+        // What its own check must ask for where an edge closes a loop.
+        let needed = [taken, next].into_iter().filter_map(|successor| match successor {
+            Successor::Block(index) if index <= self.index => Some(self.check_costs[index]),
             _ => None,
-        };
-        let sides = [taken, next].map(|successor| match direct(self, successor) {
-            Some(index) => {
+        });
+        if let Some(needed) = needed.max().filter(|_| self.options.budget_checks) {
+            // Before the branch, so that the branch itself goes round the loop.
+            let addresses = [taken, next].map(|successor| match successor {
+                Successor::Block(index) => self.region.blocks[index].start,
+                Successor::Outside(rip) => rip,
+            });
+            self.check_budget_before(condition, addresses, needed);
+        }
+        let sides = [taken, next].map(|successor| match successor {
+            Successor::Block(index) => {
                 if self.facts[index].predecessors == 1 {
                     self.inherited.insert(index, self.local.clone());
                 }
                 (self.blocks[index], None)
             }
-            None => (self.b.create_block(), Some(successor)),
+            Successor::Outside(_) => (self.b.create_block(), Some(successor)),
         });
         self.b.ins().brif(condition, sides[0].0, &[], sides[1].0, &[]);
         let local = self.local.clone();
@@ -488,9 +602,8 @@ impl<'a> Emitter<'a> {
                 self.b.switch_to_block(block);
                 self.b.seal_block(block);
                 self.local = local.clone();
-                match successor {
-                    Successor::Block(index) => self.finish_edge(index),
-                    Successor::Outside(rip) => self.leave_to(rip),
+                if let Successor::Outside(rip) = successor {
+                    self.leave_to(rip);
                 }
             }
         }
@@ -498,8 +611,11 @@ impl<'a> Emitter<'a> {
 
     /// Before an instruction that can fault: opens its fault site, at a new checkpoint unless there is one.
     fn synchronize(&mut self) {
-        let record = match self.local.checkpoint {
-            Some(record) => record,
+        let record = match &self.local.checkpoint {
+            Some(record) => record.clone(),
+            None if self.options.precise == PreciseState::Maps && self.out.carriers.len() < MOST_CARRIERS - 64 => {
+                self.carry_state()
+            }
             None => self.checkpoint(),
         };
         let index = self.out.sites.len();
@@ -511,7 +627,8 @@ impl<'a> Emitter<'a> {
     /// Opens a fault site with a checkpoint at the current instruction, whatever there is before it: for instructions that
     /// change memory and registers step by step.
     pub fn synchronize_here(&mut self) {
-        self.local.checkpoint = None;
+        // Also with maps, which would bring back the registers as they were before the first step.
+        self.local.checkpoint = Some(self.checkpoint());
         self.synchronize();
     }
 
@@ -547,8 +664,32 @@ impl<'a> Emitter<'a> {
             rip: self.current.rip,
             flags: self.local.flags.at_site(),
             retired: self.local.since_store.unwrap_or(0),
+            carriers: 0..0,
         };
-        self.local.checkpoint = Some(record);
+        self.local.checkpoint = Some(record.clone());
+        record
+    }
+
+    /// Says where everything is that the block does not hold, so that the interpreter can go on at the current instruction.
+    fn carry_state(&mut self) -> SiteRecord {
+        let first = self.out.carriers.len() as u32;
+        let (dirty, flags) = (self.local.dirty, self.local.flags.clone());
+        self.carrying = true;
+        self.store_registers();
+        self.carry_flags();
+        let retired = self.local.since_store.unwrap_or_else(|| {
+            let budget = self.b.use_var(self.vars.budget);
+            self.store_state(budget, std::mem::offset_of!(VcpuBlock, budget));
+            self.local.pending
+        });
+        self.carrying = false;
+        let record = SiteRecord {
+            rip: self.current.rip,
+            flags: self.local.flags.at_site(),
+            retired,
+            carriers: first..self.out.carriers.len() as u32,
+        };
+        (self.local.dirty, self.local.flags) = (dirty, flags);
         record
     }
 
@@ -569,7 +710,16 @@ impl<'a> Emitter<'a> {
 
     /// Stores into the [`VcpuBlock`].
     pub fn store_state(&mut self, value: Value, offset: usize) {
-        let (flags, view) = (self.state_flags(), self.view());
+        let view = self.view();
+        if self.carrying {
+            let number = self.out.carriers.len();
+            let bits = self.b.func.dfg.value_type(value).bits() as u8;
+            self.out.carriers.push(Carrier { offset: offset as u16, bits });
+            let flags = MemFlagsData::trusted().with_alias_region(Some(self.alias.carriers));
+            self.b.ins().store(flags, value, view, CARRIER_OFFSET + 8 * number as i32);
+            return;
+        }
+        let flags = self.state_flags();
         self.b.ins().store(flags, value, view, VCPU_OFFSET + offset as i32);
     }
 

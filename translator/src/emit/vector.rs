@@ -82,7 +82,7 @@ fn usage(mnemonic: Mnemonic) -> Use {
 
 impl XmmPlan {
     /// Chooses representations for `region`.
-    pub fn new(region: &Region) -> Self {
+    pub fn new(region: &Region, scalar_pairs: bool) -> Self {
         let (mut double, mut vector) = (0u16, 0u16);
         for insn in region.blocks.iter().flat_map(|block| &block.insns) {
             let registers = (0..insn.raw.op_count())
@@ -97,7 +97,7 @@ impl XmmPlan {
                 Use::Vector => vector |= registers,
             }
         }
-        Self { pairs: double & !vector }
+        Self { pairs: if scalar_pairs { double & !vector } else { 0 } }
     }
 
     /// Whether register `number` is a pair of doubles.
