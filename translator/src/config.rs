@@ -59,7 +59,8 @@ pub struct TranslatorConfig {
     pub precise: PreciseState,
     /// Make known targets of indirect jumps part of the region.
     pub known_targets: bool,
-    /// Look at the code at known exits, so that flags that it overwrites at once need not be stored.
+    /// Look at the code at known exits, so that flags that it overwrites at once need not be stored. Whoever stops the guest
+    /// between two regions then does not see them, so this is off unless asked for.
     pub look_ahead: bool,
     /// Keep vector registers that are used for scalar double arithmetic only as two doubles.
     pub scalar_pairs: bool,
@@ -80,7 +81,7 @@ impl Default for TranslatorConfig {
             calls: CallMode::Host,
             precise: PreciseState::default(),
             known_targets: true,
-            look_ahead: true,
+            look_ahead: false,
             scalar_pairs: true,
             host: HostTarget::default(),
             budget_checks: true,

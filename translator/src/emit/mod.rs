@@ -654,7 +654,7 @@ impl<'a> Emitter<'a> {
     /// Stores what has changed, so that the interpreter can go on at the current instruction.
     fn checkpoint(&mut self) -> SiteRecord {
         self.store_registers();
-        self.store_flag_operands();
+        self.carry_flags();
         if self.local.since_store.is_none() {
             let budget = self.b.use_var(self.vars.budget);
             self.store_state(budget, std::mem::offset_of!(VcpuBlock, budget));
