@@ -9,8 +9,10 @@ use lstar_translator::{CallMode, OptLevel, PreciseState, TranslatorConfig};
 const ROUNDS: usize = 7;
 const WARM_UP: usize = 100;
 
+/// How a technique is left out.
+type Change = fn(&mut TranslatorConfig);
 /// What is left out, and how.
-const VARIANTS: [(&str, fn(&mut TranslatorConfig)); 8] = [
+const VARIANTS: [(&str, Change); 8] = [
     ("nothing", |_| {}),
     ("maps", |config| config.precise = PreciseState::Checkpoints),
     ("host calls", |config| config.calls = CallMode::Jump),

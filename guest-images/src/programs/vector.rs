@@ -140,7 +140,7 @@ pub(super) fn integers() -> Recipe {
                     let mut word = [0i16; 8];
                     for (word, pair) in word.iter_mut().zip(left.chunks_exact(2).zip(right.chunks_exact(2))) {
                         let value = |bytes: &[u8]| i32::from(i16::from_le_bytes([bytes[0], bytes[1]]));
-                        *word = (value(pair.0) * value(pair.1) >> 16) as i16;
+                        *word = ((value(pair.0) * value(pair.1)) >> 16) as i16;
                     }
                     for (at, (left, &right)) in left.iter_mut().zip(right).enumerate() {
                         let (sum, difference) = (left.saturating_add(right), left.saturating_sub(right));

@@ -21,7 +21,9 @@ pub fn case_text(found: &Found) -> String {
     let Some(last) = found.path.last() else { return text };
     let cpu = &found.before;
     let _ = writeln!(text, "        name: \"{}\",", last.text);
-    let mut pieces: Vec<(u64, Vec<(&[u8], &str)>)> = Vec::new();
+    /// An address, and the bytes and text of the instructions from there on.
+    type Piece<'a> = (u64, Vec<(&'a [u8], &'a str)>);
+    let mut pieces: Vec<Piece<'_>> = Vec::new();
     for item in &found.path {
         let known = pieces.iter().any(|(start, list)| {
             let mut at = *start;
