@@ -1,6 +1,6 @@
 //! Arbitrary bytes as code and state, for decoder, interpreter and translator: no panic, no endless run, no host fault.
 //!
-//! [`one`] takes what a fuzzer gives; [`Source`] makes such inputs from a seed: noise, soups of prefixes, instructions
+//! [`Fuzzer::one`] takes what a fuzzer gives; [`Source`] makes such inputs from a seed: noise, soups of prefixes, instructions
 //! of 15 bytes and more, valid ones with flipped bits, code that writes to itself or ends at a page's end.
 //! Where a single instruction ended on both engines, what it left must agree.
 
