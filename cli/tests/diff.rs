@@ -72,7 +72,7 @@ fn a_wrong_store_is_found_by_the_memory_it_leaves() {
 #[test]
 fn what_is_wrong_in_company_only_is_shown_with_its_company() {
     let text = run(compare, Some(wrong_in_company)).text;
-    assert!(text.contains("): rol rdx,5"), "{text}");
+    assert!(text.contains("  rol rdx,5"), "{text}");
     assert!(text.contains("only in one region with what leads to it"), "{text}");
 }
 

@@ -46,7 +46,7 @@ fn run(program: &Program, n: u64) -> u64 {
 #[test]
 fn checksums_are_as_expected() {
     let programs = programs().expect("the programs assemble");
-    assert_eq!(programs.len(), 10);
+    assert_eq!(programs.len(), 14);
     for program in &programs {
         assert!(program.code.len() as u64 <= program.data_base - program.base);
         assert!(program.data.len() <= program.data_size && program.data_size % 0x1000 == 0);
