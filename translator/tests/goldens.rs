@@ -133,7 +133,7 @@ fn line(name: &str, build: Build, precise: PreciseState) -> String {
     let mut bytes = code;
     bytes.resize(0x1000, 0xCC);
     bytes.extend([0x31, 0xC0, 0xC3]);
-    let config = TranslatorConfig { host: HostTarget::Fixed, precise, verifier: true, ..TranslatorConfig::default() };
+    let config = TranslatorConfig { host: HostTarget::Fixed, precise, ..TranslatorConfig::default() };
     let mut translator = Translator::new(config).expect("translator");
     let region = translator.translate(BASE, Mode::User, &mut Bytes(bytes)).expect("translation");
     let host: Vec<_> = Decoder::with_ip(64, &region.code, 0, DecoderOptions::NONE).into_iter().collect();
