@@ -9,7 +9,7 @@
 //! contents does not exist. That guards against accidents; host code is executed as it lies there, so the file must be as
 //! safe from other users as the program itself. [`CodeStore::open`] refuses one that others can write.
 //!
-//! Layout, little-endian: [`MAGIC`], 16 bytes of the key's hash, then records: a [`Header`] of 40 bytes and the region in
+//! Layout, little-endian: `MAGIC`, 16 bytes of the key's hash, then records: a `Header` of 40 bytes and the region in
 //! postcard's encoding.
 
 use std::fs;

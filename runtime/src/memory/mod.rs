@@ -3,7 +3,7 @@
 //! Each *address space* is a user half with its own page table; the kernel half is common to all. One space is current:
 //! addresses below [`USER_END`] mean its pages. The memory file is mapped whole, and the runtime, the interpreter and
 //! services find a page's bytes in it through the page table, with explicit checks; so they reach every space and depend
-//! on no window. Translated code sees a space in a *window* of host addresses (see [`views`]), where the host's page
+//! on no window. Translated code sees a space in a *window* of host addresses (see `views`), where the host's page
 //! tables check its accesses. It never leaves the half that its privilege allows: the translator checks every base
 //! register, and no displacement spans the guard zones.
 //!
