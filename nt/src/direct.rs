@@ -39,6 +39,8 @@ const USER_SS: u64 = 0x2B;
 const BELOW: usize = ARGUMENT_AREA as usize + 8;
 /// The part of a kernel stack that the path writes.
 const STACK_PART: usize = BELOW + FRAME;
+/// Services that a table can have: the number's low 12 bits index it.
+const SERVICES: usize = 0x1000;
 /// Both descriptors of a table pair.
 const TABLES_PART: usize = 0x40;
 
@@ -50,6 +52,7 @@ struct Pins {
     stack: Pin<STACK_PART>,
     tables: Pin<TABLES_PART>,
     shadow_tables: Pin<TABLES_PART>,
+    probe: Pin<8>,
 }
 
 impl Pins {
@@ -63,6 +66,7 @@ impl Pins {
             stack: memory.pin(rsp_base.wrapping_sub(STACK_PART as u64))?,
             tables: memory.pin(layout.descriptor_table)?,
             shadow_tables: memory.pin(layout.descriptor_table_shadow)?,
+            probe: memory.pin(layout.user_probe_address)?,
         })
     }
 
@@ -81,6 +85,17 @@ impl Pins {
     }
 }
 
+/// A table entry that was called before, and what its stub was found to be. The stub's page counts as fetched, so a
+/// change of it is reported; the entry itself is compared at each call.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    place: Pin<4>,
+    entry: u32,
+    /// What the stub puts into EAX.
+    id: u32,
+    target: u64,
+}
+
 /// The short cut through the guest kernel.
 #[derive(Clone, Debug)]
 pub struct DirectDispatch {
@@ -89,18 +104,23 @@ pub struct DirectDispatch {
     copy_end: u64,
     pristine: bool,
     pins: Option<Pins>,
+    /// By number: first those of the service table, then those of the shadow table.
+    lines: Vec<Option<Line>>,
+    /// Behind the gate of the stub that was entered last, if that is as it was.
+    behind_gate: u64,
 }
 
 impl DirectDispatch {
     /// For a kernel image that is mapped in `memory`; `copy_end` is its symbol KiSystemServiceCopyEnd. Its code counts as
     /// fetched from now on, so that changes of it are reported.
     pub fn new(layout: FastPathLayout, copy_end: u64, memory: &mut AddressSpace) -> Self {
-        let mut pristine = true;
-        let first = layout.code.start & !(PAGE_SIZE - 1);
-        for page in (first..layout.code.end).step_by(PAGE_SIZE as usize) {
-            pristine &= memory.fetch(page, &mut [0], KERNEL).is_ok();
-        }
-        Self { layout, copy_end, pristine, pins: None }
+        let mut fetch = |code: &Range<u64>| {
+            let first = code.start & !(PAGE_SIZE - 1);
+            let mut pages = (first..code.end).step_by(PAGE_SIZE as usize);
+            pages.all(|page| memory.fetch(page, &mut [0], KERNEL).is_ok())
+        };
+        let pristine = fetch(&layout.code) && fetch(&layout.gate_stubs);
+        Self { layout, copy_end, pristine, pins: None, lines: vec![None; 2 * SERVICES], behind_gate: 0 }
     }
 
     /// Takes note that guest code was overwritten: a change of the path's own code ends direct dispatch.
@@ -108,19 +128,34 @@ impl DirectDispatch {
         if range.start < self.layout.code.end && self.layout.code.start < range.end {
             self.pristine = false;
         }
+        if range.start < self.layout.gate_stubs.end && self.layout.gate_stubs.start < range.end {
+            self.lines.fill(None);
+            self.behind_gate = 0;
+        }
     }
 
     /// From behind SYSCALL (RIP = LSTAR, CPL 0, GS not yet swapped) to the service gate. `false`, with the registers
     /// unchanged, when the guest's code must run instead.
     #[inline]
     pub fn enter(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.pristine && vcpu.rip() == self.layout.lstar && self.try_enter(vcpu).is_some()
+        self.pristine
+            && vcpu.rip() == self.layout.lstar
+            && match self.layout.build {
+                Build::Windows7 => self.try_enter::<false>(vcpu),
+                Build::Windows11 => self.try_enter::<true>(vcpu),
+            }
+            .is_some()
     }
 
     /// From behind a plain stub's gate to behind SYSRETQ. `false`, with nothing changed, when the guest's code must run.
     #[inline]
     pub fn leave(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.pristine && self.try_leave(vcpu).is_some()
+        self.pristine
+            && match self.layout.build {
+                Build::Windows7 => self.try_leave::<false>(vcpu),
+                Build::Windows11 => self.try_leave::<true>(vcpu),
+            }
+            .is_some()
     }
 
     /// Makes `pins` those of the thread that runs on `kpcr_base`; where that cannot be, there are none.
@@ -137,12 +172,46 @@ impl DirectDispatch {
         self.pins = Pins::new(&self.layout, memory, kpcr_base);
     }
 
-    fn try_enter(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
+    /// What the stub at `base`'s entry does, if it is a plain one.
+    #[cold]
+    #[inline(never)]
+    fn examine(&mut self, memory: &mut AddressSpace, base: u64, service: usize) -> Option<Line> {
+        let place: Pin<4> = memory.pin(base.wrapping_add((service % SERVICES) as u64 * 4))?;
+        let entry = u32::from_le_bytes(*memory.pinned(&place)?);
+        let target = base.wrapping_add((i64::from(entry as i32) >> 4) as u64);
+        if !self.layout.gate_stubs.contains(&target) {
+            return None;
+        }
+        let mut stub = [0; 9];
+        memory.fetch(target, &mut stub, KERNEL).ok()?;
+        let instructions = u64::from_le_bytes(*stub.first_chunk()?);
+        if instructions & 0xFFFF_FF00_0000_00FF != MOV_EAX_VMCALL || stub[8] != RET {
+            return None;
+        }
+        let line = Line { place, entry, id: (instructions >> 8) as u32, target };
+        *self.lines.get_mut(service)? = Some(line);
+        Some(line)
+    }
+
+    /// The line of a service whose table is at `base`.
+    #[inline(always)]
+    fn line(&mut self, memory: &mut AddressSpace, base: u64, service: usize) -> Option<Line> {
+        let at = base.wrapping_add((service % SERVICES) as u64 * 4);
+        if let Some(&Some(line)) = self.lines.get(service)
+            && line.place.address() == at
+            && let Some(entry) = memory.pinned(&line.place)
+            && u32::from_le_bytes(*entry) == line.entry
+        {
+            return Some(line);
+        }
+        self.examine(memory, base, service)
+    }
+
+    fn try_enter<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         let kpcr_base = vcpu.kernel_gs_base();
         self.pin_current(vcpu.memory, kpcr_base);
-        let pins = self.pins.as_ref()?;
-        let layout = &self.layout;
-        let thread_at = layout.thread;
+        let pins = &self.pins?;
+        let thread_at = const { build::<WINDOWS11>().thread_offsets() };
         let thread = pins.thread.address();
         let trap_frame = pins.trap_frame();
         let (cpu, memory) = vcpu.parts();
@@ -201,31 +270,25 @@ impl DirectDispatch {
             return None;
         }
         let base = quad(tables, table);
-        let entry = i64::from(read_u32(memory, base.wrapping_add(index * 4))? as i32);
-        let target = base.wrapping_add((entry >> 4) as u64);
-        let count = entry as u64 & 0xF;
-        let mut scratch = (entry >> 4) as u64;
+        let line = self.line(memory, base, (table as usize) << 7 | index as usize)?;
+        let count = u64::from(line.entry & 0xF);
+        let target = line.target;
+        let mut scratch = (i64::from(line.entry as i32) >> 4) as u64;
         if table != 0 {
             if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into()))? != 0 {
                 return None;
             }
             scratch = teb;
         }
-        if !layout.gate_stubs.contains(&target) || count > u64::from(MAX_STACK_ARGUMENTS) {
+        if count > u64::from(MAX_STACK_ARGUMENTS) {
             return None;
         }
-        let stub: [u8; 9] = memory.load(target, KERNEL).ok()?;
-        let instructions = u64::from_le_bytes(*stub.first_chunk()?);
-        if instructions & 0xFFFF_FF00_0000_00FF != MOV_EAX_VMCALL || stub[8] != RET {
-            return None;
-        }
-        let id = (instructions >> 8) as u32;
 
         // The arguments on the caller's stack.
         let (stack, new_rsi, new_rdi, status) = if count == 0 {
             (trap_frame, cpu.reg(Gpr::Rsi), u64::from(table), Rflags::ZF | Rflags::PF)
         } else {
-            let probe = memory.read_u64(layout.user_probe_address, KERNEL).ok()?;
+            let probe = u64::from_le_bytes(*memory.pinned(&pins.probe)?);
             let source = match user_rsp.wrapping_add(0x20) {
                 beyond if beyond >= probe => probe,
                 source => source,
@@ -242,13 +305,14 @@ impl DirectDispatch {
         };
         let stack = stack.wrapping_sub(8);
         let part = memory.pinned(&pins.stack)?;
-        put(part, stack.wrapping_sub(pins.stack.address()) as u32, layout.service_return.to_le_bytes());
+        put(part, stack.wrapping_sub(pins.stack.address()) as u32, self.layout.service_return.to_le_bytes());
+        self.behind_gate = target.wrapping_add(GATE_OFFSET);
 
         let user_gs = cpu.gs_base();
         cpu.set_gs_base(kpcr_base);
         cpu.set_kernel_gs_base(user_gs);
         cpu.set_mxcsr(kernel_mxcsr);
-        cpu.set_reg(Gpr::Rax, id.into());
+        cpu.set_reg(Gpr::Rax, line.id.into());
         cpu.set_reg(Gpr::Rcx, r10);
         cpu.set_reg(Gpr::Rbx, thread);
         cpu.set_reg(Gpr::Rsp, stack);
@@ -258,28 +322,35 @@ impl DirectDispatch {
         cpu.set_reg(Gpr::R10, target);
         cpu.set_reg(Gpr::R11, scratch);
         cpu.set_rflags(cpu.rflags() & !Rflags::STATUS.bits() | (status | Rflags::IF).bits());
-        cpu.set_rip(target.wrapping_add(GATE_OFFSET));
+        cpu.set_rip(self.behind_gate);
         Some(())
     }
 
-    fn try_leave(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
+    fn try_leave<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         let rip = vcpu.rip();
         let stack = vcpu.reg(Gpr::Rsp);
         let trap_frame = vcpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into());
         let kpcr_base = vcpu.gs_base();
         let privileged = vcpu.cpl() == 0;
         self.pin_current(vcpu.memory, kpcr_base);
-        let pins = self.pins.as_ref()?;
-        let layout = &self.layout;
+        let pins = &self.pins?;
         let memory = &mut *vcpu.memory;
-        let behind_plain_gate = privileged && layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET));
-        if !behind_plain_gate || trap_frame != pins.trap_frame() || memory.load::<1>(rip, KERNEL).ok()? != [RET] {
+        if !privileged || trap_frame != pins.trap_frame() {
             return None;
         }
-        if memory.read_u64(stack, KERNEL).ok()? != layout.service_return {
+        let behind_plain_gate = rip == self.behind_gate
+            || self.layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET))
+                && memory.load::<1>(rip, KERNEL).ok()? == [RET];
+        if !behind_plain_gate {
             return None;
         }
-        if memory.pinned(&pins.thread)?.get(layout.thread.user_apc_pending as usize) != Some(&0) {
+        let part = memory.pinned(&pins.stack)?;
+        let below = stack.wrapping_sub(pins.stack.address());
+        if below >= BELOW as u64 || quad(part, below as u32) != self.layout.service_return {
+            return None;
+        }
+        let thread_at = const { build::<WINDOWS11>().thread_offsets() };
+        if memory.pinned(&pins.thread)?.get(thread_at.user_apc_pending as usize) != Some(&0) {
             return None;
         }
         let bytes = memory.pinned(&pins.stack)?.last_chunk::<FRAME>()?;
@@ -299,10 +370,7 @@ impl DirectDispatch {
             vcpu.set_reg(Gpr::R11, r11);
             return None;
         }
-        let r9 = match layout.build {
-            Build::Windows7 => rbp,
-            Build::Windows11 => 0,
-        };
+        let r9 = if WINDOWS11 { 0 } else { rbp };
         vcpu.set_reg(Gpr::Rbx, rbx);
         vcpu.set_reg(Gpr::Rdi, rdi);
         vcpu.set_reg(Gpr::Rsi, rsi);
@@ -318,6 +386,10 @@ impl DirectDispatch {
         vcpu.set_mxcsr(mxcsr);
         Some(())
     }
+}
+
+const fn build<const WINDOWS11: bool>() -> Build {
+    if WINDOWS11 { Build::Windows11 } else { Build::Windows7 }
 }
 
 #[inline(always)]

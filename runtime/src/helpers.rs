@@ -72,6 +72,11 @@ fn jump(block: *mut VcpuBlock, body: impl FnOnce(&mut Core) -> After) -> u64 {
     let core = unsafe { &mut *(*block).context.cast::<Core>() };
     core.fold_flags();
     let after = body(core);
+    go_on(core, after)
+}
+
+/// The host code to go on with after a helper's work.
+fn go_on(core: &mut Core, after: After) -> u64 {
     if after == After::Exit {
         core.block_mut().exit = ExitReason::Helper as u64;
         return crate::entry::unwind_address();
@@ -88,7 +93,14 @@ extern "C" fn interpret_jump(block: *mut VcpuBlock, rip: u64) -> u64 {
 }
 
 extern "C" fn syscall(block: *mut VcpuBlock, next: u64) -> u64 {
-    jump(block, |core| core.syscall(next))
+    let _mxcsr = HostMxcsr::new(block);
+    // SAFETY: as in `check`.
+    let core = unsafe { &mut *(*block).context.cast::<Core>() };
+    core.fold_flags();
+    match core.syscall(next) {
+        After::Continue if !core.must_redispatch() => 0,
+        after => go_on(core, after),
+    }
 }
 
 extern "C" fn sysret(block: *mut VcpuBlock, rip: u64, size: u64) -> u64 {

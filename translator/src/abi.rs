@@ -160,6 +160,8 @@ pub enum HelperKind {
     /// All registers are flushed before; the helper moves `cpu.rip`, may change privilege, and returns the host code
     /// to tail-call, after the pinned register has been reloaded from `view_base`, with `cpu.rip` as argument.
     Jump,
+    /// As `Check` if the result is 0, otherwise as `Jump`.
+    Resume,
 }
 
 /// Declares the helper table: one list, from which the enum, the signatures and the runtime's shims come.
@@ -173,8 +175,9 @@ macro_rules! foreach_helper {
             Interpret(1) Check;
             /// As `Interpret`, for an instruction that can change RIP, privilege or mode.
             InterpretJump(1) Jump;
-            /// SYSCALL. Argument: address of the next instruction.
-            Syscall(1) Jump;
+            /// SYSCALL. Argument: address of the next instruction. 0 where the whole call was done in the helper: control is behind
+            /// the instruction, at the same privilege; never 0 for an instruction at CPL 0.
+            Syscall(1) Resume;
             /// SYSRET. Arguments: address of this instruction, operand size (8: SYSRETQ, 4: SYSRETL).
             Sysret(2) Jump;
             /// IRETQ. Argument: address of this instruction.

@@ -250,6 +250,9 @@ fn flow(insn: &Instruction, mode: Mode) -> Flow {
         },
         // The helper takes the instruction for two bytes long; with a prefix it is the interpreter's.
         FlowControl::Call if insn.code() == Code::Syscall && insn.len() == 2 => {
+            if mode == Mode::User {
+                return Flow::Next;
+            }
             Flow::Helper(Helper::Syscall, [insn.next_ip(), 0])
         }
         FlowControl::Next if !lift::system::leaves(insn, mode) => Flow::Next,

@@ -124,7 +124,7 @@ pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
     let flag = |set: bool, bit: u64| if set { bit } else { 0 };
     let result_flags = |result: u64| {
         let result = result & mask;
-        flag(result == 0, ZF) | flag(result & sign != 0, SF) | flag((result as u8).count_ones() & 1 == 0, PF)
+        flag(result == 0, ZF) | flag(result & sign != 0, SF) | parity(result as u8)
     };
     match kind {
         FlagKind::Eager => a & STATUS,
@@ -171,7 +171,16 @@ pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
     }
 }
 
+/// PF of a result's low byte. Without POPCNT, which the least host lacks.
+#[inline(always)]
+fn parity(byte: u8) -> u64 {
+    // Bit n of the constant: whether n has an even number of ones.
+    let nibble = (byte ^ byte >> 4) & 0xF;
+    u64::from(0x9669u16 >> nibble & 1) << 2
+}
+
 /// Folds the lazy flags into `cpu.rflags`, which is exact afterwards.
+#[inline]
 pub fn materialize(block: &mut VcpuBlock) {
     let LazyFlags { op, a, b, c, .. } = block.lazy;
     if op != 0 {

@@ -327,7 +327,7 @@ impl Core {
         }
     }
 
-    /// SYSCALL, from translated code.
+    /// SYSCALL, from translated code. `Continue` when the call has already come back behind the instruction.
     pub fn syscall(&mut self, next: u64) -> After {
         let rip = next.wrapping_sub(2);
         let cpu = self.cpu_mut();
@@ -337,7 +337,9 @@ impl Core {
             Ok(()) => {
                 self.statistics.syscalls += 1;
                 self.count_switch(cpl);
-                self.direct_dispatch()
+                let after = self.direct_dispatch();
+                let back = cpl == 3 && self.cpu().cpl == 3 && self.cpu().rip == next;
+                if after == After::Continue && !back { After::Redirect } else { after }
             }
             Err(exception) => {
                 self.cpu_mut().rip = rip;
@@ -378,8 +380,9 @@ impl Core {
         let action = unsafe { (*gate).system_call(&mut self.vcpu()) };
         let Some(action) = action else { return After::Redirect };
         self.count_switch(0);
-        self.drop_stale();
+        let stale = self.drop_stale();
         match action {
+            GateAction::Resume if !stale => After::Continue,
             GateAction::Resume | GateAction::Redirect => After::Redirect,
             GateAction::Stop => {
                 self.exit = Some(VmExit::Stopped);
@@ -432,8 +435,18 @@ impl Core {
 
     /// Takes over what services did to code: drops what was decoded and translated from pages that have changed, and
     /// follows a change of the address space. Says whether there was anything.
+    #[inline]
     fn drop_stale(&mut self) -> bool {
         let stale = self.memory.code_modified();
+        if !stale && !self.memory.spaces_changed(self.space) {
+            return false;
+        }
+        self.drop_modified_code(stale)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn drop_modified_code(&mut self, stale: bool) -> bool {
         if stale {
             for modified in self.memory.take_modified() {
                 self.drop_modified(modified);

@@ -207,6 +207,12 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Whether another space than `space` is current, or any was destroyed since [`AddressSpace::take_destroyed`].
+    #[inline]
+    pub(crate) fn spaces_changed(&self, space: SpaceId) -> bool {
+        self.current != space || !self.destroyed.is_empty()
+    }
+
     /// Spaces destroyed since the last call.
     pub(crate) fn take_destroyed(&mut self) -> Vec<SpaceId> {
         std::mem::take(&mut self.destroyed)

@@ -12,7 +12,9 @@ use lstar_arch::CpuState;
 use std::mem::offset_of;
 
 use super::{Emitter, FlagState};
-use crate::abi::{ExitReason, Helper, Slot, Stub, TARGET_TABLE_BITS, Target, UNWIND, VCPU_OFFSET, VcpuBlock};
+use crate::abi::{
+    ExitReason, Helper, HelperKind, Slot, Stub, TARGET_TABLE_BITS, Target, UNWIND, VCPU_OFFSET, VcpuBlock,
+};
 use crate::discover::Successor;
 
 /// What the code generator is told that the link slots are.
@@ -352,13 +354,16 @@ impl Emitter<'_> {
         self.b.inst_results(call)[0]
     }
 
-    /// Calls a `Check` helper for the current instruction.
+    /// Calls a `Check` or `Resume` helper for the current instruction.
     pub(super) fn check_helper(&mut self, helper: Helper, argument: u64) {
         self.flush();
         let argument = self.iconst(types::I64, argument as i64);
         let result = self.call_helper(helper, &[argument]);
         let next = self.cold_branch(result);
-        self.return_unwind();
+        match helper.kind() {
+            HelperKind::Resume => self.jump_to_host(result),
+            _ => self.return_unwind(),
+        }
         self.b.switch_to_block(next);
         self.b.seal_block(next);
         self.after_barrier();
@@ -369,6 +374,11 @@ impl Emitter<'_> {
         self.flush();
         let arguments = arguments.map(|argument| self.iconst(types::I64, argument as i64));
         let code = self.call_helper(helper, &arguments);
+        self.jump_to_host(code);
+    }
+
+    /// Goes on at the host code that a helper has named.
+    fn jump_to_host(&mut self, code: Value) {
         // The helper has written the block behind the optimiser's back; the call makes these loads see it.
         let base = self.load_state(types::I64, offset_of!(VcpuBlock, view_base));
         let rip = self.load_state(types::I64, RIP);

@@ -36,10 +36,12 @@ pub(crate) fn leaves(insn: &Instruction, mode: Mode) -> bool {
     }
 }
 
-/// The `Check` helper other than the interpreter that carries out `insn`, and its argument.
+/// The `Check` or `Resume` helper other than the interpreter that carries out `insn`, and its argument.
 pub(crate) fn helper(insn: &Instruction, mode: Mode) -> Option<(Helper, u64)> {
     match insn.mnemonic() {
         // The helper takes the instruction for three bytes long; with a prefix it is the interpreter's.
+        // At CPL 3 the call usually comes back behind it.
+        Mnemonic::Syscall if mode == Mode::User && insn.len() == 2 => Some((Helper::Syscall, insn.next_ip())),
         Mnemonic::Vmcall if mode == Mode::Kernel && insn.len() == 3 => Some((Helper::ServiceGate, insn.next_ip())),
         _ => None,
     }
