@@ -51,6 +51,12 @@ pub enum Command {
     Services(Services),
     /// Look after the translated code that is kept between runs
     Cache(CacheArgs),
+    /// Remove the folder of a run when standard input ends
+    #[command(hide = true)]
+    Sweep {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 /// `lstar setup`.

@@ -70,6 +70,13 @@ fn files(folder: &Path) -> Vec<File> {
         .collect()
 }
 
+/// Makes the folder, so that a process that confines itself to it can keep something there.
+pub fn prepare() -> Option<PathBuf> {
+    let folder = folder()?;
+    fs::create_dir_all(&folder).ok()?;
+    Some(folder)
+}
+
 /// Lets a system use what earlier runs of the same program have translated. Without a cache folder it goes without.
 pub fn attach(system: &mut System, program: &Path) {
     let (Some(folder), Ok(program), Some(build)) = (folder(), program.canonicalize(), build()) else { return };

@@ -5,11 +5,14 @@
 
 pub mod args;
 pub mod cache;
+pub mod confine;
 pub mod diff;
 pub mod inspect;
 pub mod interrupt;
 pub mod kd;
+pub mod premises;
 pub mod run;
+pub mod run_folder;
 pub mod services;
 pub mod setup;
 pub mod status;
@@ -31,6 +34,7 @@ pub fn execute(cli: Cli) -> u8 {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Cache(args)) => cache::run(&args),
+        Some(Command::Sweep { folder }) => run_folder::sweep(&folder),
         None => run::demonstration(),
     };
     match result {

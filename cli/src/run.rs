@@ -1,6 +1,5 @@
 //! `lstar run` and the embedded demonstration: boots a system, runs it to its end, tells what happened.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process;
@@ -11,21 +10,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use lstar_nt::io::{DeterministicHost, Host, MountAccess, SystemHost};
-use lstar_nt::system::{self, RunEnd, System, SystemConfig, default_environment};
-use lstar_nt::time::ClockSource;
+use lstar_nt::io::{DeterministicHost, Host, SystemHost};
+use lstar_nt::system::{self, RunEnd, System};
 use lstar_runtime::{MachineConfig, Statistics};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::args::{EngineName, GuestArgs, MountMode, Run};
-use crate::surroundings::Surroundings;
+use crate::args::{EngineName, GuestArgs, Run};
+use crate::confine::Confinement;
+use crate::premises::Premises;
 use crate::{cache, interrupt, status};
 
 /// `lstar run`.
 pub fn run(args: &Run) -> Result<u8> {
-    let mut system = boot(&args.guest, &args.program)?;
     let cached = !args.guest.machine.no_cache && args.guest.machine.engine == EngineName::Translator;
+    let keep = if cached { cache::prepare() } else { None };
+    let premises = Premises::enter(&args.guest, &args.program, keep.into_iter().collect())?;
+    let mut system = premises.boot(&args.guest, args.guest.machine.config(), host(&args.guest))?;
     if let Some(program) = args.program.first().filter(|_| cached) {
         cache::attach(&mut system, Path::new(program));
     }
@@ -36,69 +37,32 @@ pub fn run(args: &Run) -> Result<u8> {
     }
     let status = conclude(&system, &end, args.stats);
     if args.stats {
-        let _ = write!(std::io::stderr(), "{}", summary(&system.machine.statistics(), started.elapsed(), args.json));
+        let statistics = system.machine.statistics();
+        let text = summary(&statistics, started.elapsed(), &premises.confinement, args.json);
+        let _ = write!(std::io::stderr(), "{text}");
     }
     status
 }
 
-/// Boots a system for a command line; nothing of the program has run yet.
-pub fn boot(args: &GuestArgs, program: &[OsString]) -> Result<System> {
-    let host: Box<dyn Host> =
-        if args.realtime { Box::new(SystemHost) } else { Box::new(DeterministicHost::new(args.seed)) };
-    boot_on(args, program, args.machine.config(), host)
-}
-
-/// As [`boot`], with another machine or host than the command line asks for.
-pub fn boot_on(args: &GuestArgs, program: &[OsString], machine: MachineConfig, host: Box<dyn Host>) -> Result<System> {
-    let interrupt = interrupt::watch();
-    let plan = Surroundings::arrange(args, program)?;
-    let mut environment = default_environment();
-    for (name, value) in plan.variables {
-        // Windows names variables without regard to case.
-        environment.retain(|(other, _)| !other.eq_ignore_ascii_case(&name));
-        environment.push((name, value));
-    }
-    let mounts = plan.mounts.into_iter().map(|mount| system::Mount {
-        letter: mount.drive,
-        folder: mount.folder,
-        access: match mount.mode {
-            MountMode::ReadOnly => MountAccess::ReadOnly,
-            MountMode::ReadWrite => MountAccess::ReadWrite,
-            MountMode::CopyOnWrite => MountAccess::CopyOnWrite,
-        },
-    });
-    let config = SystemConfig {
-        program: plan.program.clone(),
-        arguments: plan.arguments,
-        current_directory: plan.current_folder,
-        environment,
-        mounts: mounts.collect(),
-        preloaded: Vec::new(),
-        machine,
-        clock: if args.realtime { ClockSource::Host } else { ClockSource::Virtual },
-        host,
-        denied: args.deny.clone(),
-        disk_limit: args.max_disk,
-        max_processes: args.max_processes,
-        timeout: args.timeout,
-        instruction_limit: None,
-        interrupt,
-    };
-    System::boot(config).with_context(|| format!("cannot start {}", plan.program))
+/// The host that a command line asks for.
+#[must_use]
+pub fn host(args: &GuestArgs) -> Box<dyn Host> {
+    if args.realtime { Box::new(SystemHost) } else { Box::new(DeterministicHost::new(args.seed)) }
 }
 
 /// The demonstration: the embedded kernel, DLLs and program.
 pub fn demonstration() -> Result<u8> {
     let started = Instant::now();
-    let (mut system, _folder) = boot_demonstration(MachineConfig::default(), Box::new(SystemHost))?;
+    let premises = Premises::of_demonstration()?;
+    let mut system = premises.boot_demonstration(MachineConfig::default(), Box::new(SystemHost))?;
     let end = run_guarded(&mut system, None);
     let elapsed = started.elapsed();
     let status = conclude(&system, &end, false)?;
-    print!("\n{}", summary(&system.machine.statistics(), elapsed, false));
+    print!("\n{}", summary(&system.machine.statistics(), elapsed, &premises.confinement, false));
     Ok(status)
 }
 
-/// Boots the demonstration; it lives in the folder, which goes with it.
+/// Boots the demonstration without confining the process; it lives in the folder, which goes with it.
 pub fn boot_demonstration(machine: MachineConfig, host: Box<dyn Host>) -> Result<(System, TempDir)> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder; set TMPDIR to a writable one")?;
     let mut config = system::demonstration(folder.path(), machine, host)?;
@@ -177,7 +141,7 @@ pub fn conclude(system: &System, end: &RunEnd, verbose: bool) -> Result<u8> {
 }
 
 /// What a run has cost, as a table or as one line of JSON.
-fn summary(statistics: &Statistics, elapsed: Duration, as_json: bool) -> String {
+fn summary(statistics: &Statistics, elapsed: Duration, confinement: &Confinement, as_json: bool) -> String {
     let mips = statistics.instructions as f64 / elapsed.as_secs_f64().max(1e-9) / 1e6;
     if as_json {
         let line = json!({
@@ -197,6 +161,7 @@ fn summary(statistics: &Statistics, elapsed: Duration, as_json: bool) -> String 
             "faults": statistics.faults,
             "invalidations": statistics.invalidations,
             "fallbacks": statistics.fallbacks,
+            "confined_by": confinement.to_string(),
         });
         return format!("{line}\n");
     }
@@ -216,6 +181,7 @@ fn summary(statistics: &Statistics, elapsed: Duration, as_json: bool) -> String 
         ("system calls", count(statistics.syscalls)),
         ("privilege switches", count(statistics.privilege_switches)),
         ("exceptions", count(statistics.exceptions)),
+        ("confined by", confinement.to_string()),
     ];
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

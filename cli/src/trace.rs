@@ -9,7 +9,8 @@ use lstar_nt::trace::{JsonSink, Summary, TextSink, TraceFilter, TraceRecord, Tra
 use serde_json::json;
 
 use crate::args::Trace;
-use crate::run::{boot, conclude, run_guarded};
+use crate::premises::Premises;
+use crate::run::{conclude, host, run_guarded};
 
 /// Runs the command.
 pub fn run(args: &Trace) -> Result<u8> {
@@ -20,7 +21,8 @@ pub fn run(args: &Trace) -> Result<u8> {
         }
         None => Output::Stderr(LineWriter::new(io::stderr())),
     };
-    let mut system = boot(&args.guest, &args.program)?;
+    let premises = Premises::enter(&args.guest, &args.program, Vec::new())?;
+    let mut system = premises.boot(&args.guest, args.guest.machine.config(), host(&args.guest))?;
     let summary = Arc::new(Mutex::new(Summary::default()));
     // A summary comes after the run; until then nobody writes.
     let mut waiting = None;

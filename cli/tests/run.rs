@@ -138,6 +138,54 @@ fn an_endless_program_is_stopped_by_the_time_limit_and_by_ctrl_c() {
 }
 
 #[test]
+fn a_run_is_confined_and_leaves_nothing_behind_when_it_is_killed() {
+    let data = tempfile::tempdir().expect("folder");
+    let program = endless(data.path());
+    let root = data.path().join("root").display().to_string();
+    let temporary = data.path().join("tmp");
+    fs::create_dir(&temporary).expect("folder");
+    let count = || fs::read_dir(&temporary).expect("folder").count();
+    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {
+        let mut command = lstar(&["run", "--system-root", &root, &program], data.path());
+        let mut child = command.env("TMPDIR", &temporary).stderr(Stdio::null()).spawn().expect("lstar starts");
+        let status = format!("/proc/{}/status", child.id());
+        let has = |line: &str| fs::read_to_string(&status).is_ok_and(|text| text.lines().any(|l| l == line));
+        // The drive's own folder is made by a process that is confined already.
+        wait_until(|| {
+            count() == 1
+                && fs::read_dir(&temporary)
+                    .expect("folder")
+                    .flatten()
+                    .any(|entry| fs::read_dir(entry.path()).is_ok_and(|inner| inner.count() != 0))
+        });
+        if Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
+            assert!(has("Seccomp:\t2") && has("NoNewPrivs:\t1"));
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).expect("signal");
+        child.wait().expect("it ends");
+        wait_until(|| count() == 0);
+    }
+}
+
+/// Waits for what happens soon.
+fn wait_until(condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(30), "it does not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn only_the_folders_of_runs_are_swept() {
+    let data = tempfile::tempdir().expect("folder");
+    let folder = data.path().join("precious");
+    fs::create_dir(&folder).expect("folder");
+    assert_eq!(output(&["sweep", &folder.display().to_string()], data.path()).status.code(), Some(2));
+    assert!(folder.exists());
+}
+
+#[test]
 fn services_are_listed() {
     let data = tempfile::tempdir().expect("folder");
     let text = String::from_utf8(output(&["services"], data.path()).stdout).expect("text");

@@ -93,6 +93,7 @@ fn program(
         host: Box::new(SystemHost),
         denied: Vec::new(),
         disk_limit: u64::MAX,
+        scratch: None,
         max_processes: lstar_nt::system::DEFAULT_MAX_PROCESSES,
         timeout: None,
         instruction_limit: None,

@@ -121,18 +121,17 @@ pub(crate) fn prepare(
         mut host,
         denied,
         disk_limit,
+        scratch,
         max_processes,
         ..
     } = config;
     let mut volumes = Vec::new();
     let system_drive = mounts.iter().find(|mount| mount.letter.eq_ignore_ascii_case(&'C'));
     let system32 = system_drive.map(|mount| mount.folder.join("windows").join("system32")).unwrap_or_default();
+    let scratch = scratch.unwrap_or_else(std::env::temp_dir);
     for mount in mounts {
-        let volume = Volume::mount(mount.letter, &mount.folder, mount.access).map_err(|error| BootError::Mount {
-            letter: mount.letter,
-            folder: mount.folder.clone(),
-            error,
-        })?;
+        let volume = Volume::mount(mount.letter, &mount.folder, mount.access, &scratch)
+            .map_err(|error| BootError::Mount { letter: mount.letter, folder: mount.folder.clone(), error })?;
         volumes.push(volume);
     }
     let image = open_program(&volumes, &program)?;

@@ -54,6 +54,8 @@ pub struct SystemConfig {
     pub denied: Vec<(String, Status)>,
     /// Bytes that the guest's files may grow by.
     pub disk_limit: u64,
+    /// Folder for what copy-on-write drives change; `None`: the host's for temporary files.
+    pub scratch: Option<PathBuf>,
     /// Most processes at a time.
     pub max_processes: usize,
     /// Ends the run after that long.
@@ -435,6 +437,7 @@ pub fn demonstration(folder: &Path, machine: MachineConfig, host: Box<dyn Host>)
         host,
         denied: Vec::new(),
         disk_limit: u64::MAX,
+        scratch: None,
         max_processes: DEFAULT_MAX_PROCESSES,
         timeout: None,
         instruction_limit: None,

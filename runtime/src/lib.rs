@@ -18,6 +18,7 @@ pub mod memory;
 pub mod vcpu;
 mod x87;
 
+pub use machine::core::learn_stack_limit;
 pub use machine::{
     Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit,
 };

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::args::Diff;
+use crate::premises::Premises;
 use crate::run;
 
 /// Exit status when the engines differ.
@@ -81,11 +82,14 @@ pub struct Comparison {
 
 /// `lstar diff`.
 pub fn run(args: &Diff) -> Result<u8> {
+    if args.guest.realtime {
+        bail!("runs that are compared need the virtual clock; leave out --realtime");
+    }
+    let premises = Premises::enter(&args.guest, &args.program, Vec::new())?;
     let boot = |engine: Engine| {
         let machine = MachineConfig { engine, background: false, ..args.guest.machine.config() };
         let (host, output) = same_host();
-        let (system, folder) = boot(args, machine, host)?;
-        Ok((system, folder, output))
+        Ok((premises.boot(&args.guest, machine, host)?, None, output))
     };
     let comparison = match args.every {
         Some(every) => side_by_side(&boot, args.guest.timeout, every.get())?,
@@ -219,15 +223,4 @@ fn execute(boot: &Boot<'_>, engine: Engine, lockstep: Lockstep, timeout: Option<
     let lockstep = system.kernel.lockstep.take().unwrap_or_default();
     let config = *system.machine.config();
     Ok(Ended { output: output.take(), end, lockstep, instructions, config })
-}
-
-fn boot(args: &Diff, machine: MachineConfig, host: Box<dyn Host>) -> Result<(System, Option<TempDir>)> {
-    if args.guest.realtime {
-        bail!("runs that are compared need the virtual clock; leave out --realtime");
-    }
-    if args.program.is_empty() {
-        let (system, folder) = run::boot_demonstration(machine, host)?;
-        return Ok((system, Some(folder)));
-    }
-    Ok((run::boot_on(&args.guest, &args.program, machine, host)?, None))
 }

@@ -1,6 +1,7 @@
 //! The shell: reads command lines, finds the command, keeps what commands remember between lines.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -172,8 +173,20 @@ fn split_commands(line: &str) -> Vec<&str> {
 /// The prompt.
 const PROMPT: &str = "kd> ";
 
+/// Where the history of command lines is kept.
+fn history_folder() -> Option<PathBuf> {
+    crate::setup::data_folder().ok().map(|folder| folder.join("kd"))
+}
+
+/// Makes the folder of the history for sessions on a terminal: one of its own, for a process that confines itself to it.
+pub fn prepare_history() -> Option<PathBuf> {
+    let folder = history_folder().filter(|_| io::stdin().is_terminal())?;
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(folder)
+}
+
 /// Where command lines come from.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub enum Input {
     /// Standard input, with line editing when it is a terminal.
     #[default]
@@ -181,7 +194,7 @@ pub enum Input {
     /// One line.
     Line(String),
     /// A file.
-    File(PathBuf),
+    File(File),
 }
 
 /// Runs a session to the end of its input or to `q`.
@@ -189,10 +202,7 @@ pub fn session(shell: &mut Shell, input: Input) -> Result<()> {
     let mut out = io::stdout().lock();
     match input {
         Input::Line(line) => script(shell, std::iter::once(Ok(line)), &mut out),
-        Input::File(path) => {
-            let file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            script(shell, io::BufReader::new(file).lines(), &mut out)
-        }
+        Input::File(file) => script(shell, io::BufReader::new(file).lines(), &mut out),
         Input::Standard if io::stdin().is_terminal() => interactive(shell, &mut out),
         Input::Standard => script(shell, io::stdin().lock().lines(), &mut out),
     }
@@ -221,7 +231,7 @@ fn script(shell: &mut Shell, lines: impl Iterator<Item = io::Result<String>>, ou
 fn interactive(shell: &mut Shell, out: &mut impl Write) -> Result<()> {
     writeln!(out, "lstar kernel debugger; .help lists the commands, q ends it")?;
     let mut editor = rustyline::DefaultEditor::new().context("cannot edit lines on this terminal")?;
-    let history = crate::setup::data_folder().ok().map(|folder| folder.join("kd-history"));
+    let history = history_folder().map(|folder| folder.join("history"));
     if let Some(history) = &history {
         // There is none at first.
         let _ = editor.load_history(history);
@@ -246,9 +256,6 @@ fn interactive(shell: &mut Shell, out: &mut impl Write) -> Result<()> {
         out.flush()?;
     }
     if let Some(history) = &history {
-        if let Some(folder) = history.parent() {
-            let _ = std::fs::create_dir_all(folder);
-        }
         // A read-only home costs the history only.
         let _ = editor.save_history(history);
     }

@@ -25,7 +25,7 @@ impl Sandbox {
         self.base.join("mount")
     }
     fn volume(&self, access: MountAccess) -> Volume {
-        Volume::mount('c', &self.mount(), access).unwrap()
+        Volume::mount('c', &self.mount(), access, &std::env::temp_dir()).unwrap()
     }
     fn files(&self, access: MountAccess) -> FileSystem {
         FileSystem::new(vec![self.volume(access)])

@@ -177,8 +177,8 @@ fn type_of(stat: &Stat) -> FileType {
 }
 
 impl Volume {
-    /// Mounts a host folder.
-    pub fn mount(letter: char, folder: &Path, access: MountAccess) -> std::io::Result<Self> {
+    /// Mounts a host folder. Changes that are not to reach it go to a new folder in `scratch`.
+    pub fn mount(letter: char, folder: &Path, access: MountAccess, scratch: &Path) -> std::io::Result<Self> {
         let host_root = folder.canonicalize()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = Rc::new(rustix::fs::open(&host_root, flags, Mode::empty())?);
@@ -186,7 +186,7 @@ impl Volume {
             MountAccess::ReadOnly => (None, Some(root), None),
             MountAccess::ReadWrite => (Some(root), None, None),
             MountAccess::CopyOnWrite => {
-                let scratch = new_scratch()?;
+                let scratch = new_scratch(scratch)?;
                 let upper = Rc::new(rustix::fs::open(&scratch.0, flags, Mode::empty())?);
                 (Some(upper), Some(root), Some(scratch))
             }
@@ -664,11 +664,10 @@ fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
     Ok(names)
 }
 
-fn new_scratch() -> std::io::Result<Scratch> {
+fn new_scratch(base: &Path) -> std::io::Result<Scratch> {
     use std::os::unix::fs::DirBuilderExt as _;
     let mut builder = std::fs::DirBuilder::new();
     builder.mode(0o700);
-    let base = std::env::temp_dir();
     let process = std::process::id();
     for attempt in 0..1000u32 {
         let path = base.join(format!("lstar-{process}-{attempt}"));

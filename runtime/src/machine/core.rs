@@ -916,6 +916,12 @@ thread_local! {
     static STACK_LIMIT: u64 = find_stack_limit();
 }
 
+/// Finds out how far the current thread's stack reaches, for runs on it: that may read `/proc`, which a process that
+/// confines itself cannot do later.
+pub fn learn_stack_limit() {
+    stack_limit();
+}
+
 /// Lowest address of the current thread's stack that translated code may reach.
 fn stack_limit() -> u64 {
     STACK_LIMIT.with(|limit| *limit)
