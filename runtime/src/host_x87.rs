@@ -8,6 +8,21 @@ use std::arch::asm;
 
 use lstar_translator::x87::{Operation, Source};
 
+/// What RCPSS or RSQRTSS gives for a single, both as bits.
+pub(crate) fn approximation(reciprocal: bool, single: u32) -> u32 {
+    let result: f32;
+    let value = f32::from_bits(single);
+    // SAFETY: SSE is part of x86-64; the instructions touch nothing but the register.
+    unsafe {
+        if reciprocal {
+            asm!("rcpss {0}, {1}", out(xmm_reg) result, in(xmm_reg) value, options(pure, nomem, nostack));
+        } else {
+            asm!("rsqrtss {0}, {1}", out(xmm_reg) result, in(xmm_reg) value, options(pure, nomem, nostack));
+        }
+    }
+    result.to_bits()
+}
+
 /// An 80-bit image.
 pub(crate) type Register = [u8; 16];
 

@@ -24,3 +24,4 @@ pub use machine::{
 };
 pub use memory::{AddressSpace, Frames, MapError, ModifiedCode, Pin, Protection, SpaceId};
 pub use vcpu::{Registers, ThreadContext, Vcpu};
+pub use x87::provide_transcendentals;

@@ -422,9 +422,10 @@ pub(crate) fn convert(_: &CpuState, _: u64) -> Option<[u64; 3]> {
     None
 }
 
-/// Lets the interpreter have the host's transcendental functions, which translated code uses.
+/// Lets all interpreters of this process have the host's transcendental functions and approximations, which translated code
+/// uses. Every [`crate::Machine`] does so.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn provide_transcendentals() {
+pub fn provide_transcendentals() {
     lstar_interpreter::provide_transcendentals(|function, x, y, control| {
         use lstar_interpreter::Transcendental as T;
         host::prepare(control, 0);
@@ -439,6 +440,12 @@ pub(crate) fn provide_transcendentals() {
                     _ => Operation::Cosine,
                 };
                 host::unary(operation, &mut result)
+            }
+            T::Reciprocal | T::ReciprocalSquareRoot => {
+                let [a, b, c, d, ..] = x;
+                let single = host::approximation(function == T::Reciprocal, u32::from_le_bytes([a, b, c, d]));
+                result = u128::from(single).to_le_bytes();
+                0
             }
             T::Tangent => {
                 let (tangent, _, status) = host::splitting(Operation::Tangent, &x);
@@ -461,4 +468,4 @@ pub(crate) fn provide_transcendentals() {
 
 /// The interpreter computes everything itself.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn provide_transcendentals() {}
+pub fn provide_transcendentals() {}

@@ -40,7 +40,8 @@ pub enum HostTarget {
     /// This one.
     #[default]
     Detected,
-    /// Any x86-64-v3 processor: the same code on every machine, to look at rather than to run.
+    /// An x86-64-v3 processor that has every [`HostOp`](crate::host_op::HostOp): the same code on every machine, to look at
+    /// rather than to run.
     Fixed,
 }
 

@@ -146,7 +146,13 @@ fn changes_system_state(mnemonic: Mnemonic) -> bool {
 fn is_x87(insn: &Instruction) -> bool {
     let x87 =
         |feature: &CpuidFeature| matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387);
-    insn.mnemonic() == Mnemonic::Wait || insn.cpuid_features().iter().any(x87)
+    insn.mnemonic() == Mnemonic::Wait || insn.cpuid_features().iter().any(x87) || is_mmx(insn)
+}
+
+/// Whether the instruction works on MMX registers, which are the x87's.
+pub(crate) fn is_mmx(insn: &Instruction) -> bool {
+    let names_one = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_mm());
+    names_one || insn.mnemonic() == Mnemonic::Emms
 }
 
 /// Computes the effects of `insn`.

@@ -89,6 +89,9 @@ impl HostFeatures {
     /// BMI2.
     pub const BMI2: Self = Self(1 << 8);
 
+    /// All of them.
+    pub const ALL: Self = Self((1 << 9) - 1);
+
     /// What this host has.
     #[must_use]
     pub fn detect() -> Self {
@@ -246,6 +249,10 @@ macro_rules! foreach_host_op {
             Vcvtps2ph3 F16C V_V ["vcvtps2ph xmm0, xmm0, 3"];
             /// VCVTPS2PH as MXCSR says.
             Vcvtps2ph4 F16C V_V ["vcvtps2ph xmm0, xmm0, 4"];
+            /// RCPPS.
+            Rcpps BASE V_V ["rcpps xmm0, xmm0"];
+            /// RSQRTPS.
+            Rsqrtps BASE V_V ["rsqrtps xmm0, xmm0"];
             /// VFMADDSUB213PS: first factor, second factor, summand.
             FmaddsubSingles FMA VVV_V ["vfmaddsub213ps xmm0, xmm1, xmm2"];
             /// VFMADDSUB213PD.

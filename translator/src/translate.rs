@@ -90,7 +90,7 @@ impl Translator {
             isa: build_isa(&config)?,
             host: match config.host {
                 HostTarget::Detected => HostFeatures::detect(),
-                HostTarget::Fixed => HostFeatures::BASE,
+                HostTarget::Fixed => HostFeatures::ALL,
             },
             context: Context::new(),
             builder: FunctionBuilderContext::new(),

@@ -9,6 +9,7 @@ use lstar_arch::{Exception, GuestMemory, Rflags};
 use super::lanes::{lane, with_lane};
 use crate::exec::{Exec, Op};
 use crate::softfloat::{Class, Environment, Float, Format, Rounding, flags};
+use crate::x87::{Transcendental, provided_single};
 
 /// `(environment, format, destination lane, source lane) -> result lane`, as encodings.
 pub(crate) type LaneOp = fn(&mut Environment, &Format, u64, u64) -> u64;
@@ -344,7 +345,8 @@ fn dot_product<M: GuestMemory>(ex: &mut Exec<'_, M>, shape: Shape) -> Op {
 }
 
 /// RCPPS and RSQRTPS ignore MXCSR: denormals are zeros on both sides and nothing is signalled. The manual bounds the
-/// relative error by 1.5 * 2^-12 and leaves the bits to the processor; here the result is the correctly rounded one.
+/// relative error by 1.5 * 2^-12 and leaves the bits to the processor: they are the host's where it is asked, else those of
+/// the correctly rounded result.
 const APPROXIMATION: Environment = Environment {
     rounding: Rounding::Nearest,
     flush_to_zero: true,
@@ -356,11 +358,20 @@ const APPROXIMATION: Environment = Environment {
 };
 
 fn reciprocal(_: &mut Environment, format: &Format, _: u64, b: u64) -> u64 {
+    if let Some(result) = provided_single(Transcendental::Reciprocal, b) {
+        return result;
+    }
+    rounded_reciprocal(format, b)
+}
+
+fn rounded_reciprocal(format: &Format, b: u64) -> u64 {
     let one = format.pack(Float::from_integer(1)) as u64;
     divide(&mut APPROXIMATION.clone(), format, one, b)
 }
 
 fn reciprocal_square_root(_: &mut Environment, format: &Format, _: u64, b: u64) -> u64 {
-    let root = square_root(&mut APPROXIMATION.clone(), format, b, b);
-    reciprocal(&mut APPROXIMATION.clone(), format, root, root)
+    if let Some(result) = provided_single(Transcendental::ReciprocalSquareRoot, b) {
+        return result;
+    }
+    rounded_reciprocal(format, square_root(&mut APPROXIMATION.clone(), format, b, b))
 }

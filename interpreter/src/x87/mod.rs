@@ -11,6 +11,7 @@ mod image;
 mod transcendental;
 
 pub(crate) use control::set_control;
+pub(crate) use transcendental::provided_single;
 pub use transcendental::{Provider, Transcendental, provide_transcendentals};
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, MemorySize, Mnemonic, OpKind, Register};

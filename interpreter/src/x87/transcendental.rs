@@ -13,7 +13,7 @@ use crate::exec::{Exec, Op};
 use crate::softfloat::wide::Wide;
 use crate::softfloat::{Class, Environment, Float, Format, elementary, flags};
 
-/// A function that a [`Provider`] computes.
+/// A function that a [`Provider`] computes: of the x87, or an approximation of SSE that every processor has its own of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transcendental {
     /// `2^x - 1` (F2XM1).
@@ -30,9 +30,13 @@ pub enum Transcendental {
     Sine,
     /// FCOS, and FSINCOS for its cosine.
     Cosine,
+    /// RCPPS of a single, which the image holds in its low 32 bits.
+    Reciprocal,
+    /// RSQRTPS, likewise.
+    ReciprocalSquareRoot,
 }
 
-/// Computes a transcendental function of numbers in its domain: the function, `x` and `y` as 80-bit images, and a control
+/// Computes a function of numbers in its domain: the function, `x` and `y` as 80-bit images, and a control
 /// word in which all exceptions are masked. Returns the image of the result and the status word behind it.
 pub type Provider = fn(Transcendental, u128, u128, u16) -> (u128, u16);
 
@@ -43,6 +47,12 @@ static PROVIDER: OnceLock<Provider> = OnceLock::new();
 /// with it. The first call decides.
 pub fn provide_transcendentals(provider: Provider) {
     let _ = PROVIDER.set(provider);
+}
+
+/// What RCPPS or RSQRTPS gives for a single, if there is a provider.
+pub(crate) fn provided_single(function: Transcendental, x: u64) -> Option<u64> {
+    let provider = PROVIDER.get()?;
+    Some(u64::from(provider(function, x.into(), 0, 0x37F).0 as u32))
 }
 
 /// The provider's result, if there is a provider and none of the exceptions that arise keeps the result from being it.
@@ -88,7 +98,9 @@ pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) 
         Mnemonic::Fcos => angle(ex, |environment, x| sine_or(environment, x, false)),
         Mnemonic::Fptan => angle_and_push(ex, |environment, x| match x.class {
             Class::Finite => {
-                (environment.round_approximation(elementary::tangent(x.to_wide())), Float::from_integer(1))
+                let compute = || elementary::tangent(x.to_wide());
+                let tangent = approximate(environment, Transcendental::Tangent, x, x, compute);
+                (tangent, Float::from_integer(1))
             }
             _ => (x, Float::from_integer(1)),
         }),
@@ -124,14 +136,13 @@ fn exponential(environment: &mut Environment, x: Float) -> Float {
         Class::Finite if x.exponent < 0 => {
             approximate(environment, Transcendental::Exponential, x, x, || elementary::exponential(x.to_wide()))
         }
-        Class::Finite => {
-            let value = if (x.exponent, x.significand) == (0, 1 << 63) && x.negative {
+        Class::Finite => approximate(environment, Transcendental::Exponential, x, x, || {
+            if (x.exponent, x.significand) == (0, 1 << 63) && x.negative {
                 Wide { negative: true, ..Wide::ONE.scaled(-1) }
             } else {
                 x.to_wide()
-            };
-            environment.round_approximation(value)
-        }
+            }
+        }),
         Class::Infinite if x.negative => Float { negative: true, ..Float::from_integer(1) },
         _ => x,
     }

@@ -51,7 +51,10 @@ pub enum EngineError {
 /// Makes an engine. A native one blocks others in the process until it is dropped.
 pub fn make_engine(kind: EngineKind) -> Result<Box<dyn Engine>, EngineError> {
     match kind {
-        EngineKind::Interpreter => Ok(Box::new(Interpreted::default())),
+        EngineKind::Interpreter => {
+            lstar_runtime::provide_transcendentals();
+            Ok(Box::new(Interpreted::default()))
+        }
         EngineKind::Translator => Ok(Box::new(Translated::translating()?)),
         EngineKind::Faulting => Ok(Box::new(Translated::faulting()?)),
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

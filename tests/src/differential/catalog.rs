@@ -7,10 +7,9 @@ pub const EXCLUDED: &[(&[Mnemonic], &str)] = {
     use Mnemonic as M;
     &[
         (
-            &[M::Rcpps, M::Rcpss, M::Rsqrtps, M::Rsqrtss, M::Vrcpps, M::Vrcpss, M::Vrsqrtps, M::Vrsqrtss],
-            "an approximation: every processor has its own",
+            &[M::Maskmovdqu, M::Vmaskmovdqu, M::Maskmovq],
+            "the processor decides whether bytes that are masked out fault",
         ),
-        (&[M::Maskmovdqu, M::Vmaskmovdqu], "the processor decides whether bytes that are masked out fault"),
         (
             &[M::Cpuid, M::Rdtsc, M::Rdtscp, M::Rdpid, M::Rdrand, M::Rdseed, M::Rdpmc, M::Xgetbv, M::Rdpru],
             "the result belongs to the machine",
@@ -41,8 +40,12 @@ pub const EXCLUDED: &[(&[Mnemonic], &str)] = {
             "descriptors and segment bases belong to the system",
         ),
         (
-            &[M::Fxsave, M::Fxsave64, M::Fxrstor, M::Fxrstor64],
-            "holds x87 state, which is compared instruction by instruction elsewhere",
+            &[M::Fnstenv, M::Fnsave, M::Fxsave, M::Fxsave64],
+            "stores the addresses of the last x87 instruction and operand, which belong to vendor and system",
+        ),
+        (
+            &[M::Fstcw, M::Fstsw, M::Fclex, M::Finit, M::Fstenv, M::Fsave, M::Fdisi, M::Feni, M::Fsetpm],
+            "WAIT and another instruction",
         ),
         (&[M::Invlpga, M::Monitor, M::Mwait, M::Monitorx, M::Mwaitx], "not offered by the model"),
         (
@@ -52,8 +55,9 @@ pub const EXCLUDED: &[(&[Mnemonic], &str)] = {
     ]
 };
 
-/// Why an encoding of a tested instruction set is left out; `None` if it is tested.
-fn exclusion(code: Code) -> Option<&'static str> {
+/// Why an encoding is left out; `None` if it is tested.
+#[must_use]
+pub fn reason(code: Code) -> Option<&'static str> {
     use OpCodeOperandKind as K;
     let info = code.op_code();
     if let Some((_, reason)) = EXCLUDED.iter().find(|(mnemonics, _)| mnemonics.contains(&code.mnemonic())) {
@@ -61,19 +65,12 @@ fn exclusion(code: Code) -> Option<&'static str> {
     }
     for kind in info.op_kinds() {
         match kind {
-            K::mm_reg | K::mm_rm | K::mm_or_mem => return Some("uses MMX registers: compared elsewhere"),
             K::seg_reg | K::fs | K::gs | K::cs | K::ds | K::es | K::ss => {
                 return Some("selectors belong to the system");
             }
             K::farbr2_2 | K::farbr4_2 | K::xbegin_2 | K::xbegin_4 => return Some("far transfer"),
             _ => {}
         }
-    }
-    if matches!(
-        code,
-        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
-    ) {
-        return Some("reserved: a NOP for Intel, undefined for AMD");
     }
     if matches!(code, Code::Movsxd_r16_rm16) {
         return Some("reads 16 bits on Intel's processors, 32 on AMD's");
@@ -91,7 +88,7 @@ fn exclusion(code: Code) -> Option<&'static str> {
     // Flow of control is part of the program's shape, not of its instructions.
     let plain =
         matches!(info.code().mnemonic(), Mnemonic::Int3 | Mnemonic::Ud2) || code.flow_control() == FlowControl::Next;
-    (!plain).then_some("made by the program generator, or a far transfer")
+    (!plain).then_some("a control transfer that generated programs do not have")
 }
 
 /// Whether the host has a feature; where the host is no x86-64 it does not take part, and any will do.
@@ -140,6 +137,11 @@ fn is_offered(feature: CpuidFeature) -> bool {
         | F::X64
         | F::CMOV
         | F::CX8
+        | F::FPU
+        | F::FPU287
+        | F::FPU387
+        | F::MMX
+        | F::FXSR
         | F::SSE
         | F::SSE2
         | F::MULTIBYTENOP
@@ -249,12 +251,12 @@ pub fn is_advertised(feature: CpuidFeature) -> bool {
 /// All tested encodings.
 #[must_use]
 pub fn encodings() -> Vec<Code> {
-    candidates().filter(|code| exclusion(*code).is_none()).collect()
+    candidates().filter(|code| reason(*code).is_none()).collect()
 }
 
 /// Encodings of the same instruction sets that are not tested, with the reason.
 pub fn excluded() -> impl Iterator<Item = (Code, &'static str)> {
-    candidates().filter_map(|code| exclusion(code).map(|reason| (code, reason)))
+    candidates().filter_map(|code| reason(code).map(|reason| (code, reason)))
 }
 
 fn candidates() -> impl Iterator<Item = Code> {

@@ -3,12 +3,12 @@
 //! Registers have roles, so that most memory operands hit something: some hold pointers, R13 a small index, R14 and R15
 //! count loops. Programs mostly leave them alone; single instructions take anything.
 
-use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, MemorySize, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
 use super::catalog;
 use super::program::{Item, Program, define_flags};
 use super::random::Random;
-use super::{DATA, DATA_SIZE, GS_BASE, IMAGES, READ_ONLY, STACK, STACK_SIZE, State};
+use super::{DATA, DATA_SIZE, GS_BASE, IMAGES, READ_ONLY, STACK, STACK_SIZE, State, X87, x87};
 
 /// Registers that hold pointers, by encoding.
 const POINTERS: [usize; 5] = [3, 5, 6, 7, 12];
@@ -20,8 +20,40 @@ const COUNTERS: [Register; 2] = [Register::R15, Register::R14];
 
 /// RFLAGS bits that POPF may load: not TF and AC, which change how the processor runs.
 const POPPED_FLAGS: i32 = 0x0020_4CD5;
+/// Masks of the x87's control word.
+const UNDERFLOW_AND_OVERFLOW: u16 = 0x18;
 /// MXCSR bits that LDMXCSR may load: not AMD's misaligned-exception mask.
 const LOADED_MXCSR: i32 = !0x0002_0000;
+
+/// Branches of programs, in their short forms.
+const SHORT_BRANCHES: [Code; 20] = [
+    Code::Jo_rel8_64,
+    Code::Jno_rel8_64,
+    Code::Jb_rel8_64,
+    Code::Jae_rel8_64,
+    Code::Je_rel8_64,
+    Code::Jne_rel8_64,
+    Code::Jbe_rel8_64,
+    Code::Ja_rel8_64,
+    Code::Js_rel8_64,
+    Code::Jns_rel8_64,
+    Code::Jp_rel8_64,
+    Code::Jnp_rel8_64,
+    Code::Jl_rel8_64,
+    Code::Jge_rel8_64,
+    Code::Jle_rel8_64,
+    Code::Jg_rel8_64,
+    Code::Jrcxz_rel8_64,
+    Code::Jecxz_rel8_64,
+    Code::Jmp_rel8_64,
+    Code::Loop_rel8_64_RCX,
+];
+
+/// The control transfers that programs are made of.
+pub fn transfers() -> impl Iterator<Item = Code> {
+    let branches = SHORT_BRANCHES.into_iter().flat_map(|code| [code, code.as_near_branch()]);
+    branches.chain([Code::Call_rel32_64, Code::Call_rm64, Code::Jmp_rm64, Code::Retnq, Code::Retnq_imm16])
+}
 
 fn wide(number: usize) -> Register {
     Register::RAX + number as u32
@@ -205,6 +237,9 @@ impl Generator {
                 }
                 K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => self.vector_register(shape),
                 K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => self.wide_vector_register(shape),
+                K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + self.random.below(8) as u32,
+                K::sti_opcode => Register::ST0 + self.random.below(8) as u32,
+                K::st0 => Register::ST0,
                 K::al => Register::AL,
                 K::cl => Register::CL,
                 K::ax => Register::AX,
@@ -217,9 +252,13 @@ impl Generator {
             };
             let memory = match kind {
                 K::mem | K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y => true,
-                K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::xmm_or_mem | K::ymm_or_mem => {
-                    self.random.percent(45)
-                }
+                K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::xmm_or_mem
+                | K::ymm_or_mem
+                | K::mm_or_mem => self.random.percent(45),
                 _ => false,
             };
             match kind {
@@ -346,6 +385,10 @@ impl Generator {
         if stores_flags && shape != Shape::Single {
             return false;
         }
+        // With an underflow that is not masked, the last place of these depends on the processor: see `suit`.
+        if is_transcendental(insn.mnemonic()) && shape != Shape::Single {
+            return false;
+        }
         shape != Shape::Callee || !touches_stack
     }
 
@@ -452,29 +495,7 @@ impl Generator {
 
     /// A conditional or unconditional jump over a few instructions.
     fn forward_branch(&mut self, items: &mut Vec<Item>, shape: Shape, depth: usize) {
-        const SHORT: [Code; 20] = [
-            Code::Jo_rel8_64,
-            Code::Jno_rel8_64,
-            Code::Jb_rel8_64,
-            Code::Jae_rel8_64,
-            Code::Je_rel8_64,
-            Code::Jne_rel8_64,
-            Code::Jbe_rel8_64,
-            Code::Ja_rel8_64,
-            Code::Js_rel8_64,
-            Code::Jns_rel8_64,
-            Code::Jp_rel8_64,
-            Code::Jnp_rel8_64,
-            Code::Jl_rel8_64,
-            Code::Jge_rel8_64,
-            Code::Jle_rel8_64,
-            Code::Jg_rel8_64,
-            Code::Jrcxz_rel8_64,
-            Code::Jecxz_rel8_64,
-            Code::Jmp_rel8_64,
-            Code::Loop_rel8_64_RCX,
-        ];
-        let code = self.random.pick(&SHORT);
+        let code = self.random.pick(&SHORT_BRANCHES);
         let code = if self.random.percent(50) { code.as_near_branch() } else { code };
         let at = items.len();
         items.push(branch(code));
@@ -618,6 +639,14 @@ impl Generator {
             state.xmm[a] = state.xmm[b];
             state.ymm_high[a] = state.ymm_high[b];
         }
+        let uses = program.instructions().map(|item| x87::uses(&item.insn));
+        match uses.fold([false; 2], |[a, b], [c, d]| [a | c, b | d]) {
+            [false, false] => {}
+            [x87, mmx] => {
+                let mmx = mmx && !(x87 && random.percent(50));
+                state.x87 = X87::random(random, mmx);
+            }
+        }
         state.image = random.below(u64::from(IMAGES)) as u8;
         if single && let Some(item) = program.instructions().last() {
             self.suit(&item.insn, &mut state);
@@ -651,6 +680,16 @@ impl Generator {
             {
                 self.suit_xsave(insn, state);
             }
+            _ if insn.memory_size() == MemorySize::Float80 && self.random.percent(85) => {
+                let base = insn.memory_base();
+                if base.is_gpr64() && insn.memory_index() == Register::None {
+                    let address = state.gpr[base.number()].wrapping_add(insn.memory_displacement64());
+                    let value = x87::extended(&mut self.random);
+                    state.patches.push((address, value as u64));
+                    state.patches.push((address.wrapping_add(8), (value >> 64) as u64));
+                }
+            }
+            _ if is_transcendental(insn.mnemonic()) => state.x87.control |= UNDERFLOW_AND_OVERFLOW,
             M::Clzero if self.random.percent(80) => state.gpr[0] = self.pointer(),
             _ if insn.is_vsib() && self.random.percent(85) => self.suit_indices(insn, state),
             _ if insn.is_string_instruction() && self.random.percent(50) => {
@@ -707,6 +746,12 @@ impl Generator {
         };
         (state.xmm[register], state.ymm_high[register]) = (indices(), indices());
     }
+}
+
+/// x87 instructions whose last place is the processor's, from which the interpreter takes them unless it has to scale them.
+fn is_transcendental(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::F2xm1 | M::Fyl2x | M::Fyl2xp1 | M::Fpatan | M::Fptan | M::Fsin | M::Fcos | M::Fsincos)
 }
 
 /// Whether the instruction stores MXCSR_MASK.

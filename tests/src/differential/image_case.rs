@@ -9,7 +9,7 @@ use lstar_runtime::bisect::{self, Landing, PAGE, Page, Probe, Scene};
 use lstar_runtime::{MachineConfig, MachineError, Protection};
 
 use super::regression::Expect;
-use super::{COMPARED_FLAGS, Ending};
+use super::{COMPARED_FLAGS, Ending, X87};
 
 /// Some instructions of a real program, what they start from, and what they must leave.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +147,7 @@ impl ImageCase {
                     bisect::Ending::Running | bisect::Ending::Left => Ending::Finished,
                 }),
                 Expect::Rip(_) => Expect::Rip(cpu.rip),
+                Expect::X87(_) => Expect::X87(X87::of(&cpu.x87)),
                 Expect::Mxcsr(_) => Expect::Mxcsr(cpu.mxcsr & !0x3F),
             };
             if actual != *expect {

@@ -7,7 +7,7 @@ use lstar_interpreter::{Interpreter, Outcome as Stop, RunOptions};
 
 use super::{
     BUDGET, CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Ending, Engine, GS_BASE, MODEL, Memory, Outcome, READ_ONLY, STACK,
-    STACK_SIZE, State, Stepping, read_only_page,
+    STACK_SIZE, State, Stepping, X87, read_only_page,
 };
 
 /// The four areas of a program.
@@ -159,7 +159,7 @@ impl Interpreted {
         cpu.rip = CODE;
         cpu.rflags = state.rflags | Rflags::FIXED.bits();
         cpu.mxcsr = state.mxcsr;
-        cpu.x87 = lstar_arch::state::X87State::default();
+        cpu.x87 = state.x87.to_state();
         let split = |value: u128| [value as u64, (value >> 64) as u64];
         cpu.xmm = state.xmm.map(split);
         cpu.ymm_high = state.ymm_high.map(split);
@@ -228,6 +228,7 @@ impl Stepping for Interpreted {
         let join = |[low, high]: [u64; 2]| u128::from(low) | u128::from(high) << 64;
         outcome.xmm = self.cpu.xmm.map(join);
         outcome.ymm_high = self.cpu.ymm_high.map(join);
+        outcome.x87 = X87::of(&self.cpu.x87);
         outcome.memory.data = self.areas.memory.data;
         outcome.memory.stack = self.areas.memory.stack;
         self.since_start

@@ -128,6 +128,15 @@ fn simplify(engines: &mut [Box<dyn Engine>], pair: [usize; 2], program: &Program
     attempt(&|state| state.image = 0);
     attempt(&|state| state.patches.clear());
     attempt(&|state| state.mxcsr = default.mxcsr);
+    attempt(&|state| state.x87 = default.x87);
+    attempt(&|state| state.x87.control = default.x87.control);
+    attempt(&|state| state.x87.status = default.x87.status);
+    attempt(&|state| state.x87.status &= 7 << 11);
+    attempt(&|state| state.x87.valid = default.x87.valid);
+    for index in 0..8 {
+        attempt(&|state| state.x87.registers[index] = 0);
+        attempt(&|state| state.x87.registers[index] = 0x3FFF_8000_0000_0000_0000);
+    }
     attempt(&|state| state.rflags = default.rflags);
     attempt(&|state| state.ymm_high = default.ymm_high);
     attempt(&|state| state.xmm = default.xmm);

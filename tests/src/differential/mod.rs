@@ -21,12 +21,14 @@ pub mod region_ends;
 pub mod regression;
 pub mod translated;
 pub mod undefined;
+pub mod x87;
 
 use std::fmt::Write as _;
 
 use lstar_arch::{CpuModel, Rflags};
 
 use random::Random;
+pub use x87::X87;
 
 /// The program: one page, readable and executable. This and
 /// the data areas lie below 2 GiB, so that every form of address reaches them.
@@ -126,6 +128,8 @@ pub struct State {
     pub xmm: [u128; 16],
     /// The upper halves of YMM0 to YMM15.
     pub ymm_high: [u128; 16],
+    /// x87 and MMX registers.
+    pub x87: X87,
     /// Number of the [`Memory::image`].
     pub image: u8,
     /// Quadwords written over the image: address and value.
@@ -140,6 +144,7 @@ impl Default for State {
             mxcsr: 0x1F80,
             xmm: [0; 16],
             ymm_high: [0; 16],
+            x87: X87::default(),
             image: 0,
             patches: Vec::new(),
         }
@@ -196,6 +201,8 @@ pub struct Outcome {
     pub xmm: [u128; 16],
     /// The upper halves of YMM0 to YMM15.
     pub ymm_high: [u128; 16],
+    /// x87 and MMX registers.
+    pub x87: X87,
     /// The writable areas.
     pub memory: Box<Memory>,
 }
@@ -210,6 +217,7 @@ impl Default for Outcome {
             mxcsr: 0,
             xmm: [0; 16],
             ymm_high: [0; 16],
+            x87: X87::default(),
             memory: Memory::zeroed(),
         }
     }
@@ -325,6 +333,7 @@ impl Tolerance {
             && self.endings_agree(a.ending, b.ending)
             && a.xmm == b.xmm
             && a.ymm_high == b.ymm_high
+            && a.x87 == b.x87
             && a.memory == b.memory
     }
 
@@ -356,6 +365,10 @@ impl Tolerance {
                 line(&format!("{part}{i}"), format!("{a:#034x}"), format!("{b:#034x}"));
             }
         }
+        text += &a.x87.differences(&b.x87);
+        let mut line = |name: &str, a: String, b: String| {
+            let _ = writeln!(text, "    {name}: {a} / {b}");
+        };
         for (start, a, b) in
             [(DATA, &a.memory.data[..], &b.memory.data[..]), (STACK, &a.memory.stack[..], &b.memory.stack[..])]
         {

@@ -17,7 +17,7 @@ use iced_x86::code_asm::*;
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
 use super::{
-    CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Engine, GS_BASE, Memory, Outcome, READ_ONLY, STACK, STACK_SIZE, State,
+    CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Engine, GS_BASE, Memory, Outcome, READ_ONLY, STACK, STACK_SIZE, State, X87,
     read_only_page,
 };
 
@@ -35,7 +35,7 @@ const SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 /// Layout of the control page.
 #[repr(C, align(64))]
 struct Control {
-    /// FXSAVE64 image: XMM registers and MXCSR.
+    /// FXSAVE64 image: x87 and XMM registers and MXCSR.
     image: [u8; 512],
     /// YMM registers, if the processor has them.
     ymm: [[u128; 2]; 16],
@@ -302,9 +302,7 @@ impl Engine for Native {
         copy_in(DATA, &memory.data);
         copy_in(STACK, &memory.stack);
         let control = self.control();
-        // The x87 state is as FNINIT leaves it.
-        control.image[..IMAGE_XMM].fill(0);
-        control.image[..2].copy_from_slice(&0x37Fu16.to_le_bytes());
+        state.x87.write_image(&mut control.image);
         control.image[IMAGE_MXCSR..][..4].copy_from_slice(&state.mxcsr.to_le_bytes());
         for (slot, value) in control.image[IMAGE_XMM..].chunks_exact_mut(16).zip(state.xmm) {
             slot.copy_from_slice(&value.to_le_bytes());
@@ -335,6 +333,7 @@ impl Engine for Native {
         outcome.gpr = control.gpr;
         outcome.rflags = control.rflags;
         let image = &control.image;
+        outcome.x87 = X87::from_image(image);
         outcome.mxcsr = u32::from_le_bytes(std::array::from_fn(|i| image[IMAGE_MXCSR + i]));
         for (value, slot) in outcome.xmm.iter_mut().zip(image[IMAGE_XMM..].as_chunks::<16>().0) {
             *value = u128::from_le_bytes(*slot);

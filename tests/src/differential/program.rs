@@ -106,18 +106,26 @@ impl Program {
     }
 
     /// Whether engines may differ in this ending: with FS and GS, AMD's processors check the offset, too, for being
-    /// canonical, Intel's the linear address only; and a wild jump may have led into the middle of an instruction, where
+    /// canonical, Intel's the linear address only; which part of an x87 image is read first is the processor's affair, and so
+    /// which page faults; and a wild jump may have led into the middle of an instruction, where
     /// anything can be.
     #[must_use]
     pub fn excuses(&self, assembled: &Assembled, outcome: &Outcome) -> bool {
         const BREAKPOINT: u8 = 3;
         const GENERAL_PROTECTION: u8 = 13;
+        const PAGE_FAULT: u8 = 14;
         let Ending::Exception { vector, .. } = outcome.ending else { return false };
         let Some(index) = assembled.addresses.iter().rposition(|address| *address == outcome.rip) else {
             return (CODE..CODE + CODE_SIZE).contains(&outcome.rip) && vector != BREAKPOINT;
         };
-        let segment = self.items.get(index).and_then(|item| item.as_ref()).map(|item| item.insn.segment_prefix());
-        vector == GENERAL_PROTECTION && segment == Some(Register::GS)
+        let Some(insn) = self.items.get(index).and_then(|item| item.as_ref()).map(|item| item.insn) else {
+            return false;
+        };
+        match vector {
+            GENERAL_PROTECTION => insn.segment_prefix() == Register::GS,
+            PAGE_FAULT => loads_image(insn.mnemonic()),
+            _ => false,
+        }
     }
 
     /// The flags that are undefined if the program ended with `rip`.
@@ -140,6 +148,11 @@ impl Program {
             _ => self.undefined,
         }
     }
+}
+
+/// Whether the instruction loads an image of the x87's state.
+fn loads_image(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Fldenv | Mnemonic::Frstor | Mnemonic::Fxrstor | Mnemonic::Fxrstor64)
 }
 
 /// `jmp [rip]`, and the address of [`EXIT`]: what ends every program.

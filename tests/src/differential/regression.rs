@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::program::leave;
-use super::{CODE, Ending, Engine, Memory, Outcome, State, Tolerance};
+use super::{CODE, Ending, Engine, Memory, Outcome, State, Tolerance, X87};
 
 /// Names of the general-purpose registers in encoding order.
 pub const GPR_NAMES: [&str; 16] =
@@ -30,6 +30,8 @@ pub enum Expect {
     Rip(u64),
     /// The compared bits of MXCSR.
     Mxcsr(u32),
+    /// x87 and MMX registers.
+    X87(X87),
 }
 
 /// A program with a state and what it must leave.
@@ -51,6 +53,8 @@ pub struct Case {
     pub xmm: &'static [(usize, u128)],
     /// Upper halves of vector registers that are not zero.
     pub ymm_high: &'static [(usize, u128)],
+    /// x87 and MMX registers.
+    pub x87: X87,
     /// Number of the memory image.
     pub image: u8,
     /// Quadwords written over it.
@@ -70,6 +74,7 @@ impl Case {
         mxcsr: 0x1F80,
         xmm: &[],
         ymm_high: &[],
+        x87: X87 { registers: [0; 8], control: 0x37F, status: 0, valid: 0 },
         image: 0,
         patches: &[],
         expected: &[],
@@ -78,7 +83,8 @@ impl Case {
     /// The state it starts from.
     #[must_use]
     pub fn state(&self) -> State {
-        let mut state = State { rflags: self.rflags, mxcsr: self.mxcsr, image: self.image, ..State::default() };
+        let mut state =
+            State { rflags: self.rflags, mxcsr: self.mxcsr, image: self.image, x87: self.x87, ..State::default() };
         for &(index, value) in self.gpr {
             state.gpr[index] = value;
         }
@@ -131,6 +137,7 @@ fn actual(expect: Expect, outcome: &Outcome, undefined: u64) -> Expect {
         Expect::Byte(address, _) => Expect::Byte(address, byte(&outcome.memory, address)),
         Expect::Ending(_) => Expect::Ending(outcome.ending),
         Expect::Rip(_) => Expect::Rip(outcome.rip),
+        Expect::X87(_) => Expect::X87(outcome.x87),
         Expect::Mxcsr(_) => Expect::Mxcsr(outcome.mxcsr & !0x3F),
     }
 }
@@ -178,6 +185,9 @@ pub fn source(code: &[u8], state: &State, undefined: u64, right: &Outcome, wrong
     if state.mxcsr != default.mxcsr {
         let _ = writeln!(text, "        mxcsr: {:#x},", state.mxcsr);
     }
+    if state.x87 != default.x87 {
+        let _ = writeln!(text, "        x87: {:?},", state.x87);
+    }
     for (field, values) in [("xmm", &state.xmm), ("ymm_high", &state.ymm_high)] {
         let set: Vec<String> =
             values.iter().enumerate().filter(|(_, v)| **v != 0).map(|(i, v)| format!("({i}, {v:#x})")).collect();
@@ -223,6 +233,9 @@ fn expectations(undefined: u64, right: &Outcome, wrong: &Outcome) -> Vec<String>
     }
     if (right.mxcsr ^ wrong.mxcsr) & !0x3F != 0 {
         list.push(format!("Expect::Mxcsr({:#x})", right.mxcsr & !0x3F));
+    }
+    if right.x87 != wrong.x87 {
+        list.push(format!("Expect::X87({:?})", right.x87));
     }
     for (start, a, b) in [
         (super::DATA, &right.memory.data[..], &wrong.memory.data[..]),

@@ -4,12 +4,13 @@
 //! VMCALL instructions. When the gate is asked, the registers are the program's, and the frame that the processor pushed
 //! says the rest.
 
+use iced_x86::{Decoder, DecoderOptions};
 use lstar_arch::{Gpr, Privilege};
 use lstar_runtime::{GateAction, Machine, MachineConfig, MachineError, Protection, Registers, ServiceGate, Vcpu};
 
 use super::{
     BUDGET, CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Ending, Engine, GS_BASE, MODEL, Memory, Outcome, READ_ONLY, STACK,
-    STACK_SIZE, State, Stepping, read_only_page,
+    STACK_SIZE, State, Stepping, X87, read_only_page, x87,
 };
 
 const PAGE: u64 = lstar_arch::PAGE_SIZE;
@@ -71,6 +72,9 @@ pub struct Translated {
     started_at: u64,
     /// In each run another site of the translated code is made to fault; this one is next.
     forced: Option<usize>,
+    /// The program has no site that must not fault: behind the helper of an x87 instruction there is one that is only reached
+    /// when nothing has changed.
+    can_fault_anywhere: bool,
 }
 
 impl Translated {
@@ -101,7 +105,7 @@ impl Translated {
         ] {
             memory.map(start, size, protection)?;
         }
-        let mut engine = Self { machine, started_at: 0, forced: None };
+        let mut engine = Self { machine, started_at: 0, forced: None, can_fault_anywhere: true };
         engine.write(EXIT, &[0xCC]);
         engine.write(READ_ONLY, &read_only_page());
         engine.boot();
@@ -177,6 +181,8 @@ impl Engine for Translated {
         let mut page = [0xCC; CODE_SIZE as usize];
         page[..code.len()].copy_from_slice(code);
         self.write(CODE, &page);
+        let mut decoder = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE);
+        self.can_fault_anywhere = !decoder.iter().any(|insn| x87::uses(&insn)[0]);
     }
 
     fn run(&mut self, state: &State, memory: &Memory, outcome: &mut Outcome) {
@@ -208,13 +214,15 @@ impl Stepping for Translated {
         vcpu.set_rip(CODE);
         vcpu.set_rflags(state.rflags);
         vcpu.set_mxcsr(state.mxcsr);
-        *vcpu.x87_mut() = lstar_arch::state::X87State::default();
+        *vcpu.x87_mut() = state.x87.to_state();
         self.started_at = vcpu.retired;
     }
 
     fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64 {
         let mut gate = Gate::default();
-        if let Some(turn) = &mut self.forced {
+        if self.can_fault_anywhere
+            && let Some(turn) = &mut self.forced
+        {
             *turn += 1;
             if let Some(number) = turn.checked_rem(self.machine.fault_sites()) {
                 self.machine.force_fault(Some(number));
@@ -228,11 +236,12 @@ impl Stepping for Translated {
         }
         let retired = self.machine.vcpu().retired - self.started_at;
         self.machine.force_fault(None);
-        let vcpu = self.machine.vcpu();
+        let mut vcpu = self.machine.vcpu();
         outcome.gpr = Gpr::ALL.map(|register| vcpu.reg(register));
         outcome.xmm = std::array::from_fn(|index| vcpu.xmm(index));
         outcome.ymm_high = std::array::from_fn(|index| vcpu.ymm_high(index));
         outcome.mxcsr = vcpu.mxcsr();
+        outcome.x87 = X87::of(vcpu.x87_mut());
         if exit == lstar_runtime::VmExit::Stopped {
             outcome.gpr[Gpr::Rsp as usize] = gate.rsp;
             outcome.rflags = gate.rflags;

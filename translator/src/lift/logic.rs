@@ -4,7 +4,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::Lifter;
+use super::{Lifter, only_if};
 use crate::effects::{ALL_FLAGS, CF, OF, SF, ZF};
 use crate::emit::{Emitter, Lifted};
 
@@ -32,7 +32,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         | M::Pause
         | M::Endbr64
         | M::Endbr32 => nop,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => nop,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw | M::Prefetch => nop,
         M::Mfence | M::Lfence | M::Sfence => nop,
         _ => return None,
     })
@@ -160,6 +160,9 @@ fn sahf(e: &mut Emitter<'_>, _: &Instruction) -> Lifted {
     Ok(())
 }
 
-fn nop(_: &mut Emitter<'_>, _: &Instruction) -> Lifted {
-    Ok(())
+/// Not 0F 0D with a register, which AMD's processors do not know.
+fn nop(_: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    use iced_x86::Code as C;
+    let code = insn.code();
+    only_if(!matches!(code, C::Reservednop_rm16_r16_0F0D | C::Reservednop_rm32_r32_0F0D | C::Reservednop_rm64_r64_0F0D))
 }

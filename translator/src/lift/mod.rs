@@ -16,6 +16,7 @@ pub(crate) mod data_transfer;
 pub(crate) mod divide;
 pub(crate) mod fma;
 pub(crate) mod logic;
+pub(crate) mod mmx;
 pub(crate) mod shift;
 pub(crate) mod sse_convert;
 pub(crate) mod sse_float;
@@ -34,6 +35,7 @@ use std::sync::LazyLock;
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 
+use crate::effects::is_mmx;
 use crate::emit::{Emitter, Lifted, NotLifted};
 
 /// Emits code for one instruction.
@@ -74,6 +76,9 @@ pub(crate) fn lifter(insn: &Instruction) -> Option<Lifter> {
         return string::lifter(insn);
     }
     let mnemonic = base(insn);
+    if is_mmx(insn) || matches!(mnemonic, Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd) {
+        return mmx::lifter(insn);
+    }
     FAMILIES.iter().find_map(|family| family(mnemonic))
 }
 

@@ -161,7 +161,7 @@ fn halves_from_singles(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
 }
 
 /// CVTTPD2DQ in the form that Cranelift knows.
-fn truncated_doubles(e: &mut Emitter<'_>, value: Value) -> Value {
+pub(super) fn truncated_doubles(e: &mut Emitter<'_>, value: Value) -> Value {
     let value = e.b.ins().x86_cvtt2dq(types::I64X2, value);
     let zero = e.zero_vector(types::I64X2);
     e.b.ins().snarrow(value, zero)

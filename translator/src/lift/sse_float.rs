@@ -15,7 +15,7 @@ use super::{Lifter, base, first_source, last_source, only_if};
 use crate::emit::{Emitter, Lifted, NotLifted, is_vex, is_wide};
 use crate::host_op::HostOp;
 
-/// Lifters of this chapter. Reciprocals, which differ between processors, are left to the interpreter.
+/// Lifters of this chapter. Reciprocals differ between processors: they are the host's, also in the interpreter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     use Mnemonic as M;
     if operation(mnemonic).is_some() {
@@ -35,6 +35,10 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Roundsd => |e, insn| round(e, insn, types::F64),
         M::Dpps => |e, insn| dot_product(e, insn, HostOp::Dpps),
         M::Dppd => |e, insn| dot_product(e, insn, HostOp::Dppd),
+        M::Rcpps => |e, insn| approximate(e, insn, HostOp::Rcpps),
+        M::Rsqrtps => |e, insn| approximate(e, insn, HostOp::Rsqrtps),
+        M::Rcpss => |e, insn| approximate_scalar(e, insn, HostOp::Rcpps),
+        M::Rsqrtss => |e, insn| approximate_scalar(e, insn, HostOp::Rsqrtps),
         _ => return None,
     })
 }
@@ -57,6 +61,24 @@ fn operation(mnemonic: Mnemonic) -> Option<(Type, Binary)> {
     let single = matches!(mnemonic, M::Addps | M::Subps | M::Mulps | M::Divps | M::Sqrtps | M::Minps | M::Maxps)
         || matches!(mnemonic, M::Haddps | M::Hsubps | M::Addsubps);
     Some((if single { types::F32X4 } else { types::F64X2 }, op))
+}
+
+/// RCPPS and RSQRTPS, which look at no bit of MXCSR and raise nothing.
+fn approximate(e: &mut Emitter<'_>, insn: &Instruction, op: HostOp) -> Lifted {
+    let value = e.halves(insn, 1, types::F32X4, is_wide(insn))?;
+    let result = value.try_map(|half| e.host_op(op, &[half]))?;
+    e.set_halves(insn.op0_register(), result);
+    Ok(())
+}
+
+fn approximate_scalar(e: &mut Emitter<'_>, insn: &Instruction, op: HostOp) -> Lifted {
+    let value = e.read_scalar(insn, last_source(insn), types::F32)?;
+    let vector = e.b.ins().scalar_to_vector(types::F32X4, value);
+    let result = e.host_op(op, &[vector])?;
+    let result = e.reinterpret(result, types::F32X4);
+    let result = e.b.ins().extractlane(result, 0);
+    e.merge_lane(insn, 0, result);
+    Ok(())
 }
 
 /// `a` where `x < y`, else `b`, which so wins for equal (zeros of either sign) and unordered operands. Cranelift knows

@@ -1,6 +1,4 @@
 //! Packed integer arithmetic, comparison and shifts (SDM vol. 1, 10.4.4, 11.4.2, 12.5, 12.10), PTEST.
-//!
-//! The MMX forms are left to the interpreter.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
@@ -63,7 +61,7 @@ macro_rules! compare {
     };
 }
 
-fn operation(mnemonic: Mnemonic) -> Option<(Type, Binary)> {
+pub(super) fn operation(mnemonic: Mnemonic) -> Option<(Type, Binary)> {
     use Mnemonic as M;
     let (ty, op): (Type, Binary) = match mnemonic {
         M::Paddb => plain!(I8X16, iadd),

@@ -14,8 +14,8 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     Some(match mnemonic {
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => move_unaligned,
         M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq | M::Movntdqa => move_aligned,
-        M::Movss => |e, insn| move_scalar(e, insn, types::F32),
-        M::Movsd => |e, insn| move_scalar(e, insn, types::F64),
+        M::Movss | M::Movntss => |e, insn| move_scalar(e, insn, types::F32),
+        M::Movsd | M::Movntsd => |e, insn| move_scalar(e, insn, types::F64),
         M::Movd => |e, insn| move_integer(e, insn, types::I32),
         M::Movq => |e, insn| move_integer(e, insn, types::I64),
         M::Movlps | M::Movlpd => |e, insn| move_half(e, insn, 0),

@@ -82,7 +82,7 @@ fn interleave(e: &mut Emitter<'_>, a: Value, b: Value, high: bool) -> Value {
     picked(e, a, b, &lanes)
 }
 
-fn interleave_low(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+pub(super) fn interleave_low(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     interleave(e, a, b, false)
 }
 
@@ -90,7 +90,7 @@ fn interleave_high(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     interleave(e, a, b, true)
 }
 
-fn operation(mnemonic: Mnemonic) -> Option<(Type, Binary)> {
+pub(super) fn operation(mnemonic: Mnemonic) -> Option<(Type, Binary)> {
     use Mnemonic as M;
     let (ty, op): (Type, Binary) = match mnemonic {
         M::Punpcklbw => (types::I8X16, interleave_low),

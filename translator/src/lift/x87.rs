@@ -79,7 +79,7 @@ fn operation(mnemonic: Mnemonic) -> Option<(Operation, u8)> {
         M::F2xm1 => (O::Exponential, 0),
         M::Fyl2x => (O::Logarithm, 1),
         M::Fyl2xp1 => (O::LogarithmOfNext, 1),
-        // FPTAN is the interpreter's: with a shortened precision control hosts round it differently.
+        M::Fptan => (O::Tangent, 0),
         M::Fpatan => (O::ArcTangent, 1),
         M::Fsin => (O::Sine, 0),
         M::Fcos => (O::Cosine, 0),
