@@ -2,12 +2,12 @@
 
 use iced_x86::{Mnemonic, OpKind, Register};
 use lstar_arch::cpuid::Features;
-use lstar_arch::{Exception, Gpr, GuestMemory, Rflags, is_canonical};
+use lstar_arch::{Exception, Gpr, GuestMemory, Rflags, Vendor, is_canonical};
 
 use crate::decode::Place;
 use crate::exec::{Exec, Op};
 use crate::flags::{CF, ZF, condition, mask, sign_extend, sub};
-use crate::system;
+use crate::{limits, system};
 
 pub(crate) fn mov<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     if ex.decoded.operands[1].place == Place::Other || ex.decoded.operands[0].place == Place::Other {
@@ -186,15 +186,16 @@ pub(crate) fn enter<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     let width = ex.stack_size();
     let before = ex.cpu.gpr;
     let result = (|| {
-        ex.push(ex.cpu.reg(Gpr::Rbp), size)?;
+        push_checked(ex, ex.cpu.reg(Gpr::Rbp), size)?;
         let frame = ex.cpu.reg(Gpr::Rsp);
         for i in 1..level {
             let link = ex.cpu.reg(Gpr::Rbp).wrapping_sub(u64::from(i) * u64::from(size)) & mask(width);
+            limits::check_stack(ex.cpu, link, size, false)?;
             let value = ex.load_stack(link, size)?;
-            ex.push(value, size)?;
+            push_checked(ex, value, size)?;
         }
         if level > 0 {
-            ex.push(frame, size)?;
+            push_checked(ex, frame, size)?;
         }
         let top = ex.cpu.reg(Gpr::Rsp).wrapping_sub(frame_size) & mask(width);
         if !is_canonical(top) {
@@ -207,6 +208,13 @@ pub(crate) fn enter<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         Ok(ex.mem.probe_write(probe, u64::from(size), ex.cpu.privilege())?)
     })();
     result.inspect_err(|_| ex.cpu.gpr = before)
+}
+
+/// Pushes with a check of the stack segment, for ENTER, whose accesses are not checked in advance.
+fn push_checked<M: GuestMemory>(ex: &mut Exec<'_, M>, value: u64, size: u8) -> Op {
+    let top = ex.cpu.reg(Gpr::Rsp).wrapping_sub(u64::from(size)) & mask(ex.stack_size());
+    limits::check_stack(ex.cpu, top, size, true)?;
+    ex.push(value, size)
 }
 
 pub(crate) fn leave<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
@@ -292,9 +300,15 @@ pub(crate) fn flag<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     Ok(())
 }
 
-/// PREFETCH and the wide NOPs touch nothing; PREFETCHW needs no feature bit on processors in long mode.
-pub(crate) fn nop<M: GuestMemory>(_: &mut Exec<'_, M>) -> Op {
-    Ok(())
+/// PREFETCH and the wide NOPs touch nothing; PREFETCHW needs no feature bit on processors in long mode. AMD's processors
+/// know 0F 0D with memory operands only (APM vol. 3, PREFETCH).
+pub(crate) fn nop<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
+    use iced_x86::Code as C;
+    let reserved = matches!(
+        ex.insn.code(),
+        C::Reservednop_rm16_r16_0F0D | C::Reservednop_rm32_r32_0F0D | C::Reservednop_rm64_r64_0F0D
+    );
+    if reserved && ex.cpu.model.vendor == Vendor::Amd { Err(Exception::UD) } else { Ok(()) }
 }
 
 /// CLZERO (APM vol. 3): clears the cache line that rAX points into.

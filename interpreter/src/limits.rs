@@ -2,7 +2,7 @@
 //!
 //! 64-bit mode has none. Flat segments, which nearly all code uses, pass without being looked at.
 
-use iced_x86::{InstructionInfoFactory, InstructionInfoOptions, OpAccess};
+use iced_x86::{InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess};
 use lstar_arch::{CpuState, Exception, Gpr, Segment, SegmentIndex};
 
 use crate::decode::{Decoded, segment};
@@ -49,6 +49,10 @@ pub(crate) fn check_target(cpu: &CpuState, offset: u64) -> Result<(), Exception>
 /// Checks the memory accesses that the instruction is about to make.
 pub(crate) fn check(cpu: &CpuState, decoded: &Decoded) -> Result<(), Exception> {
     let insn = &decoded.insn;
+    if insn.mnemonic() == Mnemonic::Enter {
+        // Its accesses are checked one after the other, as it makes them: an earlier one may fault otherwise.
+        return check_target(cpu, cpu.rip.wrapping_add(insn.len() as u64 - 1));
+    }
     let last = cpu.rip.wrapping_add(insn.len() as u64 - 1);
     check_target(cpu, last)?;
     let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
@@ -75,6 +79,12 @@ pub(crate) fn check(cpu: &CpuState, decoded: &Decoded) -> Result<(), Exception> 
         }
     }
     Ok(())
+}
+
+/// Checks one access to the stack, at an offset of the stack segment.
+pub(crate) fn check_stack(cpu: &CpuState, offset: u64, size: u8, writes: bool) -> Result<(), Exception> {
+    let outside = armed(cpu) && !permits(cpu.segment(SegmentIndex::Ss), offset & 0xFFFF_FFFF, size.into(), writes);
+    if outside { Err(Exception::SS0) } else { Ok(()) }
 }
 
 /// Whether the segment lets `size` bytes at `offset` be read, or written.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 use lstar_arch::cpuid::Features;
-use lstar_arch::{CpuModel, CpuState, Rflags, Segment, SegmentIndex};
+use lstar_arch::{CpuModel, CpuState, DescriptorTable, Rflags, Segment, SegmentIndex};
 use lstar_interpreter::{Interpreter, Outcome};
 use support::Paged;
 
@@ -19,11 +19,13 @@ const DATA: u32 = 0x5200_0000;
 const DATA_SIZE: u32 = 0x2000;
 const STACK: u32 = 0x5300_0000;
 const STACK_SIZE: u32 = 0x1000;
-/// Registers of the guest and of the host.
-const CONTEXT: u32 = 0x5400_0000;
+/// Registers of the guest and of the host; far from the sums of a data address and a power of two.
+const CONTEXT: u32 = 0x6B00_0000;
 /// Code that enters and leaves.
-const GLUE: u32 = 0x5500_0000;
+const GLUE: u32 = 0x6D00_0000;
 const LEAVE: u32 = GLUE + 0x800;
+/// Where the interpreter finds the segments that Linux has; beyond what 32-bit code reaches.
+const GDT: u64 = 0xFFFF_8000_0000_0000;
 const USER_DATA: u16 = 0x2B;
 const USER_CODE32: u16 = 0x23;
 const USER_CODE64: u16 = 0x33;
@@ -169,11 +171,20 @@ fn interpret(code: &[u8], registers: &mut Registers, data: &mut [u8], stack: &mu
     memory.poke(CODE.into(), code);
     memory.poke(DATA.into(), data);
     memory.poke(STACK.into(), stack);
+    memory.map(GDT, 1, true, false);
+    for (selector, descriptor) in [
+        (USER_CODE32, 0x00CF_FB00_0000_FFFF),
+        (USER_DATA, 0x00CF_F300_0000_FFFF),
+        (USER_CODE64, 0x0020_FB00_0000_0000u64),
+    ] {
+        memory.poke(GDT + u64::from(selector & !7), &descriptor.to_le_bytes());
+    }
     memory.accept_modifications();
     let mut model = CpuModel::AMD;
     model.features = model.features.union(Features::all());
     let mut cpu = CpuState::new(model);
     cpu.cpl = 3;
+    cpu.gdtr = DescriptorTable { base: GDT, limit: 0x7F };
     *cpu.segment_mut(SegmentIndex::Cs) = Segment::flat_code32(USER_CODE32, 3);
     for index in [SegmentIndex::Ss, SegmentIndex::Ds, SegmentIndex::Es] {
         *cpu.segment_mut(index) = Segment::flat_data(USER_DATA, 3);
@@ -374,7 +385,6 @@ impl Odd for Instruction {
 }
 
 #[test]
-#[ignore = "ENTER's faults on a read-only stack still differ from the host's"]
 fn instructions_do_what_the_host_does() {
     let host = Host::new();
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
@@ -399,7 +409,8 @@ fn instructions_do_what_the_host_does() {
         done += 1;
         wrong.extend(compare(&host, &mut random, &bytes[..insn.len()], &insn));
     }
-    // Those that only 32-bit code has, and control transfers within it, by hand.
+    // Those that only 32-bit code has, and control transfers within it, by hand. Not INT1: under hypervisors that watch
+    // debug exceptions it seems to fault instead of to trap.
     let code = CODE.to_le_bytes();
     let far = |at: u8| {
         let mut bytes = vec![0x9A, code[0] + at, code[1], code[2], code[3], 0x23, 0];
@@ -457,7 +468,6 @@ fn instructions_do_what_the_host_does() {
         vec![0xA0, 0, 8, 0, 0x52],
         vec![0xA3, 0, 8, 0, 0x52],
         vec![0xCC],
-        vec![0xF1],
         vec![0x0F, 0x0B],
     ];
     for code in &fixed {

@@ -51,7 +51,11 @@ fn fx_address<M: GuestMemory>(ex: &Exec<'_, M>) -> Result<u64, Exception> {
     if ex.cpu.cr0 & (cr0::EM | cr0::TS) != 0 {
         return Err(Exception::NM);
     }
-    aligned(ex.linear_address(), 16)
+    // That it is not canonical counts before that it is not aligned, other than for XSAVE's images.
+    match ex.linear_address() {
+        linear if !lstar_arch::is_canonical(linear) => Err(ex.non_canonical()),
+        linear => aligned(linear, 16),
+    }
 }
 
 pub(crate) fn aligned(linear: u64, alignment: u64) -> Result<u64, Exception> {
@@ -111,14 +115,15 @@ pub(crate) fn quadword(image: &[u8], at: usize) -> u64 {
 
 pub(crate) fn load_x87<M: GuestMemory>(ex: &mut Exec<'_, M>, image: &[u8; XMM_END]) {
     let wide = wide_pointers(ex);
-    let pointer_mask = if wide { u64::MAX } else { 0xFFFF_FFFF };
+    // The registers have as many bits as a canonical address.
+    let pointer = |value: u64| if wide { ((value << 16) as i64 >> 16) as u64 } else { value & 0xFFFF_FFFF };
     let x87 = &mut ex.cpu.x87;
     x87.selectors = if wide { [0; 2] } else { [word(image, 12), word(image, 20)] };
     x87.status = word(image, 2);
     x87.valid = image[4];
     x87.opcode = word(image, 6) & 0x7FF;
-    x87.instruction_pointer = quadword(image, 8) & pointer_mask;
-    x87.data_pointer = quadword(image, 16) & pointer_mask;
+    x87.instruction_pointer = pointer(quadword(image, 8));
+    x87.data_pointer = pointer(quadword(image, 16));
     for (index, slot) in image[REGISTERS..XMM].chunks_exact(16).enumerate() {
         let physical = ex.physical(index);
         ex.cpu.x87.registers[physical][..10].copy_from_slice(&slot[..10]);
