@@ -105,6 +105,9 @@ pub struct Run {
     /// Print it as one line of JSON
     #[arg(long, requires = "stats")]
     pub json: bool,
+    /// Tell perf(1) what translated code is whose, in /tmp/perf-PID.map: see `perf record -k mono lstar run --perf ...`
+    #[arg(long)]
+    pub perf: bool,
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,
@@ -122,7 +125,8 @@ Examples:
   lstar trace hello.exe
   lstar trace --filter 'Nt*File,!NtReadFile' -o calls.txt rg.exe -c TODO notes.txt
   lstar trace --json -o calls.jsonl ninja.exe --version
-  lstar trace --summary hello.exe")]
+  lstar trace --summary hello.exe
+  lstar trace --coverage hello.drcov hello.exe")]
 pub struct Trace {
     /// One JSON object a line
     #[arg(long)]
@@ -136,6 +140,9 @@ pub struct Trace {
     /// Write to a file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Write the basic blocks that were executed to a file, in drcov's format; without another option, calls are not written
+    #[arg(long, value_name = "FILE")]
+    pub coverage: Option<PathBuf>,
     /// The guest.
     #[command(flatten)]
     pub guest: GuestArgs,

@@ -6,10 +6,12 @@
 pub mod args;
 pub mod cache;
 pub mod confine;
+pub mod coverage;
 pub mod diff;
 pub mod inspect;
 pub mod interrupt;
 pub mod kd;
+pub mod perf;
 pub mod premises;
 pub mod run;
 pub mod run_folder;

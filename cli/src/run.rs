@@ -19,12 +19,13 @@ use tempfile::TempDir;
 use crate::args::{EngineName, GuestArgs, Run};
 use crate::confine::Confinement;
 use crate::premises::Premises;
-use crate::{cache, interrupt, status};
+use crate::{cache, interrupt, perf, status};
 
 /// `lstar run`.
 pub fn run(args: &Run) -> Result<u8> {
     let cached = !args.guest.machine.no_cache && args.guest.machine.engine == EngineName::Translator;
     let keep = if cached { cache::prepare() } else { None };
+    let map = args.perf.then(perf::create).transpose()?;
     let premises = Premises::enter(&args.guest, &args.program, keep.into_iter().collect())?;
     let mut system = premises.boot(&args.guest, args.guest.machine.config(), host(&args.guest))?;
     if let Some(program) = args.program.first().filter(|_| cached) {
@@ -34,6 +35,9 @@ pub fn run(args: &Run) -> Result<u8> {
     let end = run_guarded(&mut system, args.guest.timeout);
     if cached {
         cache::save(&mut system);
+    }
+    if let Some(mut map) = map {
+        perf::write(&mut map, &system).context("cannot write the map for perf")?;
     }
     let status = conclude(&system, &end, args.stats);
     if args.stats {

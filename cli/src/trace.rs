@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use lstar_nt::trace::{JsonSink, Summary, TextSink, TraceFilter, TraceRecord, TraceSink, Tracer};
+use lstar_runtime::MachineConfig;
 use serde_json::json;
 
 use crate::args::Trace;
+use crate::coverage;
 use crate::premises::Premises;
 use crate::run::{conclude, host, run_guarded};
 
@@ -21,14 +23,18 @@ pub fn run(args: &Trace) -> Result<u8> {
         }
         None => Output::Stderr(LineWriter::new(io::stderr())),
     };
+    let coverage = args.coverage.as_deref().map(coverage::create).transpose()?;
     let premises = Premises::enter(&args.guest, &args.program, Vec::new())?;
-    let mut system = premises.boot(&args.guest, args.guest.machine.config(), host(&args.guest))?;
+    let machine = MachineConfig { coverage: args.coverage.is_some(), ..args.guest.machine.config() };
+    let mut system = premises.boot(&args.guest, machine, host(&args.guest))?;
     let summary = Arc::new(Mutex::new(Summary::default()));
     // A summary comes after the run; until then nobody writes.
     let mut waiting = None;
     let sink: Box<dyn TraceSink> = if args.summary {
         waiting = Some(output);
         Box::new(Counter(Arc::clone(&summary)))
+    } else if only_coverage(args) {
+        Box::new(Nobody)
     } else if args.json {
         Box::new(JsonSink::new(output))
     } else {
@@ -44,7 +50,24 @@ pub fn run(args: &Trace) -> Result<u8> {
         let text = if args.json { json_summary(&summary) } else { summary.to_string() };
         writeln!(output, "{text}").and_then(|()| output.flush()).context("cannot write the summary")?;
     }
+    if let Some((mut file, path)) = coverage {
+        let covered = coverage::write(&mut file, &mut system);
+        covered.with_context(|| format!("cannot write {}", path.display()))?;
+    }
     conclude(&system, &end, false)
+}
+
+/// Whether nobody has asked for the calls.
+fn only_coverage(args: &Trace) -> bool {
+    args.coverage.is_some() && !args.json && args.output.is_none() && args.filter.is_none()
+}
+
+/// Drops the calls.
+#[derive(Debug)]
+struct Nobody;
+
+impl TraceSink for Nobody {
+    fn record(&mut self, _: &TraceRecord) {}
 }
 
 /// The counts as one line.

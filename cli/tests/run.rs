@@ -220,6 +220,34 @@ fn a_crash_is_told_with_its_place_registers_and_stack() {
 }
 
 #[test]
+fn executed_blocks_are_written_in_drcov_format() {
+    let data = tempfile::tempdir().expect("folder");
+    let (root, program) = crashing(data.path());
+    let file = data.path().join("cover.drcov");
+    let name = file.display().to_string();
+    let output = output(&["trace", "--system-root", &root, "--coverage", &name, &program], data.path());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(139), "{errors}");
+    assert!(!errors.contains("NtCreateFile("), "calls were not asked for: {errors}");
+    let bytes = fs::read(&file).expect("coverage");
+    let table = b"BB Table: ";
+    let at = bytes.windows(table.len()).position(|window| window == table).expect("a table of blocks");
+    let text = String::from_utf8(bytes[..at].to_vec()).expect("text before the blocks");
+    let demo = text.lines().find(|line| line.ends_with("demo.exe")).expect("the program's line");
+    let fields: Vec<&str> = demo.split(", ").map(str::trim).collect();
+    let hex = |field: &str| u64::from_str_radix(field.trim_start_matches("0x"), 16).expect("a number");
+    let number: u16 = fields[0].parse().expect("a number");
+    let entry = (hex(fields[3]) - hex(fields[1])) as u32;
+    let end = at + bytes[at..].iter().position(|&byte| byte == b'\n').expect("end of line");
+    let count: usize =
+        String::from_utf8_lossy(&bytes[at + table.len()..end]).trim_end_matches(" bbs").parse().expect("a count");
+    let blocks = &bytes[end + 1..];
+    assert_eq!(blocks.len(), 8 * count);
+    let is_entry = |block: &[u8]| block[..4] == entry.to_le_bytes() && block[6..] == number.to_le_bytes();
+    assert!(blocks.chunks(8).any(is_entry), "the program's entry point is covered");
+}
+
+#[test]
 fn system_calls_are_traced() {
     let data = tempfile::tempdir().expect("folder");
     let (root, program) = crashing(data.path());

@@ -4,7 +4,7 @@
 //! live in slots; a direct-mapped table in front of the hash map and a successor hint in each block make the common
 //! look-up one comparison. Hints may be stale: a slot's key says what it holds now.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl};
 use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Privilege, SegmentIndex, Vendor, is_canonical};
@@ -77,6 +77,8 @@ pub(crate) struct BlockCache {
     direct: Box<[u32]>,
     /// CS base that compatibility-mode blocks were decoded with.
     code_base: u64,
+    /// Spans of executed blocks that are not kept any more, if somebody wants to know.
+    executed: Option<HashSet<Span>>,
 }
 
 impl Block {
@@ -102,6 +104,7 @@ impl BlockCache {
             by_page: HashMap::new(),
             direct: vec![0; 1 << DIRECT_BITS].into_boxed_slice(),
             code_base: 0,
+            executed: None,
         }
     }
 
@@ -166,7 +169,18 @@ impl BlockCache {
         slot
     }
 
-    /// Drops the blocks that overlap `start..end` (linear addresses).
+    /// From now on, executed blocks are remembered when they are dropped.
+    pub fn remember_executed(&mut self) {
+        self.executed.get_or_insert_default();
+    }
+
+    /// Spans of all blocks that were executed since they were decoded, and of those remembered.
+    pub fn executed(&self) -> impl Iterator<Item = (u64, u64)> {
+        let kept = self.by_key.values().map(|&slot| &self.slots[slot as usize]);
+        let kept = kept.filter(|block| block.visits > 0).map(|block| block.span);
+        kept.chain(self.executed.iter().flatten().copied())
+    }
+
     /// Where the indirect jump at linear address `jump` has gone, most frequent first.
     pub fn indirect_targets(&self, jump: u64) -> Vec<u64> {
         let ends_there = |block: &&Block| {
@@ -183,6 +197,7 @@ impl BlockCache {
         counted.into_iter().map(|(target, _)| target).collect()
     }
 
+    /// Drops the blocks that overlap `start..end` (linear addresses).
     pub fn invalidate(&mut self, start: u64, end: u64) {
         if end <= start {
             return;
@@ -207,6 +222,9 @@ impl BlockCache {
     fn remove(&mut self, slot: u32) {
         let block = &mut self.slots[slot as usize];
         let (key, span) = (block.key, block.span);
+        if let Some(executed) = self.executed.as_mut().filter(|_| block.visits > 0) {
+            executed.insert(span);
+        }
         block.key = Key::EMPTY;
         block.instructions = Box::default();
         self.by_key.remove(&key);
@@ -223,6 +241,10 @@ impl BlockCache {
 
     /// Drops everything.
     pub fn clear(&mut self) {
+        if self.executed.is_some() {
+            let spans: Vec<Span> = self.executed().collect();
+            self.executed.get_or_insert_default().extend(spans);
+        }
         self.slots.clear();
         self.free.clear();
         self.by_key.clear();

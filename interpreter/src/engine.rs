@@ -149,6 +149,17 @@ impl Interpreter {
         self.cache.indirect_targets(jump)
     }
 
+    /// From now on, what was executed is still known after its decodings are dropped.
+    pub fn remember_executed(&mut self) {
+        self.cache.remember_executed();
+    }
+
+    /// First byte and end (linear addresses) of each basic block that [`Interpreter::run`] has entered; after
+    /// [`Interpreter::remember_executed`], of all of them.
+    pub fn executed(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.cache.executed()
+    }
+
     /// Drops cached decodings that overlap the linear addresses `start..end`.
     pub fn invalidate(&mut self, start: u64, end: u64) {
         self.cache.invalidate(start, end);

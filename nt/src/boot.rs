@@ -233,6 +233,7 @@ pub(crate) fn prepare(
         stop: None,
         last_exception: None,
         notes: Vec::new(),
+        mapped_images: Vec::new(),
         tracer: None,
         lockstep: None,
         noted: std::collections::BTreeSet::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_guest_images::GateId;
-use lstar_runtime::{Frames, GateAction, Registers, ServiceGate, Vcpu};
+use lstar_runtime::{Frames, GateAction, Registers, ServiceGate, SpaceId, Vcpu};
 
 use crate::crash::{CrashReport, LastException};
 use crate::direct::DirectDispatch;
@@ -14,6 +14,7 @@ use crate::io::pipe::{PipeSystem, RequestId};
 use crate::io::pipe_services::PendingIo;
 use crate::io::{FileSystem, Host, StdStream};
 use crate::lockstep::Lockstep;
+use crate::memory::section::Section;
 use crate::memory::{MemoryManager, SectionTable};
 use crate::object::{HandleTable, ObjectManager};
 use crate::process::create::SystemImages;
@@ -98,6 +99,21 @@ impl DispatchTable {
     }
 }
 
+/// An image in an address space, for reports: still there or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedImage {
+    /// The address space.
+    pub space: SpaceId,
+    /// Guest addresses.
+    pub range: Range<u64>,
+    /// Address of its entry point, its base if it has none.
+    pub entry: u64,
+    /// The checksum in its header.
+    pub check_sum: u32,
+    /// Its file's name in the NT name space; empty for one that has none.
+    pub name: String,
+}
+
 /// All executive state. The processor and guest memory belong to the machine and come with each
 /// [`Call`].
 #[derive(Debug)]
@@ -160,6 +176,8 @@ pub struct Kernel {
     pub crash: Option<Box<CrashReport>>,
     /// Lines about what the guest asked for and did not get; each once.
     pub notes: Vec<String>,
+    /// Every image that was mapped, in any process, each once.
+    pub mapped_images: Vec<MappedImage>,
     /// Who wants to know of every service.
     pub tracer: Option<Tracer>,
     /// Records this run, or compares it with another.
@@ -211,6 +229,21 @@ impl ServiceGate for Kernel {
 }
 
 impl Kernel {
+    /// Takes note of an image that has been mapped.
+    pub fn note_image(&mut self, space: SpaceId, start: u64, section: &Section) {
+        let Some(headers) = section.image() else { return };
+        let image = MappedImage {
+            space,
+            range: start..start + u64::from(headers.size),
+            entry: start + u64::from(headers.entry_rva),
+            check_sum: headers.check_sum,
+            name: section.file.as_ref().map_or_else(String::new, |file| file.name.clone()),
+        };
+        if !self.mapped_images.contains(&image) {
+            self.mapped_images.push(image);
+        }
+    }
+
     fn event(&mut self, vcpu: &mut Vcpu<'_>, gate: GateId) -> GateAction {
         match gate {
             GateId::KernelStart => {

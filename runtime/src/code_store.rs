@@ -229,6 +229,7 @@ mod tests {
             fallbacks: Vec::new(),
             host_operations: 0,
             helpers: 0,
+            probes: Vec::new(),
         }
     }
 

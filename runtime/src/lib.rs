@@ -20,7 +20,8 @@ mod x87;
 
 pub use machine::core::learn_stack_limit;
 pub use machine::{
-    Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit,
+    CoveredBlock, Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch,
+    VmExit,
 };
 pub use memory::{AddressSpace, Frames, MapError, ModifiedCode, Pin, Protection, SpaceId};
 pub use vcpu::{Registers, ThreadContext, Vcpu};

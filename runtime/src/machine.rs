@@ -1,11 +1,13 @@
 //! The machine: one virtual processor, its memory, and the engines that run guest code on it.
 
 pub(crate) mod core;
+mod coverage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
+pub use coverage::CoveredBlock;
 use lstar_arch::CpuModel;
 pub use lstar_translator::TranslatorConfig;
 
@@ -54,6 +56,8 @@ pub struct MachineConfig {
     pub code_cache_size: usize,
     /// Most guest instructions in one region.
     pub region_limit: usize,
+    /// Keep account of the basic blocks that are executed: see [`Machine::coverage`]. No code store is used then.
+    pub coverage: bool,
     /// Changes code on its way to the translator (address, bytes, region limit): how tests plant a bug to be found.
     #[doc(hidden)]
     pub mistranslate: Option<fn(u64, &mut [u8], usize)>,
@@ -71,6 +75,7 @@ impl Default for MachineConfig {
             translator: TranslatorConfig::default(),
             code_cache_size: 256 << 20,
             region_limit: 2000,
+            coverage: false,
             mistranslate: None,
         }
     }
@@ -221,7 +226,9 @@ impl Machine {
 
     /// Uses the regions in `store`, and keeps new ones there.
     pub fn use_code_store(&mut self, store: CodeStore) {
-        self.core.store = Some(store);
+        if !self.core.config.coverage {
+            self.core.store = Some(store);
+        }
     }
 
     /// What a key of a [`CodeStore`] for this machine must contain.
@@ -232,6 +239,18 @@ impl Machine {
     /// Writes new regions to the store, if there is one.
     pub fn save_code(&mut self) -> std::io::Result<()> {
         self.core.store.as_mut().map_or(Ok(()), CodeStore::save)
+    }
+
+    /// With [`MachineConfig::coverage`], the basic blocks executed so far, kernel code included, by space and address.
+    /// Code that runs instruction by instruction (single steps, breakpoints) does not count.
+    pub fn coverage(&mut self) -> Vec<CoveredBlock> {
+        self.core.coverage()
+    }
+
+    /// Host address and size of each region in use, and the guest address it begins at.
+    #[must_use]
+    pub fn regions(&self) -> Vec<(Range<u64>, u64)> {
+        self.core.cache.regions().collect()
     }
 
     /// Number of points of the translated code in use that can fault. See [`Machine::force_fault`].

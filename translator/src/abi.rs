@@ -34,6 +34,10 @@ pub const KERNEL_END: u64 = KERNEL_START + (1 << 41);
 /// plus a 32-bit displacement faults in the host's MMU.
 pub const GUARD_SIZE: u64 = 1 << 31;
 
+/// Bytes behind the [`VcpuBlock`] that blocks set when they are entered, if coverage is wanted: one for each block of each
+/// region, see [`crate::CompiledRegion::probes`].
+pub const PROBES: u32 = 1 << 24;
+
 /// What a region or a helper returns to make every host frame return to the dispatcher. Not canonical, so no RIP.
 pub const UNWIND: u64 = 0xDEAD_0000_0000_0001;
 

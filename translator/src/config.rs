@@ -69,6 +69,8 @@ pub struct TranslatorConfig {
     pub host: HostTarget,
     /// Check the instruction budget at region entries and back edges.
     pub budget_checks: bool,
+    /// Make each basic block set its byte in the [`crate::abi::PROBES`] when it is entered.
+    pub coverage: bool,
     /// Instruction sets the guest may use; others are left to the interpreter, which raises #UD.
     pub features: Features,
 }
@@ -86,6 +88,7 @@ impl Default for TranslatorConfig {
             scalar_pairs: true,
             host: HostTarget::default(),
             budget_checks: true,
+            coverage: false,
             features: CpuModel::default().features,
         }
     }

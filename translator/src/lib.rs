@@ -148,6 +148,21 @@ pub struct CompiledRegion {
     pub host_operations: u32,
     /// Helpers that its code calls, a bit for each.
     pub helpers: u64,
+    /// With [`TranslatorConfig::coverage`], the address and size of each block and the number of its byte among the
+    /// [`abi::PROBES`]. Not kept in files.
+    #[serde(skip)]
+    pub probes: Vec<Probe>,
+}
+
+/// A basic block, and which byte it sets when it is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Guest address of its first instruction.
+    pub start: u64,
+    /// Bytes of its instructions.
+    pub size: u32,
+    /// The byte's number, less than [`abi::PROBES`].
+    pub number: u32,
 }
 
 impl CompiledRegion {

@@ -12,16 +12,15 @@ use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CodegenResult, CompiledCode, Context, FinalizedRelocTarget};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
-use crate::abi::Mode;
-use crate::abi::Slot;
+use crate::abi::{Mode, PROBES, Slot};
 use crate::config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
-use crate::discover::{Limits, Region, Snapshot, discover, read_ahead};
+use crate::discover::{BasicBlock, Limits, Region, Snapshot, discover, read_ahead};
 use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
 use crate::host_op::HostFeatures;
 use crate::liveness::analyse;
 use crate::locate::{self, Located};
 use crate::statemap::StateMap;
-use crate::{CodeSource, CompiledRegion, Site};
+use crate::{CodeSource, CompiledRegion, Probe, Site};
 
 /// Translates regions, one at a time. Keeps Cranelift's buffers between regions; use one per thread.
 pub struct Translator {
@@ -32,6 +31,8 @@ pub struct Translator {
     builder: FunctionBuilderContext,
     allocator: regalloc2::Ctx,
     stats: TranslatorStats,
+    /// Probes given away so far.
+    probes: u32,
 }
 
 /// An x86-64-v3 processor.
@@ -96,6 +97,7 @@ impl Translator {
             builder: FunctionBuilderContext::new(),
             allocator: regalloc2::Ctx::default(),
             stats: TranslatorStats::default(),
+            probes: 0,
         })
     }
 
@@ -149,6 +151,7 @@ impl Translator {
     ) -> Result<CompiledRegion, TranslatorError> {
         let started = Instant::now();
         let (region, emitted) = self.build(entry, mode, code);
+        let probes = self.take_probes(&region)?;
         let lifted = Instant::now();
         let Located { compiled, sites, map, stores, rounds } = self
             .compile(&emitted)
@@ -178,7 +181,26 @@ impl Translator {
             fallbacks: emitted.fallbacks.into_iter().collect(),
             host_operations: emitted.host_operations,
             helpers: emitted.helpers,
+            probes,
         })
+    }
+
+    /// Gives the blocks of a region just built their probes.
+    fn take_probes(&mut self, region: &Region) -> Result<Vec<Probe>, TranslatorError> {
+        if !self.config.coverage {
+            return Ok(Vec::new());
+        }
+        let first = self.probes;
+        if region.blocks.len() > (PROBES - first) as usize {
+            let message = "no probes are left for its blocks".to_owned();
+            return Err(TranslatorError::Compile { entry: region.entry, message });
+        }
+        self.probes += region.blocks.len() as u32;
+        let probe = |(number, block): (u32, &BasicBlock)| {
+            let end = block.insns.last().map_or(block.start, |last| last.raw.next_ip());
+            Probe { start: block.start, size: end.wrapping_sub(block.start) as u32, number }
+        };
+        Ok((first..).zip(&region.blocks).map(probe).collect())
     }
 
     /// Compiles the function in `self.context`.
@@ -246,6 +268,7 @@ impl Translator {
                 host: self.host,
                 scalar_pairs: self.config.scalar_pairs,
                 precise,
+                probes: self.config.coverage.then_some(self.probes),
             };
             let emitted = Emitter::new(builder, &region, &facts, options).run(self.isa.frontend_config());
             // A lifter that declines is known only now; the analyses must hear of it. Each round adds to the set.

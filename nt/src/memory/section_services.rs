@@ -249,7 +249,9 @@ fn map_view(
     let (address, mapped, status) = call.attached(target, |call| {
         let memory = &mut call.kernel.memory;
         if section.image().is_some() {
-            memory.map_image(call.vcpu.memory, &section, wanted, placement)
+            let mapped = memory.map_image(call.vcpu.memory, &section, wanted, placement)?;
+            call.kernel.note_image(call.vcpu.memory.current_space(), mapped.0, &section);
+            Ok(mapped)
         } else {
             if !protection.is_compatible_with(section.protection) {
                 return Err(Status::SECTION_PROTECTION);

@@ -94,8 +94,12 @@ impl Kernel {
         let (ntdll_base, _, _) =
             self.memory.map_image(space, &images.ntdll, None, Placement::default()).map_err(failed("mapping ntdll"))?;
         for dll in &images.preloaded {
-            self.memory.map_image(space, dll, None, Placement::default()).map_err(failed("mapping a preloaded DLL"))?;
+            let mapped = self.memory.map_image(space, dll, None, Placement::default());
+            let (base, ..) = mapped.map_err(failed("mapping a preloaded DLL"))?;
+            self.note_image(space.current_space(), base, dll);
         }
+        self.note_image(space.current_space(), image_base, &image);
+        self.note_image(space.current_space(), ntdll_base, &images.ntdll);
         self.process.image_base = image_base;
         self.process.ntdll_base = ntdll_base;
         let at = |rva: u64| if rva == 0 { 0 } else { ntdll_base + rva };

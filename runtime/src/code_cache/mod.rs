@@ -263,6 +263,11 @@ impl CodeCache {
         Some((&region.sites[site], &region.map))
     }
 
+    /// Host code and guest entry of all regions, those that are not in use any more included.
+    pub fn regions(&self) -> impl Iterator<Item = (Range<u64>, u64)> {
+        self.regions.iter().map(|region| (region.code.clone(), region.entry))
+    }
+
     /// Number of fault sites in regions that are in use.
     pub fn site_count(&self) -> usize {
         self.map.by_entry.values().map(|&index| self.regions[index].sites.len()).sum()

@@ -108,6 +108,8 @@ pub(crate) struct EmitOptions {
     pub host: HostFeatures,
     pub scalar_pairs: bool,
     pub precise: PreciseState,
+    /// Number of the first block's probe, where blocks have probes.
+    pub probes: Option<u32>,
 }
 
 /// What emission leaves besides the function.
@@ -329,6 +331,9 @@ impl<'a> Emitter<'a> {
             Some(local) => local,
             None => self.fresh_local(index),
         };
+        if let Some(first) = self.options.probes {
+            self.set_probe(first + index as u32);
+        }
         // Only the terminators that carry no instruction count none.
         for (at, insn) in block.insns.iter().enumerate() {
             self.current = Current {
@@ -380,6 +385,14 @@ impl<'a> Emitter<'a> {
             }
         }
         self.terminate(block.insns.last().map(|insn| &insn.raw), &block.end);
+    }
+
+    /// Sets a byte behind the vCPU block. It belongs to no alias region of the guest's state.
+    fn set_probe(&mut self, number: u32) {
+        let view = self.view();
+        let one = self.iconst(types::I8, 1);
+        let offset = VCPU_OFFSET + size_of::<VcpuBlock>() as i32 + number as i32;
+        self.b.ins().store(MemFlagsData::trusted(), one, view, offset);
     }
 
     fn fresh_local(&mut self, index: usize) -> Local {

@@ -1,12 +1,8 @@
-//! The engines' loop.
-//!
-//! [`dispatch`] picks, for the current RIP, a translated region or the interpreter, runs it, and deals with how it ended.
-//! It is re-entered (*nested*) when translated code calls or jumps to code that has no translation: the interpreter then
-//! runs until the guest returns from that function, and the result goes back to the translated caller as if a region
-//! had returned it. So cold callees cost no host frames. Whatever cannot be expressed as such a return (a stop, an
-//! exception that leaves the function for good, a change of the code itself) unwinds all host frames by returning
-//! [`UNWIND`] from each, down to the outermost loop, which goes on from the registers in the block.
-#![expect(unsafe_code, reason = "enters translated code and shares the vCPU block with it")]
+//! What the machine is made of, and the work that helpers and the engines' loop ask of it.
+#![expect(unsafe_code, reason = "shares the vCPU block with translated code")]
+
+mod dispatch;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ptr;
@@ -15,27 +11,27 @@ use std::time::Instant;
 use lstar_arch::Vector;
 use lstar_arch::control::{cr0, dr};
 use lstar_arch::delivery::{self, Event};
-use lstar_arch::{CpuState, Exception, GuestMemory, Privilege, Rflags, system};
+use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, system};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
-use lstar_translator::abi::{ExitReason, Helper, Mode, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
+use lstar_translator::abi::{ExitReason, Helper, Mode, PROBES, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::host_op::{HostOp, StringOp};
-use lstar_translator::{CodeSource, Translator, TranslatorConfig, flags};
+use lstar_translator::{Translator, TranslatorConfig, flags};
 
+use super::coverage::{Coverage, CoveredBlock};
 use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
 use crate::code_cache::CodeCache;
-use crate::code_store::{CodeStore, GuestCode};
+use crate::code_store::CodeStore;
 use crate::compiler::{Compiler, Translated};
-use crate::entry::{self, FAULT, MissKind, Resolution};
-use crate::fault::{self, Scope};
+use crate::entry::{self, MissKind, Resolution};
+use crate::fault;
 use crate::helpers;
 use crate::host_ops;
 use crate::memory::{AddressSpace, ModifiedCode, SpaceId};
 use crate::vcpu::Vcpu;
+pub use dispatch::learn_stack_limit;
+pub(crate) use dispatch::{run, step};
+use source::Fetcher;
 
-/// Host stack kept free for Rust code below the point where translated code stops making host calls.
-const STACK_RESERVE: u64 = 256 << 10;
-/// The visit of a block at which regions of earlier runs are looked through.
-const STORE_THRESHOLD: u32 = 2;
 /// MXCSR's exception masks.
 const MXCSR_MASKS: u32 = 0x1F80;
 
@@ -85,8 +81,29 @@ pub(crate) struct Core {
     finishing: bool,
     /// Budget at the start of the current run.
     granted: i64,
+    coverage: Coverage,
     /// Where it is `Some`, exceptions and interrupts are left here and end the run instead of being delivered.
     pub intercept: Option<Option<Event>>,
+}
+
+fn new_interpreter(coverage: bool) -> Interpreter {
+    let mut interpreter = Interpreter::new();
+    if coverage {
+        interpreter.remember_executed();
+    }
+    interpreter
+}
+
+/// A [`Fetcher`] that borrows just what it needs of a core.
+macro_rules! source {
+    ($core:ident) => {
+        Fetcher {
+            memory: &mut $core.memory,
+            interpreter: &$core.interpreter,
+            mistranslate: $core.config.mistranslate,
+            region_limit: $core.translator_config.max_instructions,
+        }
+    };
 }
 
 impl std::fmt::Debug for Core {
@@ -98,13 +115,15 @@ impl std::fmt::Debug for Core {
 impl Core {
     pub fn new(config: MachineConfig) -> Result<Box<Self>, MachineError> {
         let mut memory = AddressSpace::new(config.memory_limit)?;
-        let block = memory.map_vcpu_block(VCPU_OFFSET, size_of::<VcpuBlock>() as u64)?.cast::<VcpuBlock>();
+        let probes = if config.coverage { u64::from(PROBES) } else { 0 };
+        let block = memory.map_vcpu_block(VCPU_OFFSET, size_of::<VcpuBlock>() as u64 + probes)?.cast::<VcpuBlock>();
         let cache = CodeCache::new(config.code_cache_size)
             .map_err(|error| MachineError::Translation(format!("no memory for host code: {error}")))?;
         let translates = config.engine == Engine::Translator;
         let translator_config = TranslatorConfig {
             features: config.model.features,
             max_instructions: config.region_limit,
+            coverage: config.coverage,
             ..config.translator
         };
         let (mut translator, mut compiler) = (None, None);
@@ -120,7 +139,8 @@ impl Core {
             breakpoints: BTreeSet::new(),
             block,
             space: SpaceId::FIRST,
-            interpreter: Interpreter::new(),
+            interpreter: new_interpreter(config.coverage),
+            coverage: Coverage::default(),
             untranslatable: HashSet::new(),
             parked: HashMap::new(),
             space_changed: false,
@@ -481,7 +501,8 @@ impl Core {
         let changed = space != self.space;
         if changed {
             self.cache.switch_space(space);
-            let (interpreter, untranslatable) = self.parked.remove(&space).unwrap_or_default();
+            let (interpreter, untranslatable) =
+                self.parked.remove(&space).unwrap_or_else(|| (new_interpreter(self.config.coverage), HashSet::new()));
             let previous = (
                 std::mem::replace(&mut self.interpreter, interpreter),
                 std::mem::replace(&mut self.untranslatable, untranslatable),
@@ -492,7 +513,9 @@ impl Core {
             self.space_changed = true;
         }
         for space in self.memory.take_destroyed() {
-            self.parked.remove(&space);
+            if let Some((interpreter, _)) = self.parked.remove(&space).filter(|_| self.config.coverage) {
+                self.coverage.take_interpreted(space, &interpreter);
+            }
             self.cache.forget_space(space);
         }
         changed
@@ -545,12 +568,7 @@ impl Core {
     /// Translates the region at RIP, if it can be, or asks for it.
     fn translate(&mut self) {
         let (entry, mode) = (self.cpu().rip, self.mode());
-        let mut source = Fetcher {
-            memory: &mut self.memory,
-            interpreter: &self.interpreter,
-            mistranslate: self.config.mistranslate,
-            region_limit: self.translator_config.max_instructions,
-        };
+        let mut source = source!(self);
         if let Some(translator) = &mut self.translator {
             let start = Instant::now();
             let result = translator.translate(entry, mode, &mut source);
@@ -577,6 +595,20 @@ impl Core {
         self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.space, self.cpu().rip, self.mode()))
     }
 
+    /// See [`crate::Machine::coverage`].
+    pub fn coverage(&mut self) -> Vec<CoveredBlock> {
+        if self.config.coverage {
+            // SAFETY: the probes lie behind the block, in the same mapping; translated code is stopped.
+            let is_set = |number: u32| unsafe { *self.block.add(1).cast::<u8>().add(number as usize) != 0 };
+            self.coverage.take_probed(is_set);
+            self.coverage.take_interpreted(self.space, &self.interpreter);
+            for (&space, (interpreter, _)) in &self.parked {
+                self.coverage.take_interpreted(space, interpreter);
+            }
+        }
+        self.coverage.blocks()
+    }
+
     pub fn fingerprint(&self) -> Result<String, MachineError> {
         Translator::fingerprint(&self.translator_config).map_err(|error| MachineError::Translation(error.to_string()))
     }
@@ -587,12 +619,7 @@ impl Core {
         if self.cache.lookup(entry, mode).is_some() {
             return;
         }
-        let mut source = Fetcher {
-            memory: &mut self.memory,
-            interpreter: &self.interpreter,
-            mistranslate: self.config.mistranslate,
-            region_limit: self.translator_config.max_instructions,
-        };
+        let mut source = source!(self);
         if let Some(region) = self.store.as_ref().and_then(|store| store.find(entry, mode, &mut source)) {
             self.statistics.regions_loaded += 1;
             let memory = &self.memory;
@@ -622,18 +649,11 @@ impl Core {
         for &(code, count) in &region.fallbacks {
             *self.fallbacks.entry(format!("{code:?}")).or_default() += u64::from(count);
         }
+        self.coverage.watch(translated.space, &region.probes);
         // Unchanged since it was read for translation. A space that is gone takes its code with it.
         let Ok(previous) = self.memory.switch_space(translated.space) else { return };
         if let Some(store) = &mut self.store {
-            store.add(
-                &region,
-                &mut Fetcher {
-                    memory: &mut self.memory,
-                    interpreter: &self.interpreter,
-                    mistranslate: self.config.mistranslate,
-                    region_limit: self.translator_config.max_instructions,
-                },
-            );
+            store.add(&region, &mut source!(self));
         }
         let memory = &self.memory;
         let read = |address, buf: &mut [u8]| {
@@ -646,10 +666,12 @@ impl Core {
 
     /// Host code for RIP that was translated in another address space from the same bytes.
     fn adopt(&mut self, rip: u64, mode: Mode) -> Option<u64> {
-        let Self { cache, memory, interpreter, config, translator_config, .. } = self;
-        let (mistranslate, region_limit) = (config.mistranslate, translator_config.max_instructions);
-        let mut source = Fetcher { memory, interpreter, mistranslate, region_limit };
-        cache.adopt(rip, mode, |address, bytes| source.holds(address, bytes, mode))
+        if self.config.coverage {
+            // Its probes belong to the space it was translated for.
+            return None;
+        }
+        let mut source = source!(self);
+        self.cache.adopt(rip, mode, |address, bytes| source.holds(address, bytes, mode))
     }
 
     /// Where a stub goes on: with code, or, after running the guest until it returned to the caller, with a value.
@@ -676,331 +698,13 @@ impl Core {
             return Resolution { code: 0, value: UNWIND };
         }
         // SAFETY: by contract, and `this` is not used any more.
-        Resolution { code: 0, value: unsafe { dispatch(core, true) } }
-    }
-}
-
-/// Reads code for the translator.
-struct Fetcher<'a> {
-    memory: &'a mut AddressSpace,
-    /// Has seen where indirect jumps go.
-    interpreter: &'a Interpreter,
-    /// See [`MachineConfig::mistranslate`].
-    mistranslate: Option<fn(u64, &mut [u8], usize)>,
-    /// The translator's limit.
-    region_limit: usize,
-}
-
-impl Fetcher<'_> {
-    /// Whether executable memory holds these bytes; if so, changes will be noticed.
-    fn holds(&mut self, address: u64, bytes: &[u8], mode: Mode) -> bool {
-        let mut buf = vec![0; bytes.len()];
-        // Looking first keeps pages unprotected that hold something else.
-        self.memory.read_unchecked(address, &mut buf).is_ok()
-            && buf == bytes
-            && self.fetch(address, &mut buf, mode) == bytes.len()
-    }
-}
-
-impl CodeSource for Fetcher<'_> {
-    fn fetch(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> usize {
-        let privilege = match mode {
-            Mode::User => Privilege::User,
-            Mode::Kernel => Privilege::Supervisor,
-        };
-        let count = self.memory.fetch(address, buf, privilege).unwrap_or(0);
-        if let Some(mistranslate) = self.mistranslate {
-            mistranslate(address, &mut buf[..count], self.region_limit);
-        }
-        count
-    }
-
-    fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
-        self.interpreter.indirect_targets(jump)
-    }
-}
-
-impl GuestCode for Fetcher<'_> {
-    fn read(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> bool {
-        self.fetch(address, buf, mode) == buf.len()
+        Resolution { code: 0, value: unsafe { dispatch::dispatch(core, true) } }
     }
 }
 
 /// Whether an instruction raised a fault, and so did not retire; debug exceptions come behind an instruction.
 fn raised(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Exception(exception) if exception.vector != Vector::Debug)
-}
-
-/// What the loop does next.
-enum Next {
-    Again,
-    Leave(u64),
-}
-
-/// Turns what a helper-like operation asks for into the loop's next action.
-fn next(core: &mut Core, after: After, nested: bool) -> Next {
-    match after {
-        After::Continue => Next::Again,
-        After::Redirect if nested => {
-            core.block_mut().exit = ExitReason::Redispatch as u64;
-            Next::Leave(UNWIND)
-        }
-        After::Redirect => Next::Again,
-        After::Exit => {
-            core.block_mut().exit = ExitReason::Helper as u64;
-            Next::Leave(UNWIND)
-        }
-    }
-}
-
-/// Runs guest code until something ends the run ([`UNWIND`], `exit` set) or, when nested, until the guest returns from
-/// the function it is in (the RIP returned to).
-///
-/// # Safety
-/// `core` is live and no reference to it is. The thread's fault scope names it.
-unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
-    // Guest calls made by interpreted code since this loop began.
-    let mut depth = 0u64;
-    loop {
-        // SAFETY: by contract; the reference ends before translated code is entered.
-        let this = unsafe { &mut *core };
-        if this.exit.is_some() {
-            this.block_mut().exit = ExitReason::Helper as u64;
-            return UNWIND;
-        }
-        if this.block().budget <= 0 {
-            this.exit = Some(VmExit::Budget);
-            continue;
-        }
-        if this.finishing && nested {
-            this.block_mut().exit = ExitReason::Redispatch as u64;
-            return UNWIND;
-        }
-        if this.cache_full {
-            if nested {
-                this.block_mut().exit = ExitReason::Redispatch as u64;
-                return UNWIND;
-            }
-            this.cache.clear();
-            this.cache_full = false;
-        }
-        if !nested {
-            this.space_changed = false;
-        } else if this.space_changed {
-            this.block_mut().exit = ExitReason::Redispatch as u64;
-            return UNWIND;
-        }
-        let translated = this.translates && !this.finishing && !this.must_redispatch();
-        if this.compiler.as_ref().is_some_and(Compiler::is_busy) {
-            this.take_translated();
-        }
-        let (rip, mode) = (this.cpu().rip, this.mode());
-        let code = if translated { this.cache.lookup(rip, mode) } else { None };
-        // Without a window, which the host can refuse, the interpreter runs everything.
-        let Some((code, base)) = code.zip(this.view_for(code)) else {
-            match interpret(this, translated, nested, &mut depth) {
-                Next::Again => continue,
-                Next::Leave(value) => return value,
-            }
-        };
-        this.block_mut().view_base = base;
-        this.block_mut().exit = ExitReason::None as u64;
-        let block = this.block;
-        // SAFETY: the block is set up, `code` is a live region of it, and `this` is not used across the call.
-        let result = unsafe { entry::enter(block, code, rip) };
-        // SAFETY: by contract; translated code has returned.
-        let this = unsafe { &mut *core };
-        this.fold_flags();
-        let step = match result {
-            UNWIND if this.exit.is_none() && this.block().exit == ExitReason::Budget as u64 => {
-                this.finishing = true;
-                if nested { Next::Leave(UNWIND) } else { Next::Again }
-            }
-            // The outermost loop forgets a redispatch; a nested one passes it on.
-            UNWIND if nested || this.exit.is_some() => Next::Leave(UNWIND),
-            UNWIND => Next::Again,
-            FAULT => {
-                this.statistics.faults += 1;
-                let outcome = this.step_charged();
-                let after = this.finish(outcome);
-                next(this, after, nested)
-            }
-            returned => {
-                this.cpu_mut().rip = returned;
-                if nested && depth == 0 {
-                    return returned;
-                }
-                depth = depth.saturating_sub(1);
-                Next::Again
-            }
-        };
-        match step {
-            Next::Again => {}
-            Next::Leave(value) => return value,
-        }
-    }
-}
-
-/// One turn of the interpreter.
-fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -> Next {
-    if this.must_step() {
-        if this.breakpoints.contains(&this.cpu().rip) && this.block().budget != this.granted {
-            this.exit = Some(VmExit::Breakpoint(this.cpu().rip));
-            return Next::Again;
-        }
-        let outcome = this.step_charged();
-        let after = this.finish(outcome);
-        return next(this, after, nested);
-    }
-    let key = (this.cpu().rip, this.mode());
-    let translatable = translated && !this.untranslatable.contains(&key) && !this.is_expected();
-    let threshold = if translatable { this.config.hot_threshold } else { u32::MAX };
-    let stored = this.store.as_ref().is_some_and(|store| !store.is_empty());
-    let warm_threshold = match (translated, this.cache.knows_other_spaces()) {
-        // Other spaces' code is looked through before anything runs.
-        (true, true) => 1,
-        (true, false) if stored => STORE_THRESHOLD,
-        _ => u32::MAX,
-    };
-    let options = RunOptions { hot_threshold: threshold, warm_threshold, stop_at_calls: nested };
-    let leashed = threshold == u32::MAX && this.translates;
-    // As in translated code, an instruction that reads the counter is counted itself.
-    let tsc = this.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
-    let (block, memory, interpreter) = this.parts();
-    block.cpu.tsc = tsc;
-    let before = block.budget;
-    // What cannot be translated, or is being translated, gets a short leash, so that what follows it can be.
-    let mut budget = if leashed { before.min(256) } else { before };
-    let leash = budget;
-    let outcome = interpreter.run(&mut block.cpu, memory, &mut budget, options);
-    let used = leash - budget;
-    block.budget -= used;
-    this.statistics.interpreted += used as u64;
-    this.count_interpreted();
-    match outcome {
-        Outcome::Warm => {
-            let (rip, mode) = (this.cpu().rip, this.mode());
-            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
-                this.load_stored();
-            }
-            Next::Again
-        }
-        Outcome::Hot => {
-            let (rip, mode) = (this.cpu().rip, this.mode());
-            // The block may have been reached by interpreted code, and be translated already.
-            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
-                this.translate();
-            }
-            Next::Again
-        }
-        Outcome::Call if nested && this.cpu().cpl == 3 => {
-            *depth += 1;
-            Next::Again
-        }
-        Outcome::Return if nested && this.cpu().cpl == 3 => {
-            if *depth == 0 {
-                return Next::Leave(this.cpu().rip);
-            }
-            *depth -= 1;
-            Next::Again
-        }
-        other => {
-            let after = this.finish(other);
-            next(this, after, nested)
-        }
-    }
-}
-
-thread_local! {
-    /// Asking is slow on the main thread: the C library reads the process's memory map.
-    static STACK_LIMIT: u64 = find_stack_limit();
-}
-
-/// Finds out how far the current thread's stack reaches, for runs on it: that may read `/proc`, which a process that
-/// confines itself cannot do later.
-pub fn learn_stack_limit() {
-    stack_limit();
-}
-
-/// Lowest address of the current thread's stack that translated code may reach.
-fn stack_limit() -> u64 {
-    STACK_LIMIT.with(|limit| *limit)
-}
-
-fn find_stack_limit() -> u64 {
-    // SAFETY: the attribute object is initialised by the first call, read by the second and destroyed by the third.
-    unsafe {
-        let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
-        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
-            return u64::MAX;
-        }
-        let mut attributes = attributes.assume_init();
-        let mut start = ptr::null_mut();
-        let mut size = 0;
-        let result = libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut size);
-        libc::pthread_attr_destroy(&raw mut attributes);
-        if result == 0 { start as u64 + STACK_RESERVE } else { u64::MAX }
-    }
-}
-
-/// Restores the previous fault scope and forgets the gate, however the run ends.
-struct Running {
-    core: *mut Core,
-    previous: *const Scope,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        fault::activate(self.previous);
-        // SAFETY: the core outlives the run, and nothing else refers to it when the run ends.
-        unsafe { (*self.core).gate = None };
-    }
-}
-
-fn prepare<'a>(core: &mut Core, gate: &'a mut (dyn ServiceGate + 'a)) {
-    let gate: *mut (dyn ServiceGate + 'a) = gate;
-    // SAFETY: only the lifetime bound changes; the pointer is dropped by `Running` before the reference ends.
-    core.gate =
-        Some(unsafe { std::mem::transmute::<*mut (dyn ServiceGate + 'a), *mut (dyn ServiceGate + 'static)>(gate) });
-    core.exit = None;
-    core.finishing = false;
-    core.block_mut().stack_limit = stack_limit();
-}
-
-/// See [`super::Machine::run`].
-pub(crate) fn run(core: &mut Core, gate: &mut dyn ServiceGate, budget: u64) -> VmExit {
-    prepare(core, gate);
-    let granted = i64::try_from(budget).unwrap_or(i64::MAX);
-    core.granted = granted;
-    core.block_mut().budget = granted;
-    core.drop_stale();
-    let scope = Scope { block: core.block, cache: &raw const core.cache };
-    let core: *mut Core = core;
-    let running = Running { core, previous: fault::activate(&raw const scope) };
-    // SAFETY: `core` comes from an exclusive reference that is not used until the call returns; the scope is active.
-    unsafe { dispatch(core, false) };
-    drop(running);
-    // SAFETY: as above; guest code has stopped.
-    let core = unsafe { &mut *core };
-    core.statistics.instructions = core.retired();
-    core.granted = 0;
-    core.block_mut().budget = 0;
-    core.exit.take().unwrap_or(VmExit::Budget)
-}
-
-/// See [`super::Machine::step`].
-pub(crate) fn step(core: &mut Core, gate: &mut dyn ServiceGate) -> Option<VmExit> {
-    prepare(core, gate);
-    core.drop_stale();
-    core.granted = 1;
-    let running = Running { core, previous: ptr::null() };
-    let outcome = core.step_once();
-    core.finish(outcome);
-    drop(running);
-    core.statistics.instructions += 1;
-    core.granted = 0;
-    core.block_mut().budget = 0;
-    core.exit.take()
 }
 
 const _: () = assert!(dr::DR7_FIXED & 0xFF == 0, "DR7's fixed bits must not look like an enabled breakpoint");

@@ -1,0 +1,297 @@
+//! The engines' loop.
+//!
+//! [`dispatch`] picks, for the current RIP, a translated region or the interpreter, runs it, and deals with how it ended.
+//! It is re-entered (*nested*) when translated code calls or jumps to code that has no translation: the interpreter then
+//! runs until the guest returns from that function, and the result goes back to the translated caller as if a region
+//! had returned it. So cold callees cost no host frames. Whatever cannot be expressed as such a return (a stop, an
+//! exception that leaves the function for good, a change of the code itself) unwinds all host frames by returning
+//! [`UNWIND`] from each, down to the outermost loop, which goes on from the registers in the block.
+#![expect(unsafe_code, reason = "enters translated code and shares the vCPU block with it")]
+
+use std::ptr;
+
+use lstar_interpreter::{Outcome, RunOptions, TSC_PER_INSTRUCTION};
+use lstar_translator::abi::{ExitReason, UNWIND};
+
+use super::{After, Core};
+use crate::compiler::Compiler;
+use crate::entry::{self, FAULT};
+use crate::fault::{self, Scope};
+use crate::machine::{ServiceGate, VmExit};
+
+/// Host stack kept free for Rust code below the point where translated code stops making host calls.
+const STACK_RESERVE: u64 = 256 << 10;
+/// The visit of a block at which regions of earlier runs are looked through.
+const STORE_THRESHOLD: u32 = 2;
+
+/// What the loop does next.
+enum Next {
+    Again,
+    Leave(u64),
+}
+
+/// Turns what a helper-like operation asks for into the loop's next action.
+fn next(core: &mut Core, after: After, nested: bool) -> Next {
+    match after {
+        After::Continue => Next::Again,
+        After::Redirect if nested => {
+            core.block_mut().exit = ExitReason::Redispatch as u64;
+            Next::Leave(UNWIND)
+        }
+        After::Redirect => Next::Again,
+        After::Exit => {
+            core.block_mut().exit = ExitReason::Helper as u64;
+            Next::Leave(UNWIND)
+        }
+    }
+}
+
+/// Runs guest code until something ends the run ([`UNWIND`], `exit` set) or, when nested, until the guest returns from
+/// the function it is in (the RIP returned to).
+///
+/// # Safety
+/// `core` is live and no reference to it is. The thread's fault scope names it.
+pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
+    // Guest calls made by interpreted code since this loop began.
+    let mut depth = 0u64;
+    loop {
+        // SAFETY: by contract; the reference ends before translated code is entered.
+        let this = unsafe { &mut *core };
+        if this.exit.is_some() {
+            this.block_mut().exit = ExitReason::Helper as u64;
+            return UNWIND;
+        }
+        if this.block().budget <= 0 {
+            this.exit = Some(VmExit::Budget);
+            continue;
+        }
+        if this.finishing && nested {
+            this.block_mut().exit = ExitReason::Redispatch as u64;
+            return UNWIND;
+        }
+        if this.cache_full {
+            if nested {
+                this.block_mut().exit = ExitReason::Redispatch as u64;
+                return UNWIND;
+            }
+            this.cache.clear();
+            this.cache_full = false;
+        }
+        if !nested {
+            this.space_changed = false;
+        } else if this.space_changed {
+            this.block_mut().exit = ExitReason::Redispatch as u64;
+            return UNWIND;
+        }
+        let translated = this.translates && !this.finishing && !this.must_redispatch();
+        if this.compiler.as_ref().is_some_and(Compiler::is_busy) {
+            this.take_translated();
+        }
+        let (rip, mode) = (this.cpu().rip, this.mode());
+        let code = if translated { this.cache.lookup(rip, mode) } else { None };
+        // Without a window, which the host can refuse, the interpreter runs everything.
+        let Some((code, base)) = code.zip(this.view_for(code)) else {
+            match interpret(this, translated, nested, &mut depth) {
+                Next::Again => continue,
+                Next::Leave(value) => return value,
+            }
+        };
+        this.block_mut().view_base = base;
+        this.block_mut().exit = ExitReason::None as u64;
+        let block = this.block;
+        // SAFETY: the block is set up, `code` is a live region of it, and `this` is not used across the call.
+        let result = unsafe { entry::enter(block, code, rip) };
+        // SAFETY: by contract; translated code has returned.
+        let this = unsafe { &mut *core };
+        this.fold_flags();
+        let step = match result {
+            UNWIND if this.exit.is_none() && this.block().exit == ExitReason::Budget as u64 => {
+                this.finishing = true;
+                if nested { Next::Leave(UNWIND) } else { Next::Again }
+            }
+            // The outermost loop forgets a redispatch; a nested one passes it on.
+            UNWIND if nested || this.exit.is_some() => Next::Leave(UNWIND),
+            UNWIND => Next::Again,
+            FAULT => {
+                this.statistics.faults += 1;
+                let outcome = this.step_charged();
+                let after = this.finish(outcome);
+                next(this, after, nested)
+            }
+            returned => {
+                this.cpu_mut().rip = returned;
+                if nested && depth == 0 {
+                    return returned;
+                }
+                depth = depth.saturating_sub(1);
+                Next::Again
+            }
+        };
+        match step {
+            Next::Again => {}
+            Next::Leave(value) => return value,
+        }
+    }
+}
+
+/// One turn of the interpreter.
+fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -> Next {
+    if this.must_step() {
+        if this.breakpoints.contains(&this.cpu().rip) && this.block().budget != this.granted {
+            this.exit = Some(VmExit::Breakpoint(this.cpu().rip));
+            return Next::Again;
+        }
+        let outcome = this.step_charged();
+        let after = this.finish(outcome);
+        return next(this, after, nested);
+    }
+    let key = (this.cpu().rip, this.mode());
+    let translatable = translated && !this.untranslatable.contains(&key) && !this.is_expected();
+    let threshold = if translatable { this.config.hot_threshold } else { u32::MAX };
+    let stored = this.store.as_ref().is_some_and(|store| !store.is_empty());
+    let warm_threshold = match (translated, this.cache.knows_other_spaces()) {
+        // Other spaces' code is looked through before anything runs.
+        (true, true) => 1,
+        (true, false) if stored => STORE_THRESHOLD,
+        _ => u32::MAX,
+    };
+    let options = RunOptions { hot_threshold: threshold, warm_threshold, stop_at_calls: nested };
+    let leashed = threshold == u32::MAX && this.translates;
+    // As in translated code, an instruction that reads the counter is counted itself.
+    let tsc = this.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
+    let (block, memory, interpreter) = this.parts();
+    block.cpu.tsc = tsc;
+    let before = block.budget;
+    // What cannot be translated, or is being translated, gets a short leash, so that what follows it can be.
+    let mut budget = if leashed { before.min(256) } else { before };
+    let leash = budget;
+    let outcome = interpreter.run(&mut block.cpu, memory, &mut budget, options);
+    let used = leash - budget;
+    block.budget -= used;
+    this.statistics.interpreted += used as u64;
+    this.count_interpreted();
+    match outcome {
+        Outcome::Warm => {
+            let (rip, mode) = (this.cpu().rip, this.mode());
+            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
+                this.load_stored();
+            }
+            Next::Again
+        }
+        Outcome::Hot => {
+            let (rip, mode) = (this.cpu().rip, this.mode());
+            // The block may have been reached by interpreted code, and be translated already.
+            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
+                this.translate();
+            }
+            Next::Again
+        }
+        Outcome::Call if nested && this.cpu().cpl == 3 => {
+            *depth += 1;
+            Next::Again
+        }
+        Outcome::Return if nested && this.cpu().cpl == 3 => {
+            if *depth == 0 {
+                return Next::Leave(this.cpu().rip);
+            }
+            *depth -= 1;
+            Next::Again
+        }
+        other => {
+            let after = this.finish(other);
+            next(this, after, nested)
+        }
+    }
+}
+
+thread_local! {
+    /// Asking is slow on the main thread: the C library reads the process's memory map.
+    static STACK_LIMIT: u64 = find_stack_limit();
+}
+
+/// Finds out how far the current thread's stack reaches, for runs on it: that may read `/proc`, which a process that
+/// confines itself cannot do later.
+pub fn learn_stack_limit() {
+    stack_limit();
+}
+
+/// Lowest address of the current thread's stack that translated code may reach.
+fn stack_limit() -> u64 {
+    STACK_LIMIT.with(|limit| *limit)
+}
+
+fn find_stack_limit() -> u64 {
+    // SAFETY: the attribute object is initialised by the first call, read by the second and destroyed by the third.
+    unsafe {
+        let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return u64::MAX;
+        }
+        let mut attributes = attributes.assume_init();
+        let mut start = ptr::null_mut();
+        let mut size = 0;
+        let result = libc::pthread_attr_getstack(&raw const attributes, &raw mut start, &raw mut size);
+        libc::pthread_attr_destroy(&raw mut attributes);
+        if result == 0 { start as u64 + STACK_RESERVE } else { u64::MAX }
+    }
+}
+
+/// Restores the previous fault scope and forgets the gate, however the run ends.
+struct Running {
+    core: *mut Core,
+    previous: *const Scope,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        fault::activate(self.previous);
+        // SAFETY: the core outlives the run, and nothing else refers to it when the run ends.
+        unsafe { (*self.core).gate = None };
+    }
+}
+
+fn prepare<'a>(core: &mut Core, gate: &'a mut (dyn ServiceGate + 'a)) {
+    let gate: *mut (dyn ServiceGate + 'a) = gate;
+    // SAFETY: only the lifetime bound changes; the pointer is dropped by `Running` before the reference ends.
+    core.gate =
+        Some(unsafe { std::mem::transmute::<*mut (dyn ServiceGate + 'a), *mut (dyn ServiceGate + 'static)>(gate) });
+    core.exit = None;
+    core.finishing = false;
+    core.block_mut().stack_limit = stack_limit();
+}
+
+/// See [`crate::machine::Machine::run`].
+pub(crate) fn run(core: &mut Core, gate: &mut dyn ServiceGate, budget: u64) -> VmExit {
+    prepare(core, gate);
+    let granted = i64::try_from(budget).unwrap_or(i64::MAX);
+    core.granted = granted;
+    core.block_mut().budget = granted;
+    core.drop_stale();
+    let scope = Scope { block: core.block, cache: &raw const core.cache };
+    let core: *mut Core = core;
+    let running = Running { core, previous: fault::activate(&raw const scope) };
+    // SAFETY: `core` comes from an exclusive reference that is not used until the call returns; the scope is active.
+    unsafe { dispatch(core, false) };
+    drop(running);
+    // SAFETY: as above; guest code has stopped.
+    let core = unsafe { &mut *core };
+    core.statistics.instructions = core.retired();
+    core.granted = 0;
+    core.block_mut().budget = 0;
+    core.exit.take().unwrap_or(VmExit::Budget)
+}
+
+/// See [`crate::machine::Machine::step`].
+pub(crate) fn step(core: &mut Core, gate: &mut dyn ServiceGate) -> Option<VmExit> {
+    prepare(core, gate);
+    core.drop_stale();
+    core.granted = 1;
+    let running = Running { core, previous: ptr::null() };
+    let outcome = core.step_once();
+    core.finish(outcome);
+    drop(running);
+    core.statistics.instructions += 1;
+    core.granted = 0;
+    core.block_mut().budget = 0;
+    core.exit.take()
+}
