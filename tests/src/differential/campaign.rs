@@ -14,6 +14,9 @@ use super::region_ends::{compare_at_region_ends, stepping_pair};
 use super::translated::Translated;
 use super::{Engine, IMAGES, Memory, Outcome, State, Tolerance, catalog};
 
+/// Runs of one program that do not end, after which it is given up.
+const ENDLESS_RUNS: u32 = 4;
+
 /// An engine by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
@@ -224,6 +227,7 @@ impl Campaign<'_> {
         self.report.programs += 1;
         let mut memory = Memory::zeroed();
         let length = program.instructions().count() as u64;
+        let mut endless = 0;
         for number in 0..states {
             let state = generator.state(program, single.is_some());
             let image = &self.images[usize::from(state.image)];
@@ -234,6 +238,11 @@ impl Campaign<'_> {
             }
             if !self.run_engines(&state, &memory) {
                 self.report.endless_runs += 1;
+                endless += 1;
+                // Each costs as much as a thousand others: it is the program that does not end.
+                if endless == ENDLESS_RUNS {
+                    return;
+                }
                 continue;
             }
             let first = &self.outcomes[0];

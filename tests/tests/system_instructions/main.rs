@@ -7,3 +7,4 @@ mod fast_call;
 mod flags;
 mod interrupts;
 mod registers;
+mod vectors;

@@ -9,7 +9,8 @@ use std::ptr;
 use std::time::Instant;
 
 use lstar_arch::Vector;
-use lstar_arch::control::{cr0, dr};
+use lstar_arch::control::{cr0, cr4, dr};
+use lstar_arch::cpuid::Features;
 use lstar_arch::delivery::{self, Event};
 use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, system};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
@@ -263,6 +264,7 @@ impl Core {
             || !cpu.is_64bit()
             || matches!(cpu.cpl, 1 | 2)
             || cpu.mxcsr & MXCSR_MASKS != MXCSR_MASKS
+            || !has_vector_state(cpu)
     }
 
     /// Says which host code continues at RIP.
@@ -708,3 +710,13 @@ fn raised(outcome: Outcome) -> bool {
 }
 
 const _: () = assert!(dr::DR7_FIXED & 0xFF == 0, "DR7's fixed bits must not look like an enabled breakpoint");
+
+/// Whether x87, SSE and AVX instructions execute as far as the model offers them. Translated code does not ask before each: while
+/// the system has some switched off, everything is interpreted (SDM vol. 1, 13.3; vol. 3, 2.5).
+fn has_vector_state(cpu: &CpuState) -> bool {
+    const SSE_AND_AVX: u64 = 6;
+    let avx = cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & SSE_AND_AVX == SSE_AND_AVX;
+    cpu.cr0 & (cr0::EM | cr0::TS) == 0
+        && cpu.cr4 & cr4::OSFXSR != 0
+        && (avx || !cpu.model.features.contains(Features::AVX))
+}
