@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use lstar_nt::io::{DeterministicHost, Host, SystemHost};
+use lstar_nt::io::{DeterministicHost, Host, SystemHost, terminal};
 use lstar_nt::system::{self, RunEnd, System};
 use lstar_runtime::{MachineConfig, Statistics};
 use serde_json::json;
@@ -85,12 +85,14 @@ pub fn run_guarded(system: &mut System, timeout: Option<Duration>) -> RunEnd {
         let mut interrupted: Option<Instant> = None;
         while ended.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
             if timeout.is_some_and(|limit| started.elapsed() > limit.saturating_add(GRACE)) {
+                terminal::restore();
                 eprintln!("{TIME_LIMIT}");
                 process::exit(status::TIMED_OUT.into());
             }
             if !interrupt::requested() {
                 interrupted = None;
             } else if interrupted.get_or_insert_with(Instant::now).elapsed() > GRACE {
+                terminal::restore();
                 process::exit(status::INTERRUPTED.into());
             }
         }

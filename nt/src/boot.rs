@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lstar_runtime::{GateAction, Machine};
 
 use crate::direct::DirectDispatch;
+use crate::io::console::{Console, ConsoleEnd};
 use crate::io::file::{FileKind, FileObject};
 use crate::io::pipe::PipeSystem;
 use crate::io::volume::Found;
@@ -170,7 +171,7 @@ pub(crate) fn prepare(
     objects.populate(&drives, system.session).map_err(failed("the object name space"))?;
     let object = objects.insert(Body::Process { id: PROCESS_ID, ended: false });
     let mut handles = HandleTable::new();
-    let standard_handles =
+    let StandardStreams { handles: standard_handles, console, connection } =
         standard_handles(&mut objects, &mut handles, &mut *host).map_err(failed("standard handles"))?;
     let registry = crate::registry::defaults::registry(now).map_err(failed("the registry"))?;
     let clock = Clock::new(clock, now);
@@ -228,6 +229,7 @@ pub(crate) fn prepare(
         system,
         clock,
         host,
+        console,
         dispatch,
         direct,
         stop: None,
@@ -246,8 +248,14 @@ pub(crate) fn prepare(
     if unix_call.is_some() {
         crate::wine::complete_environment(&mut environment);
     }
-    let parameters =
-        StartParameters { image_path: program, command_line, current_directory, environment, standard_handles };
+    let parameters = StartParameters {
+        image_path: program,
+        command_line,
+        current_directory,
+        environment,
+        console: connection,
+        standard_handles,
+    };
     Ok((kernel, kernel_image, Start { parameters }))
 }
 
@@ -300,15 +308,30 @@ fn cookie(host: &mut dyn Host) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
+/// What the first process finds open.
+struct StandardStreams {
+    handles: [Handle; 3],
+    console: Option<Console>,
+    /// Its handle of the console.
+    connection: Option<Handle>,
+}
+
 fn standard_handles(
     objects: &mut ObjectManager,
     handles: &mut HandleTable,
     host: &mut dyn Host,
-) -> Result<[Handle; 3], Status> {
+) -> Result<StandardStreams, Status> {
     let mut opened = [Handle::NULL; 3];
+    let (mut terminal, mut screen) = (false, None);
     for (slot, stream) in opened.iter_mut().zip([StdStream::Input, StdStream::Output, StdStream::Error]) {
         let file = match host.stream_type(stream) {
             StreamType::Pipe => FileObject::stream(stream),
+            StreamType::Terminal => {
+                terminal = true;
+                let end = if stream == StdStream::Input { ConsoleEnd::Input } else { ConsoleEnd::Output };
+                screen = screen.or((end == ConsoleEnd::Output).then_some(stream));
+                FileObject::console(end)
+            }
             StreamType::Null => {
                 let mut file = FileObject::stream(stream);
                 (file.kind, file.device) = (FileKind::Null, "\\Device\\Null".to_owned());
@@ -319,7 +342,14 @@ fn standard_handles(
         let access = file.access;
         *slot = objects.open_new(handles, Body::File(Box::new(file)), access, INHERIT)?;
     }
-    Ok(opened)
+    let mut streams = StandardStreams { handles: opened, console: None, connection: None };
+    if terminal {
+        let connection = FileObject::console(ConsoleEnd::Connection);
+        let access = connection.access;
+        streams.connection = Some(objects.open_new(handles, Body::File(Box::new(connection)), access, 0)?);
+        streams.console = Some(Console::new(screen));
+    }
+    Ok(streams)
 }
 
 /// Creates the first process, whose first thread then is on the processor.

@@ -162,6 +162,8 @@ pub struct Kernel {
     pub clock: Clock,
     /// Standard streams, wall clock, entropy.
     pub host: Box<dyn Host>,
+    /// The console, if a standard stream is a terminal.
+    pub console: Option<crate::io::console::Console>,
     /// Services by number.
     pub dispatch: DispatchTable,
     /// The short cut through the guest kernel's system-call code.

@@ -316,6 +316,8 @@ pub struct StartParameters {
     pub current_directory: String,
     /// Environment, in any order.
     pub environment: Vec<(String, String)>,
+    /// The console, if there is one.
+    pub console: Option<Handle>,
     /// Standard input, output and error.
     pub standard_handles: [Handle; 3],
 }
@@ -386,7 +388,7 @@ pub fn write_parameters(kernel: &mut Kernel, space: &mut AddressSpace, start: &S
     for (offset, value) in [
         // RTL_USER_PROC_PARAMS_NORMALIZED.
         (parameter::FLAGS, 1),
-        (parameter::CONSOLE_HANDLE, CONSOLE_HANDLE_SHELL_NO_WINDOW),
+        (parameter::CONSOLE_HANDLE, start.console.map_or(CONSOLE_HANDLE_SHELL_NO_WINDOW, |handle| handle.0)),
         (parameter::STANDARD_INPUT, input),
         (parameter::STANDARD_INPUT + 8, output),
         (parameter::STANDARD_INPUT + 16, error),

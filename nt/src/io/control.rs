@@ -1,6 +1,7 @@
 //! Control codes of files, pipes and devices, and cancelling.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
+use super::console;
 use super::file::FileKind;
 use super::host::StdStream;
 use super::info::Bytes;
@@ -108,6 +109,10 @@ fn device_control(
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let completion = Completion { event, apc, apc_context, io_status };
     let output = UserBuffer::new(output, u64::from(output_length));
+    if let Some(end) = console::end_of(call.kernel, id) {
+        let input = UserBuffer::new(input, u64::from(input_length));
+        return console::control(call, id, end, completion, code, input, output);
+    }
     let answer = match &call.kernel.file(id)?.kind {
         FileKind::Socket(_) => {
             if input_length > MAX_INPUT {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 
+use super::console::ConsoleEnd;
 use super::directory::Enumeration;
 use super::host::StdStream;
 use super::pipe::PipeEnd;
@@ -41,6 +42,8 @@ pub enum FileKind {
     Socket(Box<Socket>),
     /// The source of random numbers.
     Random,
+    /// An end of the console.
+    Console(ConsoleEnd),
     /// The null device.
     Null,
     /// An end of a pipe.
@@ -127,6 +130,13 @@ impl FileObject {
         Self::device(FileKind::Stream(stream), "\\Device\\NamedPipe", access, 0x20)
     }
 
+    /// An end of the console, for reading and writing.
+    #[must_use]
+    pub fn console(end: ConsoleEnd) -> Self {
+        const READ_WRITE: u32 = 0x12_019F;
+        Self::device(FileKind::Console(end), "\\Device\\ConDrv", READ_WRITE, 0x20)
+    }
+
     /// A standard handle that the host has redirected to a file.
     #[must_use]
     pub fn redirected(stream: StdStream, mut file: File) -> Self {
@@ -174,9 +184,9 @@ impl FileObject {
     pub fn device_type(&self) -> u32 {
         match self.kind {
             FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Redirected(_) => 0x7,
-            // A terminal is a pipe to the guest: no console calls.
             FileKind::Stream(_) | FileKind::Socket(_) | FileKind::Pipe(_) | FileKind::PipeRoot => 0x11,
             FileKind::Null => 0x15,
+            FileKind::Console(_) => 0x50,
             // FILE_DEVICE_KSEC.
             FileKind::Random => 0x39,
         }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FileType;
 
+use super::terminal;
+
 /// A standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StdStream {
@@ -22,12 +24,25 @@ pub enum StdStream {
 /// What the host has connected a standard stream to.
 #[derive(Debug)]
 pub enum StreamType {
-    /// A pipe, a socket, a terminal.
+    /// A pipe, a socket.
     Pipe,
+    /// A terminal: the guest's console.
+    Terminal,
     /// The null device.
     Null,
     /// A file.
     File(File),
+}
+
+/// How a terminal treats input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalMode {
+    /// It lets its user edit lines, and delivers whole ones.
+    pub lines: bool,
+    /// It shows what is typed.
+    pub echo: bool,
+    /// Ctrl-C interrupts the run instead of being a character.
+    pub signals: bool,
 }
 
 /// What the guest reaches outside of its memory and its volumes.
@@ -48,6 +63,12 @@ pub trait Host: std::fmt::Debug {
     fn wait_for_input(&mut self, _limit: Option<Duration>) -> bool {
         true
     }
+    /// Columns and rows of the terminal.
+    fn terminal_size(&mut self) -> Option<(u16, u16)> {
+        None
+    }
+    /// Sets the terminal that standard input is.
+    fn set_terminal(&mut self, _mode: TerminalMode) {}
     /// Wall-clock time in 100 ns units since 1601 (NT system time).
     fn system_time(&mut self) -> i64;
     /// Fills `buf` with random bytes.
@@ -60,6 +81,12 @@ pub const UNIX_EPOCH: i64 = 116_444_736_000_000_000;
 /// The real machine. Output is unbuffered, as a Windows pipe is.
 #[derive(Debug, Default)]
 pub struct SystemHost;
+
+impl Drop for SystemHost {
+    fn drop(&mut self) {
+        terminal::restore();
+    }
+}
 
 impl Host for SystemHost {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
@@ -79,7 +106,8 @@ impl Host for SystemHost {
                 Ok(copy) => StreamType::File(File::from(copy)),
                 Err(_) => StreamType::Pipe,
             },
-            FileType::CharacterDevice if !rustix::termios::isatty(descriptor) => StreamType::Null,
+            FileType::CharacterDevice if rustix::termios::isatty(descriptor) => StreamType::Terminal,
+            FileType::CharacterDevice => StreamType::Null,
             _ => StreamType::Pipe,
         }
     }
@@ -97,6 +125,14 @@ impl Host for SystemHost {
         let mut descriptors = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
         // A poll that fails must not keep the read from telling why.
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut descriptors, limit.as_ref())).is_ok_and(|n| n > 0)
+    }
+
+    fn terminal_size(&mut self) -> Option<(u16, u16)> {
+        terminal::size()
+    }
+
+    fn set_terminal(&mut self, mode: TerminalMode) {
+        terminal::set(mode);
     }
 
     fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
@@ -178,6 +214,12 @@ impl Host for DeterministicHost {
     }
     fn wait_for_input(&mut self, limit: Option<Duration>) -> bool {
         self.streams.wait_for_input(limit)
+    }
+    fn terminal_size(&mut self) -> Option<(u16, u16)> {
+        self.streams.terminal_size()
+    }
+    fn set_terminal(&mut self, mode: TerminalMode) {
+        self.streams.set_terminal(mode);
     }
     fn write(&mut self, stream: StdStream, data: &[u8]) -> std::io::Result<()> {
         self.streams.write(stream, data)

@@ -4,6 +4,7 @@
 //! module that names host files, always relative to an open folder and without following links, so that no path
 //! leads out of a mount. Everything that does not concern disks (console, time, entropy) goes through [`Host`].
 
+pub mod console;
 pub mod control;
 pub mod directory;
 pub mod file;
@@ -15,6 +16,7 @@ pub mod pipe;
 pub mod pipe_services;
 pub mod services;
 pub mod socket;
+pub mod terminal;
 pub mod transfer;
 pub mod volume;
 

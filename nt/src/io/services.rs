@@ -1,6 +1,7 @@
 //! Services that open, query and change files.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
+use super::console::ConsoleEnd;
 use super::directory::{EntryLayout, fill};
 use super::file::{self, FileKind, FileObject};
 use super::filesystem::{CreateRequest, CreateResult, FileSystem, NewTimes, options};
@@ -60,7 +61,10 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
     if attributes.root_directory != Handle::NULL {
         let root = call.object(attributes.root_directory, None, 0)?;
         if let Body::File(file) = call.kernel.objects.body(root)? {
-            return relative(file, &name);
+            return match file.kind {
+                FileKind::Console(_) => console_end(call.kernel, &name),
+                _ => relative(file, &name),
+            };
         }
     }
     if name.is_empty() {
@@ -78,18 +82,31 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
         (Device::Volume(volume), Some(rest)) => Ok(Target::Volume(*volume, NtPath::parse(rest)?)),
         (Device::Volume(volume), None) => Ok(Target::Device(FileKind::Volume(*volume), path)),
         (Device::Null, None | Some("")) => Ok(Target::Device(FileKind::Null, path)),
-        // There is no console, as for a process that was started without one.
-        (Device::Console, Some(rest)) => match rest.to_ascii_lowercase().as_str() {
-            "input" | "currentin" | "output" | "currentout" | "screenbuffer" | "console" => Err(Status::INVALID_HANDLE),
-            "connection" | "server" => Err(Status::NOT_SUPPORTED),
-            _ => Err(Status::OBJECT_NAME_NOT_FOUND),
-        },
+        (Device::Console, Some(rest)) => console_end(call.kernel, rest),
         (Device::Sockets, _) => Ok(Target::Device(FileKind::Socket(Box::default()), path)),
         (Device::Random, None | Some("")) => Ok(Target::Device(FileKind::Random, path)),
         (Device::NamedPipe, None | Some("")) => Ok(Target::Device(FileKind::PipeRoot, path)),
         (Device::NamedPipe, Some(rest)) => Ok(Target::Pipe(rest.to_owned(), None)),
         (Device::Registry, _) => Err(Status::OBJECT_TYPE_MISMATCH),
         _ => Err(Status::OBJECT_NAME_NOT_FOUND),
+    }
+}
+
+/// An end of the console by its name, if there is one.
+fn console_end(kernel: &Kernel, name: &str) -> Result<Target, Status> {
+    let end = match name.to_ascii_lowercase().as_str() {
+        "input" | "currentin" => ConsoleEnd::Input,
+        // Which one is meant would follow from the access; programs that read from it name the input.
+        "output" | "currentout" | "console" => ConsoleEnd::Output,
+        "connection" | "reference" if kernel.console.is_some() => ConsoleEnd::Connection,
+        // No console beside the host's, as for a process that was started without one.
+        "connection" | "reference" | "server" => return Err(Status::NOT_SUPPORTED),
+        "screenbuffer" => return Err(Status::INVALID_HANDLE),
+        _ => return Err(Status::OBJECT_NAME_NOT_FOUND),
+    };
+    match kernel.console {
+        Some(_) => Ok(Target::Device(FileKind::Console(end), "\\Device\\ConDrv".to_owned())),
+        None => Err(Status::INVALID_HANDLE),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use super::console::{self, ConsoleEnd};
 use super::file::{self, FileKind};
 use super::pipe_services;
 use super::services::IoStatusPtr;
@@ -119,6 +120,7 @@ enum Source {
     Stream(super::StdStream),
     Null,
     Pipe,
+    Console(ConsoleEnd),
 }
 
 fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
@@ -127,6 +129,7 @@ fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
         FileKind::Stream(stream) => Ok(Source::Stream(*stream)),
         FileKind::Null => Ok(Source::Null),
         FileKind::Pipe(_) => Ok(Source::Pipe),
+        FileKind::Console(end) => Ok(Source::Console(*end)),
         FileKind::Socket(_) => Err(Status::INVALID_CONNECTION),
         FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::PipeRoot | FileKind::Random => {
             Err(Status::INVALID_DEVICE_REQUEST)
@@ -163,6 +166,9 @@ fn read_file(
         Source::Stream(super::StdStream::Input) => return Ok(read_input(call, id, completion, buffer, length)),
         Source::Stream(_) => return Err(Status::ACCESS_DENIED),
         Source::Null => (0, Status::END_OF_FILE),
+        Source::Console(end) => {
+            return console::read_file(call, id, end, completion, UserBuffer::new(buffer, length as u64));
+        }
         Source::Pipe => {
             return pipe_services::read(call, id, completion, buffer, length as u32);
         }
@@ -276,6 +282,10 @@ fn write_file(
             let completion = Completion { event, apc, apc_context, io_status };
             return pipe_services::write(call, id, completion, buffer, length);
         }
+        Source::Console(ConsoleEnd::Output) => {
+            for_each_chunk(call, buffer, length, |call, _, data| call.kernel.write_console_bytes(data))?;
+        }
+        Source::Console(_) => return Err(Status::INVALID_DEVICE_REQUEST),
         // Even what goes nowhere is read.
         Source::Null => for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?,
     }

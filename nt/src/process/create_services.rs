@@ -10,7 +10,7 @@ use crate::kernel::Kernel;
 use crate::loader;
 use crate::memory::MemoryManager;
 use crate::memory::section::{Section, attributes as sec};
-use crate::object::{Body, HandleTable, ObjectId, ObjectType};
+use crate::object::{Body, HandleEntry, HandleTable, ObjectId, ObjectType};
 use crate::service::{Call, Handle};
 use crate::status::Status;
 use crate::strings::{ObjectAttributes, RawObjectAttributes, UnicodeString};
@@ -149,6 +149,8 @@ struct Parameters {
     /// The strings of [`STRINGS`], as bytes, with room for their maximum length.
     strings: Vec<(Vec<u8>, u16)>,
     environment: Vec<u8>,
+    /// The child's handle of the console that it shares.
+    console: Option<Handle>,
 }
 
 impl Parameters {
@@ -177,7 +179,7 @@ impl Parameters {
         }
         let at = u64::from_bytes(&fixed[parameter::ENVIRONMENT..]);
         let environment = read_environment(call, at, u64::from_bytes(&fixed[parameter::ENVIRONMENT_SIZE..]))?;
-        Ok(Self { fixed, strings, environment })
+        Ok(Self { fixed, strings, environment, console: None })
     }
 
     fn text(&self, offset: usize) -> String {
@@ -228,7 +230,8 @@ impl Parameters {
         }
         // Whatever console the caller wants the child to have, it shares the one that all processes have.
         if u64::from_bytes(&self.fixed[parameter::CONSOLE_HANDLE..]) != 0 {
-            loader::CONSOLE_HANDLE_SHELL_NO_WINDOW.to_bytes(&mut self.fixed[parameter::CONSOLE_HANDLE..]);
+            let console = self.console.map_or(loader::CONSOLE_HANDLE_SHELL_NO_WINDOW, |handle| handle.0);
+            console.to_bytes(&mut self.fixed[parameter::CONSOLE_HANDLE..]);
         }
         let mut bytes = self.fixed;
         bytes.extend(tail);
@@ -274,6 +277,30 @@ fn inherit(
     let mut table = HandleTable::new();
     let standard = [0, 1, 2].map(|index| parameters.standard_handle(index));
     let source: Vec<_> = kernel.handles_of(parent)?.iter().collect();
+    let console = Handle(u64::from_bytes(&parameters.fixed[parameter::CONSOLE_HANDLE..]));
+    let shared = source
+        .iter()
+        .find(|(handle, entry)| *handle == console && crate::io::console::end_of(kernel, entry.object).is_some());
+    let shared = shared.map(|(_, entry)| *entry);
+    inherit_others(kernel, flags, listed, parameters, source, standard, &mut table)?;
+    if let Some(entry) = shared {
+        // Behind the others, which keep their numbers.
+        parameters.console = Some(table.insert(entry)?);
+        kernel.objects.count_handle(entry.object);
+    }
+    Ok(table)
+}
+
+/// All but the console's.
+fn inherit_others(
+    kernel: &mut Kernel,
+    flags: u32,
+    listed: Option<&[Handle]>,
+    parameters: &mut Parameters,
+    source: Vec<(Handle, HandleEntry)>,
+    standard: [Handle; 3],
+    table: &mut HandleTable,
+) -> Result<(), Status> {
     if flags & flag::INHERIT_HANDLES != 0 {
         for (handle, entry) in source {
             let wanted = listed.is_none_or(|listed| listed.contains(&handle) || standard.contains(&handle));
@@ -282,10 +309,10 @@ fn inherit(
                 kernel.objects.count_handle(entry.object);
             }
         }
-        return Ok(table);
+        return Ok(());
     }
     if parameters.uses_standard_handles() {
-        return Ok(table);
+        return Ok(());
     }
     // A child on the same console gets copies of its parent's standard handles, whatever it inherits.
     for (index, handle) in standard.into_iter().enumerate() {
@@ -295,7 +322,7 @@ fn inherit(
             parameters.set_standard_handle(index, copy);
         }
     }
-    Ok(table)
+    Ok(())
 }
 
 /// Opens the program.

@@ -1,6 +1,7 @@
 //! Services that wait.
 
 use super::ThreadId;
+use crate::io::console::{self, ConsoleEnd};
 use crate::kernel::Kernel;
 use crate::object::{Body, ObjectId, WaitOutcome};
 use crate::service::{Call, Handle, Outcome};
@@ -23,11 +24,12 @@ crate::services! {
 }
 
 fn nt_delay_execution(call: &mut Call<'_, '_>, alertable: bool, interval: UserPtr<i64>) -> Result<Outcome, Status> {
-    let interval = interval.read(call)?;
-    if interval == 0 && !alertable {
+    // Wine's SleepEx passes no interval for INFINITE.
+    let interval = interval.read_optional(call)?;
+    if interval == Some(0) && !alertable {
         return Ok(Outcome::Yield);
     }
-    let deadline = call.kernel.clock.deadline(interval);
+    let deadline = interval.and_then(|interval| call.kernel.clock.deadline(interval));
     let wait = Wait::until("a delay", |_, _| None).alertable(alertable).with_deadline(deadline);
     Ok(Outcome::Wait(
         wait.then(|_, status| Outcome::Return(if status == Status::TIMEOUT { Status::SUCCESS } else { status })),
@@ -52,8 +54,16 @@ const MAXIMUM_WAIT_OBJECTS: u32 = 64;
 /// SYNCHRONIZE.
 const SYNCHRONIZE: u32 = 0x10_0000;
 
-fn is_signaled(kernel: &Kernel, id: ObjectId, thread: ThreadId) -> bool {
+fn is_signaled(kernel: &mut Kernel, id: ObjectId, thread: ThreadId) -> bool {
+    if is_console_input(kernel, id) {
+        return kernel.console_ready();
+    }
     kernel.objects.body(id).ok().and_then(|body| body.is_signaled(thread)).unwrap_or(false)
+}
+
+/// Input that the host may bring at any time.
+fn is_console_input(kernel: &Kernel, id: ObjectId) -> bool {
+    console::end_of(kernel, id) == Some(ConsoleEnd::Input)
 }
 
 /// Takes what a satisfied wait takes; whether a mutant was abandoned.
@@ -73,6 +83,7 @@ fn wait_for_objects(
         call.kernel.objects.reference(id);
     }
     let held = ids.clone();
+    let on_host = ids.iter().any(|&id| is_console_input(call.kernel, id));
     let wait = Wait::until("objects", move |kernel, thread| {
         let (abandoned, position) = if all {
             if !ids.iter().all(|&id| is_signaled(kernel, id, thread)) {
@@ -88,6 +99,7 @@ fn wait_for_objects(
         let base = if abandoned { Status::ABANDONED_WAIT_0 } else { Status::WAIT_0 };
         Some(Status(base.0 + position))
     });
+    let wait = if on_host { wait.on_host() } else { wait };
     Outcome::Wait(wait.alertable(alertable).with_deadline(deadline).then(move |call, status| {
         for id in held {
             call.kernel.objects.dereference(id);
