@@ -70,7 +70,7 @@ done
     mkdir -p "$dir/execute/$(dirname "$file")"
     cp "$file" "$dir/execute/$file"
 done)
-cp "$suite"/gcc.target/i386/*.h "$dir/i386/"
+cp "$suite"/gcc.target/i386/*.h "$suite"/gcc.target/i386/*.inc "$dir/i386/"
 # All sources: tests include one another. Which of them are run is decided by run_gcc.py.
 cp "$suite"/gcc.target/i386/*.c "$dir/i386/"
 touch "$dir/complete"

@@ -1,9 +1,9 @@
 //! Bugs that differential testing found, on every engine: the smallest program of each. The expectations are the host
 //! processor's results.
 
-use lstar_tests::differential::Ending;
 use lstar_tests::differential::campaign::all_engines;
 use lstar_tests::differential::regression::{Case, Expect};
+use lstar_tests::differential::{Ending, X87};
 
 const fn exception(vector: u8, error_code: u32, cr2: u64) -> Expect {
     Expect::Ending(Ending::Exception { vector, error_code, cr2 })
@@ -13,6 +13,8 @@ const STACK_FAULT: u8 = 12;
 const GENERAL_PROTECTION: u8 = 13;
 const PAGE_FAULT: u8 = 14;
 const SIMD: u8 = 19;
+/// 1.0 in an x87 register.
+const ONE: u128 = 0x3FFF_8000_0000_0000_0000;
 
 const CASES: &[Case] = &[
     Case {
@@ -225,6 +227,42 @@ const CASES: &[Case] = &[
         mxcsr: 0x1F00,
         xmm: &[(0, 0x7FA0_0000)],
         expected: &[exception(SIMD, 0, 0), Expect::Rip(0x1000_0000)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "an FXRSTOR64 operand that is neither canonical nor aligned is not canonical",
+        code: &[
+            0x4A, 0x0F, 0xAE, 0x4C, 0x2D, 0x37, // fxrstor64 [rbp+r13+37h]
+        ],
+        gpr: &[(13, 0x94E8_B31C_6D2F_D558)],
+        expected: &[exception(STACK_FAULT, 0, 0)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "F2XM1 of 1 says that it was rounded up",
+        code: &[
+            0xD9, 0xF0, // f2xm1
+        ],
+        x87: X87 { registers: [ONE; 8], control: 0x37F, status: 0, valid: 0xFF },
+        ..Case::EMPTY
+    },
+    Case {
+        name: "PACKSSDW of MMX registers",
+        code: &[
+            0x0F, 0x6B, 0xCA, // packssdw mm1,mm2
+        ],
+        x87: X87 {
+            registers: [0, 0x7FFF_FFFF_FFFF_0000, 0x0000_1234_8000_0000, 0, 0, 0, 0, 0],
+            control: 0x37F,
+            status: 0x3800,
+            valid: 0,
+        },
+        expected: &[Expect::X87(X87 {
+            registers: [0, 0xFFFF_1234_8000_7FFF_8000, 0x0000_1234_8000_0000, 0, 0, 0, 0, 0],
+            control: 0x37F,
+            status: 0,
+            valid: 0xFF,
+        })],
         ..Case::EMPTY
     },
 ];
