@@ -2,6 +2,7 @@
 
 use lstar_nt::io::host::CapturedHost;
 use lstar_nt::kernel::SERVICE_TABLES;
+use lstar_nt::memory::{PageProtection, Placement};
 use lstar_nt::service::{MAX_ARGUMENTS, Outcome};
 use lstar_nt::system::{self, System};
 use lstar_runtime::{Engine, GateAction, MachineConfig};
@@ -64,6 +65,53 @@ fn value(random: &mut Random, places: &[u64]) -> u64 {
 fn boot(folder: &std::path::Path) -> System {
     let machine = MachineConfig { engine: Engine::Interpreter, memory_limit: 64 << 20, ..MachineConfig::default() };
     System::boot(system::demonstration(folder, machine, Box::new(CapturedHost::default())).unwrap()).unwrap()
+}
+
+/// Control codes of the console with whatever in their buffers; some in the right size for each.
+#[test]
+fn no_control_code_brings_a_device_down() {
+    const ROUNDS: u64 = 40;
+    let folder = std::env::temp_dir().join(format!("lstar-hostile-codes-{}", std::process::id()));
+    let machine = MachineConfig { engine: Engine::Interpreter, memory_limit: 64 << 20, ..MachineConfig::default() };
+    let mut random = Random(0xD1B5_4A32_D192_ED03);
+    for round in 0..ROUNDS {
+        let input = (0..64).map(|_| random.next() as u8).collect();
+        let mut host = CapturedHost::default();
+        (host.input, host.terminal) = (input, true);
+        let mut system = System::boot(system::demonstration(&folder, machine, Box::new(host)).unwrap()).unwrap();
+        let control = SERVICE_TABLES.iter().flat_map(|table| table.iter());
+        let control = control.copied().find(|service| service.name == "NtDeviceIoControlFile").unwrap();
+        let System { machine, kernel, .. } = &mut system;
+        let room = kernel.memory.allocate(machine.memory(), 0x4000, PageProtection::READWRITE, Placement::default());
+        let status = room.unwrap();
+        let (input, output) = (status + 0x1000, status + 0x3000);
+        for function in 0..64u64 {
+            for handle in [4, 8, 0x10] {
+                let words = [0, 4, 8, 16, 20, 24, 104, 0x1000][random.next() as usize % 8];
+                let junk: Vec<u8> = (0..words)
+                    .map(|_| match random.next() % 4 {
+                        0 => random.next() as u8,
+                        1 => random.next() as u8 % 4,
+                        _ => 0,
+                    })
+                    .collect();
+                system.machine.memory().write_unchecked(input, &junk).unwrap();
+                let access = if round % 2 == 0 { random.next() % 4 } else { 1 + function % 2 };
+                let code = 0x50 << 16 | access << 14 | function << 2;
+                let length = [0, 4, 40, 100, 0x1000][random.next() as usize % 5];
+                let mut vcpu = system.machine.vcpu();
+                let mut call = system.kernel.call(&mut vcpu);
+                call.slots = [0; MAX_ARGUMENTS];
+                let arguments = [handle, 0, 0, 0, status, code, input, words, output, length];
+                call.slots[..arguments.len()].copy_from_slice(&arguments);
+                let outcome = (control.invoke)(&mut call);
+                if system.kernel.complete(&mut vcpu, outcome) == GateAction::Stop {
+                    panic!("{code:#x} on {handle:#x} ends the run: {:?}", system.kernel.stop);
+                }
+            }
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

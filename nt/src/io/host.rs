@@ -243,12 +243,20 @@ pub struct CapturedHost {
     pub error: Vec<u8>,
     /// System time.
     pub time: i64,
+    /// The streams are a terminal.
+    pub terminal: bool,
     entropy: SeededEntropy,
 }
 
 impl Host for CapturedHost {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         self.input.read(buf)
+    }
+    fn stream_type(&mut self, _stream: StdStream) -> StreamType {
+        if self.terminal { StreamType::Terminal } else { StreamType::Pipe }
+    }
+    fn terminal_size(&mut self) -> Option<(u16, u16)> {
+        self.terminal.then_some((80, 25))
     }
     fn input_available(&mut self) -> Option<usize> {
         Some(self.input.len()).filter(|length| *length != 0)

@@ -77,6 +77,8 @@ const VT_INPUT: u32 = 0x200;
 const VT_PROCESSING: u32 = 4;
 /// Most bytes of input of a control code: bounds what a guest makes the host allocate.
 const MAX_INPUT: u32 = 1 << 20;
+/// Most events that may wait to be read when a guest puts in its own.
+const MAX_RECORDS: usize = 0x1_0000;
 
 /// What is asked of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,7 +424,11 @@ fn input_control(kernel: &mut Kernel, code: u32, input: &[u8], room: u64) -> Res
         }
         code::WRITE_INPUT => {
             let records: Vec<_> = input.chunks_exact(KeyRecord::SIZE).filter_map(KeyRecord::from_bytes).collect();
-            kernel.console()?.records.extend(records);
+            let queue = &mut kernel.console()?.records;
+            if queue.len() + records.len() > MAX_RECORDS {
+                return Err(Status::INSUFFICIENT_RESOURCES);
+            }
+            queue.extend(records);
             Vec::new()
         }
         code::PEEK => {
