@@ -5,6 +5,7 @@ use iced_x86::code_asm::CodeAssembler;
 use lstar_arch::Gpr;
 use lstar_guest_images::image::map_pe;
 use lstar_guest_images::kernel::{GateId, KernelConfig, KernelImage, ServiceEntry};
+use lstar_guest_images::layout::Build;
 use lstar_nt::direct::DirectDispatch;
 use lstar_runtime::{GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit};
 
@@ -74,6 +75,17 @@ impl BareSystem {
     /// and a TEB. Panics on failure: this is for tests.
     #[must_use]
     pub fn boot(config: MachineConfig, services: &[(usize, &str, u8)], shadow: &[(usize, &str, u8)]) -> Self {
+        Self::boot_build(Build::default(), config, services, shadow)
+    }
+
+    /// The same with the structures of a build of Windows.
+    #[must_use]
+    pub fn boot_build(
+        build: Build,
+        config: MachineConfig,
+        services: &[(usize, &str, u8)],
+        shadow: &[(usize, &str, u8)],
+    ) -> Self {
         let table = |list: &[(usize, &str, u8)]| {
             let mut table = vec![None; list.iter().map(|&(number, ..)| number + 1).max().unwrap_or(0)];
             for &(number, name, arguments) in list {
@@ -81,8 +93,12 @@ impl BareSystem {
             }
             table
         };
-        let kernel_config =
-            KernelConfig { services: table(services), shadow_services: table(shadow), ..KernelConfig::default() };
+        let kernel_config = KernelConfig {
+            build,
+            services: table(services),
+            shadow_services: table(shadow),
+            ..KernelConfig::default()
+        };
         let kernel = KernelImage::build(&kernel_config).expect("kernel image");
         let mut machine = Machine::new(config).expect("machine");
         let image = map_pe(&kernel.pe).expect("kernel PE");

@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::*;
 use lstar_arch::Gpr;
+use lstar_guest_images::layout::Build;
 use lstar_runtime::{Engine, GateAction, MachineConfig, Registers, SyscallDispatch, Vcpu, VmExit};
 use lstar_tests::bare::BareSystem;
 
@@ -11,9 +12,11 @@ const SHADOW: &[(usize, &str, u8)] = &[(0, "NtUserGetThreadState", 1), (5, "NtUs
 const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Translator];
 
 fn boot(engine: Engine, dispatch: SyscallDispatch) -> BareSystem {
-    let config =
-        MachineConfig { engine, dispatch, hot_threshold: 2, memory_limit: 1 << 30, ..MachineConfig::default() };
-    BareSystem::boot(config, SERVICES, SHADOW)
+    BareSystem::boot(config(engine, dispatch), SERVICES, SHADOW)
+}
+
+fn config(engine: Engine, dispatch: SyscallDispatch) -> MachineConfig {
+    MachineConfig { engine, dispatch, hot_threshold: 2, memory_limit: 1 << 30, ..MachineConfig::default() }
 }
 
 fn stub(a: &mut CodeAssembler, number: u32) {
@@ -32,6 +35,8 @@ struct Seen {
     mxcsr: u32,
     selectors: [u16; 2],
     bases: [u64; 2],
+    /// Instructions so far.
+    retired: u64,
 }
 
 fn seen(vcpu: &Vcpu<'_>) -> Seen {
@@ -44,6 +49,7 @@ fn seen(vcpu: &Vcpu<'_>) -> Seen {
         mxcsr: vcpu.mxcsr(),
         selectors: [vcpu.selector(Cs), vcpu.selector(Ss)],
         bases: [vcpu.gs_base(), vcpu.kernel_gs_base()],
+        retired: vcpu.retired,
     }
 }
 
@@ -98,8 +104,14 @@ fn arguments_and_results_travel_both_ways() {
 /// guest's own code runs or the short cut is taken.
 #[test]
 fn direct_dispatch_equals_the_guest_code() {
+    for build in [Build::Windows7, Build::Windows11] {
+        direct_dispatch_equals_the_guest_code_of(build);
+    }
+}
+
+fn direct_dispatch_equals_the_guest_code_of(build: Build) {
     let run = |dispatch, direct| {
-        let mut system = boot(Engine::Translator, dispatch);
+        let mut system = BareSystem::boot_build(build, config(Engine::Translator, dispatch), SERVICES, SHADOW);
         system.load_user(|a| {
             let mut top = a.create_label();
             a.mov(r15d, 12).unwrap();

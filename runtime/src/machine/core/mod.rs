@@ -113,6 +113,9 @@ impl std::fmt::Debug for Core {
     }
 }
 
+/// More instructions than direct dispatch does the work of.
+const MOST_DISPATCHED: i64 = 512;
+
 impl Core {
     pub fn new(config: MachineConfig) -> Result<Box<Self>, MachineError> {
         let mut memory = AddressSpace::new(config.memory_limit)?;
@@ -398,8 +401,16 @@ impl Core {
         let Some(gate) = self.gate.filter(|_| self.config.dispatch == SyscallDispatch::Direct) else {
             return After::Redirect;
         };
+        // The guest code may not last as long as the run; then it must itself be where the run ends.
+        if self.block().budget < MOST_DISPATCHED {
+            return After::Redirect;
+        }
+        let mut vcpu = self.vcpu();
+        let before = vcpu.retired;
         // SAFETY: as in `service_gate`.
-        let action = unsafe { (*gate).system_call(&mut self.vcpu()) };
+        let action = unsafe { (*gate).system_call(&mut vcpu) };
+        let done = vcpu.retired.wrapping_sub(before);
+        self.block_mut().budget -= done as i64;
         let Some(action) = action else { return After::Redirect };
         self.count_switch(0);
         let stale = self.drop_stale();
