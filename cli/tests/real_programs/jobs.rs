@@ -35,6 +35,8 @@ pub struct Job {
     pub program: &'static str,
     /// Arguments.
     pub arguments: &'static [&'static str],
+    /// Folder below that of programs which becomes drive E:, where the program needs more than its own folder.
+    pub drive: Option<&'static str>,
     /// File in the job's folder that is its standard input.
     pub input: Option<&'static str>,
     /// Makes its input files.
@@ -52,6 +54,7 @@ const PLAIN: Job = Job {
     name: "",
     program: "",
     arguments: &[],
+    drive: None,
     input: None,
     prepare: inputs::nothing,
     status: 0,
@@ -157,6 +160,7 @@ pub const JOBS: &[Job] = &[
         name: "cmake-configure",
         program: "cmake/bin/cmake.exe",
         arguments: &["-G", "Ninja", "-S", ".", "-B", "build", "-DCMAKE_MAKE_PROGRAM=D:/ninja.exe"],
+        drive: Some("cmake"),
         prepare: inputs::project,
         check: Check::By(configured),
         engines: Engines::Translator,

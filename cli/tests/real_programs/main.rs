@@ -44,9 +44,12 @@ fn lstar(job: &Job, directory: &Path, command: &str, options: &[&str]) -> Output
         Some(name) => std::fs::File::open(directory.join(name)).expect("the job's standard input").into(),
         None => Stdio::null(),
     };
-    Command::new(env!("CARGO_BIN_EXE_lstar"))
-        .arg(command)
-        .args(["--rw", "--timeout", "900"])
+    let mut lstar = Command::new(env!("CARGO_BIN_EXE_lstar"));
+    lstar.arg(command).args(["--rw", "--timeout", "900"]);
+    if let Some(folder) = job.drive {
+        lstar.arg("--mount").arg(format!("E:={}", programs().join(folder).display()));
+    }
+    lstar
         .args(options)
         .arg(programs().join(job.program))
         .args(job.arguments)
@@ -109,6 +112,7 @@ fn programs_do_what_they_do_natively() {
     let mut failures = Vec::new();
     let mut outcomes = Vec::new();
     for job in selected() {
+        let started = std::time::Instant::now();
         let mut on = |engine: &str| match run(job, engine) {
             Ok(()) => Outcome::Native,
             Err(failure) => {
@@ -122,7 +126,7 @@ fn programs_do_what_they_do_natively() {
             Engines::Both => on("interpreter"),
             Engines::Translator => Outcome::NotTried,
         };
-        eprintln!("done {}", job.name);
+        eprintln!("done {} in {:.1} s", job.name, started.elapsed().as_secs_f64());
         outcomes.push((job, translator, interpreter));
     }
     if !is_set("LSTAR_TEST_JOBS") {
