@@ -24,6 +24,7 @@ pub mod service;
 pub mod status;
 pub mod strings;
 pub mod system;
+pub mod system_information;
 pub mod system_services;
 pub mod system_state;
 pub mod thread;

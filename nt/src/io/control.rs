@@ -45,6 +45,7 @@ fn fs_control(
     const PIPE_CONNECTED: u32 = 3;
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let completion = Completion { event, apc, apc_context, io_status };
+    completion.begin(call, id)?;
     match call.kernel.file(id)?.kind {
         FileKind::Pipe(_) => {
             let (input, output) = ((input, input_length), (output, output_length));
@@ -108,6 +109,7 @@ fn device_control(
 ) -> Result<Outcome, Status> {
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let completion = Completion { event, apc, apc_context, io_status };
+    completion.begin(call, id)?;
     let output = UserBuffer::new(output, u64::from(output_length));
     if let Some(end) = console::end_of(call.kernel, id) {
         let input = UserBuffer::new(input, u64::from(input_length));

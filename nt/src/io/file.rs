@@ -71,8 +71,9 @@ pub struct FileObject {
     pub completion: Option<(ObjectId, u64)>,
     /// FILE_IO_COMPLETION_NOTIFICATION_INFORMATION.Flags.
     pub completion_flags: u32,
-    /// Operations that have not ended.
-    pub pending: u32,
+    /// What a wait for the file itself sees: an operation has ended and none was started since, unless its caller
+    /// gave an event of its own.
+    pub signaled: bool,
     /// The file system's record of everyone who has this file open, and this opening's number in it.
     pub(super) opening: Option<(u64, u64)>,
     /// FILE_DELETE_ON_CLOSE, or a POSIX delete asked for through this object.
@@ -114,7 +115,7 @@ impl FileObject {
             device: device.to_owned(),
             completion: None,
             completion_flags: 0,
-            pending: 0,
+            signaled: true,
             opening: None,
             delete_on_close: false,
         }

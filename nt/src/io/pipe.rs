@@ -229,9 +229,7 @@ impl PipeSystem {
             if siblings.len() as u64 >= u64::from(of_first.max_instances) {
                 return Err(Status::INSTANCE_NOT_AVAILABLE);
             }
-            let alike = (of_first.messages, of_first.inbound, of_first.outbound)
-                == (parameters.messages, parameters.inbound, parameters.outbound);
-            if !alike {
+            if (of_first.inbound, of_first.outbound) != (parameters.inbound, parameters.outbound) {
                 return Err(Status::ACCESS_DENIED);
             }
         }
@@ -427,10 +425,14 @@ impl PipeSystem {
     /// Waits until the other end has read everything.
     pub fn flush(&mut self, end: PipeEnd, request: RequestId) -> Result<(), Status> {
         let instance = self.instance(end)?;
-        Self::check_connected(instance.state)?;
+        if instance.state == State::Disconnected {
+            return Err(Status::PIPE_DISCONNECTED);
+        }
         let peer = end.side.peer();
         if !instance.open[peer as usize] {
-            return Err(Status::PIPE_BROKEN);
+            // Nobody will read, and nothing waits to be read.
+            self.finish(request, Status::SUCCESS, 0);
+            return Ok(());
         }
         instance.queues[peer as usize].flushers.push(request);
         self.pump(end.instance, peer);
@@ -479,9 +481,9 @@ impl PipeSystem {
             return Err(Status::PIPE_BROKEN);
         }
         let messages = instance.parameters.messages;
-        let by_message = messages && instance.modes[end.side as usize].messages;
         let left = |message: &Message| message.data.len() - message.taken;
-        let shown = if by_message { 1 } else { usize::MAX };
+        // However the end reads: what is shown of a pipe of messages is from the first one.
+        let shown = if messages { 1 } else { usize::MAX };
         let bytes = queue.messages.iter().take(shown).flat_map(|message| &message.data[message.taken..]);
         Ok(Peek {
             state: instance.state,
@@ -702,6 +704,32 @@ mod tests {
         assert!(write(&mut pipes, second, b"x").unwrap().is_some(), "the old client's end closed nothing");
         pipes.create("p", BYTES, 4).unwrap();
         assert_eq!(pipes.create("p", BYTES, 4), Err(Status::INSTANCE_NOT_AVAILABLE));
+    }
+
+    #[test]
+    fn a_flush_ends_at_once_where_nobody_will_read() {
+        let (mut pipes, server, client) = pair(BYTES);
+        write(&mut pipes, server, b"abc").unwrap();
+        let waiting = pipes.request();
+        pipes.flush(server, waiting).unwrap();
+        assert!(!pipes.is_done(waiting));
+        pipes.close(client);
+        assert_eq!(pipes.take(waiting).unwrap().status, Status::PIPE_BROKEN);
+        let late = pipes.request();
+        pipes.flush(server, late).unwrap();
+        assert_eq!(pipes.take(late).unwrap().status, Status::SUCCESS);
+        pipes.disconnect(server).unwrap();
+        assert_eq!(pipes.flush(server, late), Err(Status::PIPE_DISCONNECTED));
+    }
+
+    #[test]
+    fn a_look_at_messages_shows_the_first_one_even_to_a_reader_of_bytes() {
+        let (mut pipes, server, client) = pair(PipeParameters { messages: true, quotas: [100, 100], ..BYTES });
+        write(&mut pipes, client, b"first").unwrap();
+        write(&mut pipes, client, b"second").unwrap();
+        let peek = pipes.peek(server, 100).unwrap();
+        assert_eq!((peek.available, &peek.data[..]), (11, &b"first"[..]));
+        assert_eq!(read(&mut pipes, server, 30).unwrap().unwrap().data, b"firstsecond");
     }
 
     #[test]

@@ -48,6 +48,15 @@ pub struct PendingIo {
     buffer: u64,
 }
 
+/// Whether the caller of an operation waits for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// If it has opened the file for synchronous I/O.
+    AsOpened,
+    /// In any case.
+    Always,
+}
+
 impl Kernel {
     fn pipe_end(&self, id: ObjectId) -> Option<PipeEnd> {
         match self.file(id).ok()?.kind {
@@ -76,6 +85,7 @@ impl Kernel {
             let _ = self.memory.write(space, io.io_status, &block, user);
             let _ = self.enter_process(space, previous);
         }
+        let has_event = io.event.is_some();
         if let Some(id) = io.event {
             if let Ok(Body::Event(event)) = self.objects.body_mut(id) {
                 event.set(true);
@@ -96,7 +106,7 @@ impl Kernel {
             port.packets.push_back(CompletionPacket { key, context: io.apc_context, status, information });
         }
         if let Ok(file) = self.file_mut(io.file) {
-            file.pending = file.pending.saturating_sub(1);
+            file.signaled |= !has_event || file.is_synchronous();
         }
         self.objects.dereference(io.file);
     }
@@ -137,11 +147,12 @@ impl PipeEnd {
         request: RequestId,
         completion: Completion,
         buffer: u64,
+        wait: Waiting,
     ) -> Result<Outcome, Status> {
         if let Some(done) = call.kernel.pipes.take(request) {
             return deliver(call, id, completion, buffer, &done).map(Outcome::Return);
         }
-        if call.kernel.file(id)?.is_synchronous() {
+        if wait == Waiting::Always || call.kernel.file(id)?.is_synchronous() {
             call.kernel.objects.reference(id);
             call.kernel.waiting_io.insert(request, call.thread);
             let wait = Wait::until("a pipe", move |kernel, _| kernel.pipes.is_done(request).then_some(Status::SUCCESS));
@@ -161,13 +172,9 @@ impl PipeEnd {
             event => Some(call.object(event, Some(ObjectType::Event), 2)?),
         };
         if let Some(id) = event {
-            if let Body::Event(event) = call.kernel.objects.body_mut(id)? {
-                event.set(false);
-            }
             call.kernel.objects.reference(id);
         }
         call.kernel.objects.reference(id);
-        call.kernel.file_mut(id)?.pending += 1;
         let io = PendingIo {
             process: call.kernel.process.id,
             thread: call.thread,
@@ -207,7 +214,7 @@ pub(super) fn read(
     let end = call.kernel.pipe_end(id).ok_or(Status::INVALID_DEVICE_REQUEST)?;
     let request = call.kernel.pipes.request();
     call.kernel.pipes.read(end, request, length as usize)?;
-    PipeEnd::settle(call, id, request, completion, buffer)
+    PipeEnd::settle(call, id, request, completion, buffer, Waiting::AsOpened)
 }
 
 /// NtWriteFile.
@@ -222,7 +229,7 @@ pub(super) fn write(
     let data = UserBuffer::new(buffer, u64::from(length)).read(call)?;
     let request = call.kernel.pipes.request();
     call.kernel.pipes.write(end, request, data)?;
-    PipeEnd::settle(call, id, request, completion, 0)
+    PipeEnd::settle(call, id, request, completion, 0, Waiting::AsOpened)
 }
 
 /// NtFlushBuffersFile: waits for the reader.
@@ -231,7 +238,8 @@ pub(super) fn flush(call: &mut Call<'_, '_>, id: ObjectId, io_status: IoStatusPt
     let request = call.kernel.pipes.request();
     call.kernel.pipes.flush(end, request)?;
     let completion = Completion { event: Handle::NULL, apc: 0, apc_context: 0, io_status };
-    PipeEnd::settle(call, id, request, completion, 0)
+    completion.begin(call, id)?;
+    PipeEnd::settle(call, id, request, completion, 0, Waiting::Always)
 }
 
 /// NtFsControlFile on a pipe.
@@ -252,7 +260,7 @@ pub(super) fn control(
         code::LISTEN => {
             let request = call.kernel.pipes.request();
             call.kernel.pipes.listen(end, request)?;
-            PipeEnd::settle(call, id, request, completion, 0)
+            PipeEnd::settle(call, id, request, completion, 0, Waiting::AsOpened)
         }
         code::DISCONNECT => {
             call.kernel.pipes.disconnect(end)?;
@@ -275,7 +283,7 @@ pub(super) fn control(
             pipes.read(end, answer, output.1 as usize)?;
             // The answer says that the question was read.
             pipes.take(sent);
-            PipeEnd::settle(call, id, answer, completion, output.0)
+            PipeEnd::settle(call, id, answer, completion, output.0, Waiting::AsOpened)
         }
         code::IMPERSONATE => plain(call, Vec::new(), Status::SUCCESS),
         code::GET_PIPE_ATTRIBUTE | code::GET_CONNECTION_ATTRIBUTE => {
@@ -397,7 +405,7 @@ fn open_end(
     options: u32,
     attributes: &ObjectAttributes,
 ) -> Result<(), Status> {
-    let access = ObjectType::File.map_access(access) | file::READ_ATTRIBUTES;
+    let access = ObjectType::File.map_access(access);
     let mut object = FileObject::device(FileKind::Pipe(end), "\\Device\\NamedPipe", access, options);
     object.name = if name.is_empty() { String::new() } else { format!("\\{name}") };
     let body = Body::File(Box::new(object));

@@ -48,6 +48,18 @@ pub(super) struct Completion {
 }
 
 impl Completion {
+    /// Starts an operation: its event and the file are no longer signalled. An operation that fails before it has
+    /// begun leaves them so.
+    pub(super) fn begin(self, call: &mut Call<'_, '_>, id: ObjectId) -> Result<(), Status> {
+        if self.event != Handle::NULL
+            && let Body::Event(event) = call.body(self.event, ObjectType::Event, 2)?
+        {
+            event.set(false);
+        }
+        call.kernel.file_mut(id)?.signaled = false;
+        Ok(())
+    }
+
     /// Completes an operation on a file: IO_STATUS_BLOCK, event, APC or completion port.
     pub(super) fn finish(
         self,
@@ -77,6 +89,8 @@ impl Completion {
         {
             event.set(true);
         }
+        let file = call.kernel.file_mut(id)?;
+        file.signaled |= self.event == Handle::NULL || file.is_synchronous();
         if self.apc != 0 {
             let apc = Apc { routine: self.apc, arguments: [self.apc_context, self.io_status.address(), 0] };
             call.kernel.scheduler.thread_mut(call.thread)?.apcs.push_back(apc);
@@ -152,6 +166,7 @@ fn read_file(
     let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
     let length = length as usize;
     let completion = Completion { event, apc, apc_context, io_status };
+    completion.begin(call, id)?;
     let (total, end) = match source_of(call, id)? {
         Source::Disk => {
             let Start::At(start) = start_of(call, id, offset)? else { return Err(Status::INVALID_PARAMETER) };
@@ -246,6 +261,8 @@ fn write_file(
     if access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
         return Err(Status::ACCESS_DENIED);
     }
+    let completion = Completion { event, apc, apc_context, io_status };
+    completion.begin(call, id)?;
     match source_of(call, id)? {
         Source::Disk => {
             let start = match start_of(call, id, offset)? {
@@ -279,7 +296,6 @@ fn write_file(
             call.kernel.host.write(stream, data).map_err(|error| status_of_io(&error))
         })?,
         Source::Pipe => {
-            let completion = Completion { event, apc, apc_context, io_status };
             return pipe_services::write(call, id, completion, buffer, length);
         }
         Source::Console(ConsoleEnd::Output) => {
@@ -289,7 +305,7 @@ fn write_file(
         // Even what goes nowhere is read.
         Source::Null => for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?,
     }
-    Completion { event, apc, apc_context, io_status }.finish(call, id, Status::SUCCESS, u64::from(length))?;
+    completion.finish(call, id, Status::SUCCESS, u64::from(length))?;
     Ok(Outcome::Return(Status::SUCCESS))
 }
 

@@ -12,6 +12,14 @@ pub struct ObjectId {
     generation: u32,
 }
 
+impl ObjectId {
+    /// Where a debugger would be told that the object lies: unique, and nothing is there.
+    #[must_use]
+    pub const fn pointer(self) -> u64 {
+        0xFFFF_FA80_0000_0000 + (self.index as u64) * 0x80
+    }
+}
+
 /// An object with its header.
 #[derive(Debug)]
 pub struct Object {

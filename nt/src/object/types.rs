@@ -229,7 +229,7 @@ impl Body {
             Self::Timer(timer) => Some(timer.signaled),
             Self::Job(job) => Some(job.signaled),
             Self::Process { ended, .. } | Self::Thread { ended, .. } => Some(*ended),
-            Self::File(file) => Some(file.pending == 0),
+            Self::File(file) => Some(file.signaled),
             Self::IoCompletion(port) => Some(!port.packets.is_empty()),
             // Not made to be waited for: waits for it end at once.
             Self::KeyedEvent(_) => Some(true),
