@@ -93,12 +93,7 @@ impl BareSystem {
             }
             table
         };
-        let kernel_config = KernelConfig {
-            build,
-            services: table(services),
-            shadow_services: table(shadow),
-            ..KernelConfig::default()
-        };
+        let kernel_config = KernelConfig { build, services: table(services), shadow_services: table(shadow) };
         let kernel = KernelImage::build(&kernel_config).expect("kernel image");
         let mut machine = Machine::new(config).expect("machine");
         let image = map_pe(&kernel.pe).expect("kernel PE");
