@@ -2,7 +2,7 @@
 //! can do no more than the run needs.
 //!
 //! [Landlock](landlock) bounds files to the mounts, the folder of the run and the cache, and TCP; the
-//! [filter of system calls](filter) allows what lstar is known to use: no programs, no processes, no sockets unless the
+//! filter of system calls (`filter`) allows what lstar is known to use: no programs, no processes, no sockets unless the
 //! guest may have some. What is open already (standard streams, a trace's file) stays usable.
 //!
 //! Both concern the calling thread and the threads that it starts from then on, so they are set up while there is no

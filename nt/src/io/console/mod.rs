@@ -3,7 +3,7 @@
 //! kernelbase opens ends of the device (`Connection`, `CurrentIn`, `CurrentOut`) and speaks to them in control codes;
 //! names and numbers are those of Wine 10's `include/wine/condrv.h`. The terminal itself edits lines and echoes while
 //! ENABLE_LINE_INPUT is set; otherwise it delivers keys as they are pressed. What is on the screen is not kept, so nothing
-//! can be read back from it or scrolled; only the cursor is followed ([`screen`]), from the place where the run began.
+//! can be read back from it or scrolled; only the cursor is followed (`screen`), from the place where the run began.
 
 mod keys;
 mod pages;
