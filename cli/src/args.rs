@@ -105,7 +105,7 @@ pub struct Run {
     /// Print it as one line of JSON
     #[arg(long, requires = "stats")]
     pub json: bool,
-    /// Tell perf(1) what translated code is whose, in /tmp/perf-PID.map: see `perf record -k mono lstar run --perf ...`
+    /// Tell perf(1) whose the translated code is, for `perf record lstar run --perf PROGRAM.exe`
     #[arg(long)]
     pub perf: bool,
     /// The guest.

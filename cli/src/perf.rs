@@ -11,8 +11,8 @@ use lstar_nt::system::System;
 
 use crate::coverage::image_at;
 
-/// The file of this process's map. perf(1) knows the folder; it is everybody's, so a file or link that somebody has put there
-/// is not followed.
+/// The file of this process's map, where perf(1) looks for it whatever TMPDIR says. The folder is everybody's, so a file or link
+/// that somebody has put there is not followed.
 pub fn create() -> Result<BufWriter<File>> {
     let path = format!("/tmp/perf-{}.map", process::id());
     let _ = std::fs::remove_file(&path);
