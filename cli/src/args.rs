@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lstar_arch::CpuModel;
 use lstar_arch::cpuid::Features;
+use lstar_nt::io::afd::NetworkAccess;
 use lstar_nt::status::Status;
 use lstar_runtime::{Engine, MachineConfig, SyscallDispatch};
 
@@ -51,6 +52,9 @@ pub enum Command {
     Services(Services),
     /// Look after the translated code that is kept between runs
     Cache(CacheArgs),
+    /// Answer names on standard input with addresses
+    #[command(hide = true)]
+    Resolve,
     /// Remove the folder of a run when standard input ends
     #[command(hide = true)]
     Sweep {
@@ -91,10 +95,11 @@ Examples:
   lstar run --rw --stats lightningcss.exe --minify in.css -o out.css
   lstar run --mount D:=/data:ro --cwd /data --timeout 60 rg.exe -c TODO notes.txt
   lstar run --engine interpreter --cpu amd hello.exe
+  lstar run --net host curl.exe https://example.org/
   lstar run --deny 'NtCreateFile=DISK_FULL' --seed 7 hello.exe
 
 Two runs are the same: time is virtual, starts on 2026-01-01 and follows the instructions executed; random numbers follow \
-from --seed. --realtime gives the guest the real ones.
+from --seed. --realtime gives the guest the real ones. With --net the network's timing makes runs differ.
 
 Exit status: the guest's low 8 bits; 2 for an error of lstar; 124 after --timeout; 130 after Ctrl-C; 132 to 139 when \
 the guest ends by an exception (see lstar --help).")]
@@ -307,6 +312,29 @@ pub enum EngineName {
     Translator,
 }
 
+/// `--net`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NetName {
+    /// Nothing
+    Off,
+    /// 127.0.0.0/8 and ::1 of the host
+    Loopback,
+    /// What the host reaches, with its names
+    Host,
+}
+
+impl NetName {
+    /// The system's setting.
+    #[must_use]
+    pub fn access(self) -> NetworkAccess {
+        match self {
+            Self::Off => NetworkAccess::Off,
+            Self::Loopback => NetworkAccess::Loopback,
+            Self::Host => NetworkAccess::Host,
+        }
+    }
+}
+
 /// `--cpu`.
 pub fn parse_cpu(text: &str) -> Result<CpuModel, String> {
     CpuModel::parse(text, host_model()).map_err(|unknown| {
@@ -446,6 +474,9 @@ pub struct GuestArgs {
     /// Environment variable of the guest
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub env: Vec<(String, String)>,
+    /// What sockets reach; with a network two runs are not the same
+    #[arg(long, value_enum, value_name = "off|loopback|host", default_value_t = NetName::Off, hide_possible_values = true)]
+    pub net: NetName,
     /// Let services fail: a name (* and ? match), optionally the status they answer with
     #[arg(long, value_name = "SERVICE[=STATUS]", value_parser = parse_denial)]
     pub deny: Vec<(String, Status)>,

@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod kd;
 pub mod perf;
 pub mod premises;
+pub mod resolver;
 pub mod run;
 pub mod run_folder;
 pub mod services;
@@ -36,6 +37,7 @@ pub fn execute(cli: Cli) -> u8 {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Diff(args)) => diff::run(&args),
         Some(Command::Cache(args)) => cache::run(&args),
+        Some(Command::Resolve) => resolver::serve(),
         Some(Command::Sweep { folder }) => run_folder::sweep(&folder),
         None => run::demonstration(),
     };

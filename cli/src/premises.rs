@@ -1,17 +1,20 @@
 //! Where a guest runs: its drives and folder, and lstar confined to them. Systems are booted on premises.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use lstar_nt::io::afd::Resolver;
 use lstar_nt::io::{Host, MountAccess};
 use lstar_nt::system::{self, System, SystemConfig, default_environment};
 use lstar_nt::time::ClockSource;
 use lstar_runtime::MachineConfig;
 
-use crate::args::{GuestArgs, MountMode};
+use crate::args::{GuestArgs, MountMode, NetName};
 use crate::confine::{self, Allowed, Confinement};
 use crate::interrupt;
+use crate::resolver::ResolverProcess;
 use crate::run_folder::RunFolder;
 use crate::surroundings::Surroundings;
 
@@ -23,6 +26,8 @@ pub struct Premises {
     /// How the process is confined.
     pub confinement: Confinement,
     folder: RunFolder,
+    /// Started before the confinement, for the first system that may ask it.
+    resolver: RefCell<Option<ResolverProcess>>,
 }
 
 impl Premises {
@@ -33,18 +38,22 @@ impl Premises {
             [] => None,
             program => Some(Surroundings::arrange(args, program)?),
         };
-        Self::confine(surroundings, keep)
+        Self::confine(surroundings, keep, args.net)
     }
 
     /// The same for the demonstration.
     pub fn of_demonstration() -> Result<Self> {
-        Self::confine(None, Vec::new())
+        Self::confine(None, Vec::new(), NetName::Off)
     }
 
-    fn confine(surroundings: Option<Surroundings>, keep: Vec<PathBuf>) -> Result<Self> {
+    fn confine(surroundings: Option<Surroundings>, keep: Vec<PathBuf>, net: NetName) -> Result<Self> {
         interrupt::watch();
         let folder = RunFolder::make()?;
-        let mut allowed = Allowed { write: keep, ..Allowed::default() };
+        let resolver = match net {
+            NetName::Host => Some(ResolverProcess::start().context("cannot start the resolver of names")?),
+            NetName::Off | NetName::Loopback => None,
+        };
+        let mut allowed = Allowed { write: keep, network: net != NetName::Off, ..Allowed::default() };
         allowed.write.push(folder.path().to_owned());
         for mount in surroundings.iter().flat_map(|surroundings| &surroundings.mounts) {
             match mount.mode {
@@ -53,7 +62,7 @@ impl Premises {
             }
         }
         let confinement = confine::confine(&allowed);
-        Ok(Self { surroundings, confinement, folder })
+        Ok(Self { surroundings, confinement, folder, resolver: RefCell::new(resolver) })
     }
 
     /// Boots a system; nothing of the program has run yet. Must not outlive the premises, which take its files away.
@@ -84,6 +93,8 @@ impl Premises {
             machine,
             clock: if args.realtime { ClockSource::Host } else { ClockSource::Virtual },
             host,
+            network: args.net.access(),
+            resolver: self.resolver.borrow_mut().take().map(|resolver| Box::new(resolver) as Box<dyn Resolver>),
             denied: args.deny.clone(),
             disk_limit: args.max_disk,
             scratch: Some(self.folder.path().to_owned()),

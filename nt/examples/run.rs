@@ -91,6 +91,8 @@ fn program(
         machine,
         clock: ClockSource::Virtual,
         host: Box::new(SystemHost),
+        network: lstar_nt::io::afd::NetworkAccess::Off,
+        resolver: None,
         denied: Vec::new(),
         disk_limit: u64::MAX,
         scratch: None,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lstar_runtime::{GateAction, Machine};
 
 use crate::direct::DirectDispatch;
+use crate::io::afd::Afd;
 use crate::io::console::{Console, ConsoleEnd};
 use crate::io::file::{FileKind, FileObject};
 use crate::io::pipe::PipeSystem;
@@ -120,6 +121,8 @@ pub(crate) fn prepare(
         preloaded,
         clock,
         mut host,
+        network,
+        resolver,
         denied,
         disk_limit,
         scratch,
@@ -224,6 +227,7 @@ pub(crate) fn prepare(
         pipes: PipeSystem::default(),
         pending_io: BTreeMap::new(),
         waiting_io: BTreeMap::new(),
+        afd: Afd::new(network, resolver),
         registry,
         watches: crate::registry::notify::Watches::default(),
         system,

@@ -10,8 +10,9 @@ use lstar_runtime::{Frames, GateAction, Registers, ServiceGate, SpaceId, Vcpu};
 
 use crate::crash::{CrashReport, LastException};
 use crate::direct::DirectDispatch;
+use crate::io::afd::Afd;
 use crate::io::pipe::{PipeSystem, RequestId};
-use crate::io::pipe_services::PendingIo;
+use crate::io::pipe_services::PendingPipeIo;
 use crate::io::{FileSystem, Host, StdStream};
 use crate::lockstep::Lockstep;
 use crate::memory::section::Section;
@@ -149,9 +150,11 @@ pub struct Kernel {
     /// Named pipes.
     pub pipes: PipeSystem,
     /// Operations on pipes whose callers did not wait for them.
-    pub pending_io: BTreeMap<RequestId, PendingIo>,
+    pub pending_io: BTreeMap<RequestId, PendingPipeIo>,
     /// Threads that wait for an operation on a pipe.
     pub waiting_io: BTreeMap<RequestId, ThreadId>,
+    /// Sockets.
+    pub afd: Afd,
     /// The registry.
     pub registry: Registry,
     /// Who watches it.

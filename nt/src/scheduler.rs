@@ -299,15 +299,22 @@ impl Kernel {
                 ThreadState::Waiting(wait) => wait.deadline,
                 _ => None,
             });
-            let next = waits.chain(self.next_timer()).min();
+            let next = waits.chain(self.next_timer()).chain(self.afd.next_deadline()).min();
             let on_host = |thread: &Thread| matches!(&thread.state, ThreadState::Waiting(wait) if wait.on_host);
-            if self.scheduler.threads.values().any(on_host) {
-                // Input comes in real time: so does what the others wait for meanwhile.
-                let now = self.clock.interrupt_time();
-                let limit = next.map(|at| Duration::from_nanos(at.saturating_sub(now).saturating_mul(100)));
-                if self.host.wait_for_input(limit) {
-                    continue;
-                }
+            let input = self.scheduler.threads.values().any(on_host);
+            // Others that wait for ever do not keep a run alive whose own program is done.
+            let over = self.process_by_id(self.root_process).is_none_or(|root| root.exit_status.is_some());
+            // Input comes in real time: so does what the others wait for meanwhile.
+            let now = self.clock.interrupt_time();
+            let limit = next.map(|at| Duration::from_nanos(at.saturating_sub(now).saturating_mul(100)));
+            let network = self.afd.is_waiting() && !(over && limit.is_none());
+            let came = match (network, input) {
+                (true, _) => self.wait_for_network(limit, input),
+                (false, true) => self.host.wait_for_input(limit),
+                (false, false) => false,
+            };
+            if came {
+                continue;
             }
             match next {
                 Some(deadline) => {
@@ -316,8 +323,6 @@ impl Kernel {
                     crate::loader::update_shared_data(self);
                 }
                 None => {
-                    // Others that wait for ever do not keep a run alive whose own program is done.
-                    let over = self.process_by_id(self.root_process).is_none_or(|root| root.exit_status.is_some());
                     self.stop.get_or_insert(if over { StopReason::Exited } else { StopReason::Deadlock });
                     return GateAction::Stop;
                 }

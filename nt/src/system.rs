@@ -10,6 +10,7 @@ use lstar_guest_images::{ImageError as KernelImageError, KernelConfig, KernelIma
 use lstar_runtime::{GateAction, Machine, MachineConfig, MachineError, Protection, Registers, VmExit};
 
 use crate::crash::CrashReport;
+use crate::io::afd::{NetworkAccess, Resolver};
 use crate::io::{Host, MountAccess};
 use crate::kernel::{DispatchTable, Kernel};
 use crate::lockstep::Lockstep;
@@ -50,6 +51,10 @@ pub struct SystemConfig {
     pub clock: ClockSource,
     /// Standard streams, wall clock, entropy.
     pub host: Box<dyn Host>,
+    /// What sockets reach. With a network two runs are not the same.
+    pub network: NetworkAccess,
+    /// Who resolves names for guests that may reach what the host reaches; `None`: nobody.
+    pub resolver: Option<Box<dyn Resolver>>,
     /// Services (names with `*` and `?`) that answer with a status instead of serving.
     pub denied: Vec<(String, Status)>,
     /// Bytes that the guest's files may grow by.
@@ -435,6 +440,8 @@ pub fn demonstration(folder: &Path, machine: MachineConfig, host: Box<dyn Host>)
         machine,
         clock: ClockSource::Virtual,
         host,
+        network: NetworkAccess::Off,
+        resolver: None,
         denied: Vec::new(),
         disk_limit: u64::MAX,
         scratch: None,

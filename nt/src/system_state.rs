@@ -110,8 +110,6 @@ pub struct SystemState {
     pub user_locale: u32,
     /// Default locale of the system.
     pub system_locale: u32,
-    /// Ports given to sockets.
-    pub ports: crate::io::socket::PortsInUse,
     /// Next locally unique identifier.
     pub next_luid: u64,
     /// Timers that are set.
@@ -135,7 +133,6 @@ impl SystemState {
             shared_keyed_event: None,
             user_locale: DEFAULT_LOCALE,
             system_locale: DEFAULT_LOCALE,
-            ports: crate::io::socket::PortsInUse::default(),
             next_luid: 0x1000,
             armed_timers: Vec::new(),
             timer_resolution: None,

@@ -99,6 +99,13 @@ impl Clock {
         }
     }
 
+    /// Real time has passed while lstar waited for the host: virtual time does not stay behind.
+    pub fn pass(&mut self, time: Duration) {
+        if self.source == ClockSource::Virtual {
+            self.idle = self.idle.saturating_add(u64::try_from(time.as_nanos() / 100).unwrap_or(u64::MAX));
+        }
+    }
+
     /// Lets time pass to an interrupt time: nothing else can run.
     pub fn idle_until(&mut self, interrupt_time: u64) {
         let missing = interrupt_time.saturating_sub(self.interrupt_time());

@@ -30,6 +30,8 @@ pub const HANDLE_EXPORT: &str = "__wine_unixlib_handle";
 pub const NTDLL_HANDLE: u64 = 0x6E74_646C;
 /// Handle of every other library.
 const OTHER_HANDLE: u64 = 0x756E_6978;
+/// Handle of ws2_32's library: names of hosts.
+const WS2_32_HANDLE: u64 = 0x7773_3332;
 
 /// Codes of ntdll's functions.
 mod code {
@@ -64,10 +66,10 @@ pub fn gate_code(number: u32) -> Vec<u8> {
 
 /// MemoryWineUnixFuncs: a cookie that stands for the Unix functions of the module at an address.
 pub fn query_unix_functions(call: &mut Call<'_, '_>, address: u64, output: UserBuffer) -> Result<u32, Status> {
-    if call.kernel.memory.module_at(address).is_none() {
-        return Err(Status::INVALID_ADDRESS);
-    }
-    output.write_struct(call, &OTHER_HANDLE)
+    let module = call.kernel.memory.module_at(address).ok_or(Status::INVALID_ADDRESS)?;
+    let named = |(_, name): (u64, &str)| name.eq_ignore_ascii_case("ws2_32.dll");
+    let handle = if named(module) { WS2_32_HANDLE } else { OTHER_HANDLE };
+    output.write_struct(call, &handle)
 }
 
 fn unix_call(call: &mut Call<'_, '_>, handle: u64, code: u32, arguments: UserPtr<u8>) -> Result<Status, Status> {
@@ -87,6 +89,7 @@ fn unix_call(call: &mut Call<'_, '_>, handle: u64, code: u32, arguments: UserPtr
             arguments.cast::<i64>().write(call, now)?;
             Ok(Status::SUCCESS)
         }
+        (WS2_32_HANDLE, code) => Ok(crate::io::afd::names::unix_call(call, code, arguments.address())),
         (OTHER_HANDLE, ATTACH) => Ok(Status::SUCCESS),
         _ => Err(Status::NOT_SUPPORTED),
     }

@@ -142,9 +142,8 @@ const ALLOWED_LEGACY: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_LEGACY: &[c_long] = &[];
 
-/// Sockets, for guests that may have some.
+/// Sockets, for guests that may have some. Which ones can be made is in [`sockets`].
 const NETWORK: &[c_long] = &[
-    libc::SYS_socket,
     libc::SYS_bind,
     libc::SYS_connect,
     libc::SYS_listen,
@@ -186,12 +185,32 @@ fn condition(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, Backend
     SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operation, value)?])
 }
 
+/// The sockets that a network is made of: TCP and UDP over both IPs.
+fn sockets() -> Result<Vec<SeccompRule>, BackendError> {
+    /// The type without its flags.
+    const TYPE: u64 = 0xF;
+    let mut rules = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            let wanted = |argument, mask, value: libc::c_int| {
+                let operation = SeccompCmpOp::MaskedEq(mask);
+                SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operation, value as u64)
+            };
+            rules.push(SeccompRule::new(vec![wanted(0, LOW_HALF, family)?, wanted(1, TYPE, kind)?])?);
+        }
+    }
+    Ok(rules)
+}
+
 const LOW_HALF: u64 = 0xFFFF_FFFF;
 
 fn rules(network: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let network: &[c_long] = if network { NETWORK } else { &[] };
+    let calls: &[c_long] = if network { NETWORK } else { &[] };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        [ALLOWED, ALLOWED_LEGACY, network].concat().into_iter().map(|call| (call, Vec::new())).collect();
+        [ALLOWED, ALLOWED_LEGACY, calls].concat().into_iter().map(|call| (call, Vec::new())).collect();
+    if network {
+        rules.insert(libc::SYS_socket, sockets()?);
+    }
     let own = u64::from(std::process::id());
     let any = |values: &mut dyn Iterator<Item = u64>, argument| {
         values.map(|value| condition(argument, LOW_HALF, value)).collect::<Result<Vec<_>, _>>()

@@ -3,8 +3,11 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+
+use rustix::net::{AddressFamily, SocketType};
 
 use super::*;
 
@@ -89,6 +92,12 @@ fn there_are_no_programs_and_no_network() {
     confined(&Allowed { network: true, ..Allowed::default() }, |_| {
         TcpStream::connect(address).expect("allowed");
         TcpListener::bind("127.0.0.1:0").expect("allowed");
+        UdpSocket::bind("127.0.0.1:0").expect("allowed");
+        assert!(UnixStream::connect("/nowhere").is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
+        let raw = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(rustix::net::ipproto::ICMP));
+        assert!(refused(raw.map_err(Into::into)));
+        let netlink = rustix::net::socket(AddressFamily::NETLINK, SocketType::DGRAM, None);
+        assert!(refused(netlink.map_err(Into::into)));
     });
 }
 

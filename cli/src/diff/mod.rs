@@ -15,7 +15,7 @@ use lstar_runtime::{Engine, MachineConfig, bisect};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::args::Diff;
+use crate::args::{Diff, NetName};
 use crate::premises::Premises;
 use crate::run;
 
@@ -84,6 +84,9 @@ pub struct Comparison {
 pub fn run(args: &Diff) -> Result<u8> {
     if args.guest.realtime {
         bail!("runs that are compared need the virtual clock; leave out --realtime");
+    }
+    if args.guest.net != NetName::Off {
+        bail!("runs that are compared have no network; leave out --net");
     }
     let premises = Premises::enter(&args.guest, &args.program, Vec::new())?;
     let boot = |engine: Engine| {

@@ -1,15 +1,14 @@
 //! Control codes of files, pipes and devices, and cancelling.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
-use super::console;
 use super::file::FileKind;
 use super::host::StdStream;
 use super::info::Bytes;
 use super::pipe_services;
 use super::services::IoStatusPtr;
-use super::socket;
 use super::transfer::Completion;
-use crate::object::{Body, Handle, ObjectId, ObjectType};
+use super::{afd, console};
+use crate::object::{Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::services;
 use crate::status::Status;
@@ -91,8 +90,8 @@ fn disk_control(call: &Call<'_, '_>, id: ObjectId, code: u32) -> Result<Vec<u8>,
     })
 }
 
-/// Bytes of input that a control code may have: bounds what a guest makes the host allocate.
-const MAX_INPUT: u32 = 1 << 20;
+/// Random bytes at a time: bounds what a guest makes the host allocate.
+const MAX_RANDOM: u32 = 1 << 20;
 
 fn device_control(
     call: &mut Call<'_, '_>,
@@ -111,33 +110,18 @@ fn device_control(
     let completion = Completion { event, apc, apc_context, io_status };
     completion.begin(call, id)?;
     let output = UserBuffer::new(output, u64::from(output_length));
+    let input = UserBuffer::new(input, u64::from(input_length));
     if let Some(end) = console::end_of(call.kernel, id) {
-        let input = UserBuffer::new(input, u64::from(input_length));
         return console::control(call, id, end, completion, code, input, output);
     }
     let answer = match &call.kernel.file(id)?.kind {
-        FileKind::Socket(_) => {
-            if input_length > MAX_INPUT {
-                return Err(Status::INVALID_PARAMETER);
-            }
-            let input = UserBuffer::new(input, u64::from(input_length)).read(call)?;
-            let crate::kernel::Kernel { objects, system, .. } = &mut *call.kernel;
-            let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
-            let FileKind::Socket(socket) = &mut file.kind else { return Err(Status::INVALID_HANDLE) };
-            if socket::waits(code) {
-                let socket = socket.clone();
-                return socket::control_that_waits(call, &socket, code, &input, output, move |call, status, length| {
-                    completion.finish(call, id, status, length)
-                });
-            }
-            socket.control(code, &input, output_length as usize, &mut system.ports)?
-        }
+        FileKind::Socket(_) => return afd::control::control(call, id, completion, code, input, output),
         FileKind::Random => {
             // IOCTL_KSEC_RNG, IOCTL_KSEC_RNG_REKEY: the whole buffer.
             if !matches!(code, 0x39_0004 | 0x39_0008) {
                 return Err(Status::NOT_SUPPORTED);
             }
-            let mut bytes = vec![0; output_length.min(MAX_INPUT) as usize];
+            let mut bytes = vec![0; output_length.min(MAX_RANDOM) as usize];
             call.kernel.host.entropy(&mut bytes);
             bytes
         }
@@ -152,12 +136,14 @@ fn cancel(call: &mut Call<'_, '_>, handle: Handle, io_status: IoStatusPtr) -> Re
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let thread = call.thread;
     call.kernel.cancel_pending(id, Some(thread), 0);
+    call.kernel.afd.cancel_file(id, Some(thread), 0);
     call.write_io_status(io_status, Status::SUCCESS, 0)
 }
 
 fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, target: u64, io_status: IoStatusPtr) -> Result<(), Status> {
     let id = call.object(handle, Some(ObjectType::File), 0)?;
-    if !call.kernel.cancel_pending(id, None, target) {
+    let cancelled = call.kernel.cancel_pending(id, None, target) | call.kernel.afd.cancel_file(id, None, target);
+    if !cancelled {
         return Err(Status::NOT_FOUND);
     }
     call.write_io_status(io_status, Status::SUCCESS, 0)

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 
+use super::afd::{OfflineSocket, Socket};
 use super::console::ConsoleEnd;
 use super::directory::Enumeration;
 use super::host::StdStream;
 use super::pipe::PipeEnd;
-use super::socket::Socket;
 use super::volume::Directory;
 use crate::object::ObjectId;
 
@@ -202,11 +202,14 @@ impl FileObject {
         }
     }
 
-    /// The socket.
+    /// The socket of a machine without a network.
     #[must_use]
-    pub fn socket(&self) -> Option<&Socket> {
+    pub fn offline_socket(&self) -> Option<&OfflineSocket> {
         match &self.kind {
-            FileKind::Socket(socket) => Some(socket),
+            FileKind::Socket(socket) => match socket.as_ref() {
+                Socket::Offline(socket) => Some(socket),
+                Socket::Host(_) => None,
+            },
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -62,6 +62,10 @@ pub trait Host: std::fmt::Debug {
     /// Waits until a read from standard input would not wait, `limit` at most; says whether it would not.
     fn wait_for_input(&mut self, _limit: Option<Duration>) -> bool {
         true
+    }
+    /// What to poll for standard input together with other descriptors; `None`: it is always ready.
+    fn input_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
     /// Columns and rows of the terminal.
     fn terminal_size(&mut self) -> Option<(u16, u16)> {
@@ -125,6 +129,10 @@ impl Host for SystemHost {
         let mut descriptors = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
         // A poll that fails must not keep the read from telling why.
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut descriptors, limit.as_ref())).is_ok_and(|n| n > 0)
+    }
+
+    fn input_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(rustix::stdio::stdin())
     }
 
     fn terminal_size(&mut self) -> Option<(u16, u16)> {
@@ -214,6 +222,9 @@ impl Host for DeterministicHost {
     }
     fn wait_for_input(&mut self, limit: Option<Duration>) -> bool {
         self.streams.wait_for_input(limit)
+    }
+    fn input_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.streams.input_descriptor()
     }
     fn terminal_size(&mut self) -> Option<(u16, u16)> {
         self.streams.terminal_size()

@@ -4,6 +4,7 @@
 //! module that names host files, always relative to an open folder and without following links, so that no path
 //! leads out of a mount. Everything that does not concern disks (console, time, entropy) goes through [`Host`].
 
+pub mod afd;
 pub mod console;
 pub mod control;
 pub mod directory;
@@ -15,7 +16,6 @@ pub mod path;
 pub mod pipe;
 pub mod pipe_services;
 pub mod services;
-pub mod socket;
 pub mod terminal;
 pub mod transfer;
 pub mod volume;

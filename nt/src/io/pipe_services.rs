@@ -35,16 +35,50 @@ pub(super) mod code {
     pub const GET_CONNECTION_ATTRIBUTE: u32 = 0x11_0030;
 }
 
-/// An operation that a caller did not wait for.
+/// Who asked for an operation that is not complete yet, and how its end is told.
 #[derive(Debug)]
 pub struct PendingIo {
-    process: ProcessId,
-    thread: ThreadId,
-    file: ObjectId,
+    /// The process that memory belongs to.
+    pub(super) process: ProcessId,
+    /// The thread that gets the APC.
+    pub(super) thread: ThreadId,
+    /// The file; referenced.
+    pub(super) file: ObjectId,
     event: Option<ObjectId>,
     apc: u64,
     apc_context: u64,
-    io_status: u64,
+    /// Address of the IO_STATUS_BLOCK.
+    pub(super) io_status: u64,
+}
+
+impl PendingIo {
+    /// An operation of the calling thread; the file and the event are referenced until it completes.
+    pub(super) fn of(call: &mut Call<'_, '_>, id: ObjectId, completion: Completion) -> Result<Self, Status> {
+        let event = match completion.event {
+            Handle::NULL => None,
+            event => Some(call.object(event, Some(ObjectType::Event), 2)?),
+        };
+        if let Some(id) = event {
+            call.kernel.objects.reference(id);
+        }
+        call.kernel.objects.reference(id);
+        Ok(Self {
+            process: call.kernel.process.id,
+            thread: call.thread,
+            file: id,
+            event,
+            apc: completion.apc,
+            apc_context: completion.apc_context,
+            io_status: completion.io_status.address(),
+        })
+    }
+}
+
+/// An operation on a pipe that a caller did not wait for.
+#[derive(Debug)]
+pub struct PendingPipeIo {
+    io: PendingIo,
+    /// Where what it reads goes.
     buffer: u64,
 }
 
@@ -65,23 +99,34 @@ impl Kernel {
         }
     }
 
-    /// Completes operations on pipes whose callers went on in the meantime.
+    /// Completes operations on pipes and sockets whose callers went on in the meantime.
     pub(crate) fn deliver_io(&mut self, space: &mut lstar_runtime::AddressSpace) {
+        self.advance_network(space);
         loop {
             let mut pending = self.pending_io.keys();
             let Some(&request) = pending.find(|&&request| self.pipes.is_done(request)) else { return };
-            if let (Some(io), Some(done)) = (self.pending_io.remove(&request), self.pipes.take(request)) {
-                self.complete_io(space, io, &done);
+            if let (Some(pending), Some(done)) = (self.pending_io.remove(&request), self.pipes.take(request)) {
+                self.complete_io(space, pending.io, done.status, done.information, &[(pending.buffer, done.data)]);
             }
         }
     }
 
-    fn complete_io(&mut self, space: &mut lstar_runtime::AddressSpace, io: PendingIo, done: &Done) {
+    /// Completes an operation: results are written in its process, its end is told.
+    pub(super) fn complete_io(
+        &mut self,
+        space: &mut lstar_runtime::AddressSpace,
+        io: PendingIo,
+        status: Status,
+        information: u64,
+        writes: &[(u64, Vec<u8>)],
+    ) {
         if let Ok(previous) = self.enter_process(space, io.process) {
-            let block = [u64::from(done.status.0), done.information].map(u64::to_le_bytes).concat();
+            let block = [u64::from(status.0), information].map(u64::to_le_bytes).concat();
             // What the caller has unmapped in the meantime is its loss.
             let user = lstar_arch::Privilege::User;
-            let _ = self.memory.write(space, io.buffer, &done.data, user);
+            for (address, bytes) in writes {
+                let _ = self.memory.write(space, *address, bytes, user);
+            }
             let _ = self.memory.write(space, io.io_status, &block, user);
             let _ = self.enter_process(space, previous);
         }
@@ -102,7 +147,6 @@ impl Kernel {
             && io.apc_context != 0
             && let Ok(Body::IoCompletion(port)) = self.objects.body_mut(port)
         {
-            let (status, information) = (done.status, done.information);
             port.packets.push_back(CompletionPacket { key, context: io.apc_context, status, information });
         }
         if let Ok(file) = self.file_mut(io.file) {
@@ -113,8 +157,9 @@ impl Kernel {
 
     /// Takes back what a thread that ends was doing with pipes.
     pub(crate) fn cancel_io_of(&mut self, thread: ThreadId) {
-        let own = |io: &PendingIo| io.thread == thread;
-        let pending = self.pending_io.iter().filter(|(_, io)| own(io)).map(|(&request, _)| request);
+        self.afd.cancel_thread(thread);
+        let own = |pending: &PendingPipeIo| pending.io.thread == thread;
+        let pending = self.pending_io.iter().filter(|(_, pending)| own(pending)).map(|(&request, _)| request);
         let waiting = self.waiting_io.iter().filter(|(_, waiter)| **waiter == thread).map(|(&request, _)| request);
         let requests: Vec<RequestId> = pending.chain(waiting).collect();
         for request in requests {
@@ -128,7 +173,7 @@ impl Kernel {
     /// Cancels pending operations on a file, of one thread or all, the one with an IO_STATUS_BLOCK or all; says
     /// whether there was any.
     pub(super) fn cancel_pending(&mut self, file: ObjectId, thread: Option<ThreadId>, io_status: u64) -> bool {
-        let matches = |io: &PendingIo| {
+        let matches = |PendingPipeIo { io, .. }: &PendingPipeIo| {
             io.file == file
                 && thread.is_none_or(|thread| thread == io.thread)
                 && (io_status == 0 || io_status == io.io_status)
@@ -167,25 +212,8 @@ impl PipeEnd {
                 Outcome::Return(status)
             })));
         }
-        let event = match completion.event {
-            Handle::NULL => None,
-            event => Some(call.object(event, Some(ObjectType::Event), 2)?),
-        };
-        if let Some(id) = event {
-            call.kernel.objects.reference(id);
-        }
-        call.kernel.objects.reference(id);
-        let io = PendingIo {
-            process: call.kernel.process.id,
-            thread: call.thread,
-            file: id,
-            event,
-            apc: completion.apc,
-            apc_context: completion.apc_context,
-            io_status: completion.io_status.address(),
-            buffer,
-        };
-        call.kernel.pending_io.insert(request, io);
+        let io = PendingIo::of(call, id, completion)?;
+        call.kernel.pending_io.insert(request, PendingPipeIo { io, buffer });
         Ok(Outcome::Return(Status::PENDING))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use super::afd;
 use super::console::{self, ConsoleEnd};
 use super::file::{self, FileKind};
 use super::pipe_services;
@@ -134,6 +135,7 @@ enum Source {
     Stream(super::StdStream),
     Null,
     Pipe,
+    Socket,
     Console(ConsoleEnd),
 }
 
@@ -144,7 +146,7 @@ fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
         FileKind::Null => Ok(Source::Null),
         FileKind::Pipe(_) => Ok(Source::Pipe),
         FileKind::Console(end) => Ok(Source::Console(*end)),
-        FileKind::Socket(_) => Err(Status::INVALID_CONNECTION),
+        FileKind::Socket(_) => Ok(Source::Socket),
         FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::PipeRoot | FileKind::Random => {
             Err(Status::INVALID_DEVICE_REQUEST)
         }
@@ -187,6 +189,7 @@ fn read_file(
         Source::Pipe => {
             return pipe_services::read(call, id, completion, buffer, length as u32);
         }
+        Source::Socket => return afd::control::read(call, id, completion, UserBuffer::new(buffer, length as u64)),
     };
     let status = if total == 0 && length > 0 { end } else { Status::SUCCESS };
     if status.is_error() && !call.kernel.file(id)?.is_synchronous() {
@@ -297,6 +300,9 @@ fn write_file(
         })?,
         Source::Pipe => {
             return pipe_services::write(call, id, completion, buffer, length);
+        }
+        Source::Socket => {
+            return afd::control::write(call, id, completion, UserBuffer::new(buffer, u64::from(length)));
         }
         Source::Console(ConsoleEnd::Output) => {
             for_each_chunk(call, buffer, length, |call, _, data| call.kernel.write_console_bytes(data))?;

@@ -85,8 +85,14 @@ impl Kernel {
                         if let Some((port, _)) = file.completion {
                             self.objects.dereference(port);
                         }
-                        if let FileKind::Pipe(end) = file.kind {
-                            self.pipes.close(end);
+                        match &file.kind {
+                            FileKind::Pipe(end) => self.pipes.close(*end),
+                            FileKind::Socket(socket) => {
+                                if let Some(event) = socket.event_object() {
+                                    self.objects.dereference(event);
+                                }
+                            }
+                            _ => {}
                         }
                         self.files.close(*file);
                     }

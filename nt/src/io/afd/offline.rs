@@ -1,14 +1,19 @@
 //! Sockets of a machine whose network is off: they can be created, named and asked about, and lead nowhere.
 //!
-//! User-mode code opens `\Device\Afd` and speaks to the file in control codes. Those below 1000h (device 1) are
-//! Windows' own, the others (device 12h) are what Wine's ws2_32 uses instead of Windows' undocumented ones (the header
-//! of its socket driver). A connection to the guest itself is refused, one to anywhere else finds no route.
+//! That is what a Windows machine without a network offers, and programs that make sockets only to see what there is run
+//! on. A connection to the guest itself is refused, one to anywhere else finds no route; the user is told.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use super::info::Bytes;
+use super::address::{self, AF_INET};
+use super::poll::MAX_POLL;
+use super::{SOCK_DGRAM, SOCK_STREAM, Socket, code, event};
+use crate::io::file::FileKind;
+use crate::io::info::Bytes;
+use crate::io::transfer::Completion;
 use crate::kernel::Kernel;
-use crate::object::{Body, Handle};
+use crate::object::{Body, Handle, ObjectId};
 use crate::service::{Call, Outcome};
 use crate::status::Status;
 use crate::user_ptr::UserBuffer;
@@ -16,7 +21,7 @@ use crate::wait::Wait;
 
 /// A socket.
 #[derive(Clone, Debug, Default)]
-pub struct Socket {
+pub struct OfflineSocket {
     /// Address family, type, protocol; zero until it is created.
     pub kind: [u32; 3],
     /// Own address, as SOCKADDR.
@@ -27,50 +32,10 @@ pub struct Socket {
     options: BTreeMap<u32, Vec<u8>>,
 }
 
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 23;
-const SOCK_STREAM: u32 = 1;
-const SOCK_DGRAM: u32 = 2;
 /// Longest SOCKADDR that is kept.
 const MAX_ADDRESS: usize = 128;
 /// First port that is given to sockets that ask for any.
 const FIRST_DYNAMIC_PORT: u16 = 49_152;
-/// Most sockets that one poll may ask about.
-const MAX_POLL: usize = 4096;
-
-/// Control codes.
-mod code {
-    pub const BIND: u32 = 0x1_2003;
-    pub const LISTEN: u32 = 0x1_200B;
-    pub const RECEIVE: u32 = 0x1_2017;
-    pub const POLL: u32 = 0x1_2024;
-    pub const GET_NAME: u32 = 0x1_202F;
-    pub const EVENT_SELECT: u32 = 0x1_2087;
-    pub const GET_EVENTS: u32 = 0x1_208B;
-
-    /// The code of one of Wine's functions.
-    pub const fn wine(function: u32) -> u32 {
-        0x12 << 16 | function << 2
-    }
-    pub const CREATE: u32 = wine(200);
-    pub const ACCEPT: u32 = wine(201);
-    pub const ACCEPT_INTO: u32 = wine(202);
-    pub const CONNECT: u32 = wine(203);
-    pub const SHUTDOWN: u32 = wine(204);
-    pub const RECEIVE_MESSAGE: u32 = wine(205);
-    pub const SEND_MESSAGE: u32 = wine(206);
-    pub const TRANSMIT: u32 = wine(207);
-    pub const FIONBIO: u32 = wine(209);
-    pub const FIONREAD: u32 = wine(211);
-    pub const AT_MARK: u32 = wine(212);
-    pub const KEEPALIVE_VALUES: u32 = wine(214);
-    pub const PEER_NAME: u32 = wine(216);
-    pub const GET_INFO: u32 = wine(218);
-    pub const IS_LISTENING: u32 = wine(219);
-    pub const GET_ERROR: u32 = wine(222);
-    pub const CONNECT_TIME: u32 = wine(292);
-}
-
 /// The options: number of the getting and the setting function, value of a fresh socket. A value of 0 bytes stands for a
 /// setting without a query (memberships).
 const OPTIONS: &[(u32, u32, &[u8])] = &[
@@ -119,7 +84,7 @@ const OPTIONS: &[(u32, u32, &[u8])] = &[
     (303, 304, &[1, 0, 0, 0]),
 ];
 
-impl Socket {
+impl OfflineSocket {
     /// Serves a control code: the bytes of the answer. `capacity` is the size of the caller's buffer.
     pub fn control(
         &mut self,
@@ -171,12 +136,10 @@ impl Socket {
 
     fn create(&mut self, input: &[u8]) -> Result<(), Status> {
         let Some([family, kind, protocol, _]) = words(input) else { return Err(Status::INVALID_PARAMETER) };
-        if self.kind[0] != 0 || !matches!(kind, SOCK_STREAM | SOCK_DGRAM) {
+        if self.kind[0] != 0 {
             return Err(Status::INVALID_PARAMETER);
         }
-        if !matches!(family, AF_INET | AF_INET6) {
-            return Err(Status::NOT_SUPPORTED);
-        }
+        super::check_kind([family, kind, protocol])?;
         self.kind = [family, kind, protocol];
         Ok(())
     }
@@ -234,9 +197,8 @@ impl Socket {
     /// The AFD_POLL_* events that have happened.
     #[must_use]
     pub fn events(&self) -> u32 {
-        const WRITE: u32 = 4;
         // Datagrams can be sent, into nothing.
-        if self.kind[1] == SOCK_DGRAM { WRITE } else { 0 }
+        if self.kind[1] == SOCK_DGRAM { event::WRITE } else { 0 }
     }
 
     /// What a receiving operation meets; `None`: it waits for ever.
@@ -275,7 +237,7 @@ impl PortsInUse {
     }
 }
 
-fn words<const N: usize>(bytes: &[u8]) -> Option<[u32; N]> {
+pub(super) fn words<const N: usize>(bytes: &[u8]) -> Option<[u32; N]> {
     let mut words = [0; N];
     for (index, word) in words.iter_mut().enumerate() {
         *word = u32::from_le_bytes(*bytes.get(4 * index..)?.first_chunk()?);
@@ -283,36 +245,58 @@ fn words<const N: usize>(bytes: &[u8]) -> Option<[u32; N]> {
     Some(words)
 }
 
-/// The address proper of a SOCKADDR_IN or SOCKADDR_IN6.
-fn host_part(address: &[u8]) -> &[u8] {
-    match address {
-        [2, 0, ..] => address.get(4..8).unwrap_or_default(),
-        _ => address.get(8..24).unwrap_or_default(),
-    }
+fn host_part(address: &[u8]) -> Option<IpAddr> {
+    address::parse(address).ok().map(|address| address.ip())
 }
 
 fn is_any(address: &[u8]) -> bool {
-    host_part(address).iter().all(|byte| *byte == 0)
+    host_part(address).is_some_and(address::is_any)
 }
 
 fn is_loopback(address: &[u8]) -> bool {
-    match host_part(address) {
-        [127, ..] if address.first() == Some(&2) => true,
-        host => matches!(host.split_last(), Some((1, rest)) if host.len() == 16 && rest.iter().all(|byte| *byte == 0)),
+    host_part(address).is_some_and(address::is_loopback)
+}
+
+/// Serves a control code of a file of the device.
+pub(super) fn control(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    completion: Completion,
+    code: u32,
+    input: &[u8],
+    output: UserBuffer,
+) -> Result<Outcome, Status> {
+    if matches!(code, code::CONNECT | code::SEND_MESSAGE | code::TRANSMIT | code::LISTEN) {
+        call.kernel
+            .note("the program asked for the network, which is off; --net loopback or --net host allows it".into());
     }
+    let Kernel { objects, afd, .. } = &mut *call.kernel;
+    let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    let FileKind::Socket(socket) = &mut file.kind else { return Err(Status::INVALID_HANDLE) };
+    let Socket::Offline(socket) = socket.as_mut() else { return Err(Status::INVALID_HANDLE) };
+    if waits(code) {
+        let socket = socket.clone();
+        return control_that_waits(call, &socket, code, input, output, move |call, status, length| {
+            completion.finish(call, id, status, length)
+        });
+    }
+    let answer = socket.control(code, input, output.length as usize, &mut afd.ports)?;
+    output.write(call, &answer)?;
+    completion.finish(call, id, Status::SUCCESS, answer.len() as u64)?;
+    Ok(Outcome::Return(Status::SUCCESS))
 }
 
 /// Whether a control code may take time: receiving, accepting and polling.
 #[must_use]
-pub fn waits(code: u32) -> bool {
+fn waits(code: u32) -> bool {
     let receives = matches!(code, code::RECEIVE | code::RECEIVE_MESSAGE);
     receives || matches!(code, code::ACCEPT | code::ACCEPT_INTO | code::POLL)
 }
 
 /// Serves such a control code.
-pub(super) fn control_that_waits(
+fn control_that_waits(
     call: &mut Call<'_, '_>,
-    socket: &Socket,
+    socket: &OfflineSocket,
     code: u32,
     input: &[u8],
     output: UserBuffer,
@@ -355,7 +339,7 @@ fn poll(
     let head = Bytes::default().i64s(&[timeout]);
     let ready = move |kernel: &Kernel| -> Vec<(u64, u32)> {
         let events = |id| match kernel.objects.body(id) {
-            Ok(Body::File(file)) => file.socket().map_or(0, Socket::events),
+            Ok(Body::File(file)) => file.offline_socket().map_or(0, OfflineSocket::events),
             _ => 0,
         };
         let found = asked.iter().map(|&(handle, id, wanted)| (handle, events(id) & wanted));
@@ -378,9 +362,10 @@ fn poll(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::afd::address::AF_INET6;
 
-    fn created(family: u32, kind: u32) -> Socket {
-        let mut socket = Socket::default();
+    fn created(family: u32, kind: u32) -> OfflineSocket {
+        let mut socket = OfflineSocket::default();
         let input = [family, kind, 0, 0].map(u32::to_le_bytes).concat();
         socket.control(code::CREATE, &input, 0, &mut PortsInUse::default()).unwrap();
         socket
@@ -396,10 +381,10 @@ mod tests {
         let mut socket = created(AF_INET, SOCK_STREAM);
         let input = [AF_INET, SOCK_STREAM, 6, 0].map(u32::to_le_bytes).concat();
         assert_eq!(socket.control(code::CREATE, &input, 0, &mut ports), Err(Status::INVALID_PARAMETER));
-        let mut fresh = Socket::default();
+        let mut fresh = OfflineSocket::default();
         assert_eq!(fresh.control(code::GET_INFO, &[], 12, &mut ports), Err(Status::INVALID_HANDLE));
         let input = [1, SOCK_STREAM, 0, 0].map(u32::to_le_bytes).concat();
-        assert_eq!(fresh.control(code::CREATE, &input, 0, &mut ports), Err(Status::NOT_SUPPORTED));
+        assert_eq!(fresh.control(code::CREATE, &input, 0, &mut ports), Err(Status(0xC001_273F)));
         assert_eq!(fresh.control(code::CREATE, &input[..9], 0, &mut ports), Err(Status::INVALID_PARAMETER));
     }
 
