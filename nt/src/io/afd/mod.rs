@@ -7,7 +7,7 @@
 //! What a guest reaches is for the user to say ([`NetworkAccess`]). Without a network sockets exist and lead nowhere
 //! ([`offline`]). With one each has a non-blocking socket of the host's ([`socket`]); operations that cannot be done at
 //! once become requests ([`request`]) that are tried again at time slices and whenever no thread can run: then lstar
-//! waits for the host ([`Kernel::wait_for_network`]). Names are resolved in [`names`].
+//! waits for the host, too. Names are resolved in [`names`].
 //!
 //! Runs with a network are not the same every time: its timing is the host's.
 
