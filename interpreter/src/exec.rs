@@ -23,6 +23,11 @@ pub(crate) struct Exec<'a, M: GuestMemory> {
     pub decoded: &'a Decoded,
 }
 
+/// Whether the first eight of the x87's ten-byte operands are canonical: the processor accesses the others separately, after them.
+pub(crate) fn is_split<const N: usize>(linear: u64) -> bool {
+    N == 10 && is_canonical(linear) && is_canonical(linear.wrapping_add(7))
+}
+
 impl<'a, M: GuestMemory> Exec<'a, M> {
     pub fn new(cpu: &'a mut CpuState, mem: &'a mut M, decoded: &'a Decoded) -> Self {
         Self { cpu, mem, insn: &decoded.insn, decoded }
@@ -72,6 +77,9 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     #[inline]
     pub fn load<const N: usize>(&mut self, linear: u64) -> Result<[u8; N], Exception> {
         if !is_canonical(linear) || !is_canonical(linear.wrapping_add(N as u64 - 1)) {
+            if is_split::<N>(linear) {
+                self.load::<8>(linear)?;
+            }
             return Err(self.non_canonical());
         }
         Ok(self.mem.load(linear, self.cpu.privilege())?)

@@ -4,6 +4,7 @@
 //! `recovery_rsp`, loads the pinned register and the guest's MXCSR, and calls. A fault in translated code resumes at
 //! [`landing_address`] with that stack pointer and [`FAULT`] as result: translated frames hold nothing that would need
 //! unwinding, and Rust frames are never skipped, because each of them that runs guest code goes through its own `enter`.
+//! On the way out the guest's x87 state, if it is in the host's x87, moves to the block.
 #![expect(unsafe_code, reason = "assembly, and calls of translated code")]
 
 use std::arch::global_asm;
@@ -68,6 +69,13 @@ global_asm!(
     "mov rbx, [rsp + 8]",
     "stmxcsr [rbx + {mxcsr}]",
     "ldmxcsr [rsp]",
+    "cmp qword ptr [rbx + {x87_live}], 0",
+    "je 4f",
+    "mov r12, rax",
+    "mov rdi, rbx",
+    "call {x87_leave}",
+    "mov rax, r12",
+    "4:",
     "add rsp, 16",
     "pop qword ptr [rbx + {recovery}]",
     "pop r15",
@@ -125,6 +133,8 @@ global_asm!(
     vcpu = const VCPU_OFFSET,
     unwind = const UNWIND,
     resolve = sym crate::helpers::resolve,
+    x87_live = const offset_of!(VcpuBlock, x87_live),
+    x87_leave = sym crate::x87::leave_block,
 );
 
 unsafe extern "C" {

@@ -12,7 +12,8 @@ use crate::machine::core::{After, Core};
 /// MXCSR of host code: everything masked, round to nearest.
 static HOST_MXCSR: u32 = 0x1F80;
 
-/// Keeps the guest's MXCSR in `cpu.mxcsr` and the host's in the processor while alive.
+/// Keeps the guest's MXCSR in `cpu.mxcsr` and the host's in the processor while alive. The guest's x87 state moves to the block,
+/// too, and stays there.
 struct HostMxcsr {
     block: *mut VcpuBlock,
     guest: u32,
@@ -21,6 +22,8 @@ struct HostMxcsr {
 impl HostMxcsr {
     /// `block` is live and not otherwise referenced.
     fn new(block: *mut VcpuBlock) -> Self {
+        // SAFETY: the block is live, and translated code is stopped.
+        crate::x87::leave(unsafe { &mut *block });
         // SAFETY: stores the control register to the live block, loads it from a constant.
         let guest = unsafe {
             std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut (*block).cpu.mxcsr, options(nostack));
@@ -142,24 +145,6 @@ extern "C" fn read_tsc(block: *mut VcpuBlock, _: u64) -> u64 {
     core.read_tsc()
 }
 
-extern "C" fn x87_execute(block: *mut VcpuBlock, descriptor: u64, operand: u64, rip: u64, offset: u64) -> u64 {
-    // SAFETY: translated code passes its own live block and is stopped.
-    let cpu = unsafe { &mut (*block).cpu };
-    crate::x87::execute(cpu, descriptor, operand, rip, offset)
-}
-
-extern "C" fn x87_convert(block: *mut VcpuBlock, descriptor: u64, _: u64) -> u64 {
-    // SAFETY: translated code passes its own live block and is stopped.
-    let block = unsafe { &mut *block };
-    match crate::x87::convert(&block.cpu, descriptor) {
-        Some(pending) => {
-            block.x87_pending = pending;
-            0
-        }
-        None => 1,
-    }
-}
-
 /// Resolves what a slot or the target table could not; called by the stubs.
 pub(crate) extern "C" fn resolve(block: *mut VcpuBlock, argument: u64, kind: u64) -> Resolution {
     let kind = if kind == MissKind::Slot as u64 { MissKind::Slot } else { MissKind::Target };
@@ -181,8 +166,6 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::LoadMxcsr => load_mxcsr as *const (),
         Helper::StoreMxcsr => store_mxcsr as *const (),
         Helper::ReadTsc => read_tsc as *const (),
-        Helper::X87Execute => x87_execute as *const (),
-        Helper::X87Convert => x87_convert as *const (),
         Helper::ReadFlags => read_flags as *const (),
     }) as u64
 }

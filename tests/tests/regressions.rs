@@ -239,6 +239,23 @@ const CASES: &[Case] = &[
         ..Case::EMPTY
     },
     Case {
+        name: "the first eight of ten bytes fault before the others are found to be non-canonical",
+        code: &[
+            0x42, 0xDB, 0xAC, 0x2E, 0xC0, 0xFF, 0xFF, 0xFF, // fld tbyte ptr [rsi+r13-40h]
+        ],
+        gpr: &[(6, 0x8000_0000_0000), (13, 0x38)],
+        ..Case::EMPTY
+    },
+    Case {
+        name: "so they do in a store",
+        code: &[
+            0x42, 0xDB, 0x7C, 0x2D, 0xA0, // fstp tbyte ptr [rbp+r13-60h]
+        ],
+        gpr: &[(5, 0x8000_0000_0000), (13, 0x58)],
+        x87: X87 { registers: [ONE; 8], control: 0x37F, status: 0, valid: 0xFF },
+        ..Case::EMPTY
+    },
+    Case {
         name: "F2XM1 of 1 says that it was rounded up",
         code: &[
             0xD9, 0xF0, // f2xm1

@@ -133,9 +133,17 @@ pub struct VcpuBlock {
     pub host_ops: [u64; HostOp::COUNT],
     /// Addresses of string comparisons, by [`StringOp`].
     pub string_ops: [u64; StringOp::COUNT],
-    /// What [`Helper::X87Convert`] leaves: the value to store; status word, tags (bits 16 to 23) and the value's upper
-    /// 16 bits (32 to 47); the selectors of the pointers.
-    pub x87_pending: [u64; 3],
+    /// Not 0 while the guest's x87 state is in the host's x87: see [`crate::x87`].
+    pub x87_live: u64,
+    /// While it is there, [`crate::x87::last`] of the last instruction; 0 before the first one.
+    pub x87_last: u64,
+    /// While it is there, 1 and the number of the segment of the last memory operand; 0 before the first one.
+    pub x87_segment: u64,
+    /// Address of the code, called like a host operation, that moves the x87 state of the block that RDI points at into the host's
+    /// x87; RAX is not 0 if it cannot be there.
+    pub x87_enter: u64,
+    /// Address of the code, called like a host operation, that moves it back into the block.
+    pub x87_leave: u64,
 }
 
 /// Hand-written entry points with a region's signature.
@@ -194,13 +202,6 @@ macro_rules! foreach_helper {
             StoreMxcsr(1) Leaf;
             /// RDTSC's value. Argument: unused.
             ReadTsc(1) Leaf;
-            /// Executes an x87 instruction. Arguments: a [`crate::x87::Descriptor`], the memory operand's value, address of the
-            /// instruction, offset of the operand. Bit 0 of the result: not executed, nothing has changed; above: flags of
-            /// comparisons.
-            X87Execute(4) Leaf;
-            /// Converts what an x87 instruction stores, into `x87_pending`. Arguments: a [`crate::x87::Descriptor`], unused.
-            /// Result: 1 if not executed.
-            X87Convert(2) Leaf;
             /// Folds `lazy` into `cpu.rflags` (as [`crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
             ReadFlags(1) Leaf;
         }

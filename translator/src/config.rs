@@ -71,6 +71,8 @@ pub struct TranslatorConfig {
     pub budget_checks: bool,
     /// Make each basic block set its byte in the [`crate::abi::PROBES`] when it is entered.
     pub coverage: bool,
+    /// FCOMI and its like clear C1, as on Intel's processors; else they do with it what the host does.
+    pub compare_clears_c1: bool,
     /// Instruction sets the guest may use; others are left to the interpreter, which raises #UD.
     pub features: Features,
 }
@@ -89,6 +91,7 @@ impl Default for TranslatorConfig {
             host: HostTarget::default(),
             budget_checks: true,
             coverage: false,
+            compare_clears_c1: false,
             features: CpuModel::default().features,
         }
     }

@@ -13,7 +13,7 @@ use lstar_arch::PAGE_SIZE;
 
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
-use crate::effects::{ALL_FLAGS, Effects, FlagWrite, available, effects, without_counts};
+use crate::effects::{ALL_FLAGS, Effects, FlagWrite, available, effects, is_mmx, is_x87, without_counts};
 use crate::lift::{self, Lifter};
 use lstar_arch::cpuid::Features;
 
@@ -520,7 +520,24 @@ fn build_block(
         }
         rip = raw.next_ip();
     };
+    mark_harmless_x87(&mut insns);
     BasicBlock { start, insns, end }
+}
+
+/// The first x87 instruction of a run moves the x87 state to where it can be worked on, or traps; those behind it that touch no
+/// memory cannot fault. [`crate::x87`] tells more.
+fn mark_harmless_x87(insns: &mut [Insn]) {
+    let mut at_hand = false;
+    for insn in insns {
+        let lifted = matches!(insn.lowering, Lowering::Lift(_));
+        if !lifted || is_mmx(&insn.raw) {
+            at_hand = false;
+        } else if is_x87(&insn.raw) {
+            let touches_memory = insn.raw.op_count() > 0 && insn.raw.op0_kind() == OpKind::Memory;
+            insn.effects.faults = !at_hand || touches_memory;
+            at_hand = true;
+        }
+    }
 }
 
 /// Reorders `blocks` into reverse postorder from `entry` and drops what is not reachable.

@@ -142,8 +142,8 @@ fn changes_system_state(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, M::Ldmxcsr | M::Vldmxcsr | M::Swapgs | M::Cli | M::Sti | M::Cld | M::Std)
 }
 
-/// Whether the instruction works on the x87's registers, which are in the block alone.
-fn is_x87(insn: &Instruction) -> bool {
+/// Whether the instruction works on the x87's registers, which are never in SSA form.
+pub(crate) fn is_x87(insn: &Instruction) -> bool {
     let x87 =
         |feature: &CpuidFeature| matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387);
     insn.mnemonic() == Mnemonic::Wait || insn.cpuid_features().iter().any(x87) || is_mmx(insn)

@@ -8,7 +8,8 @@
 
 use std::ops::BitOr;
 
-/// What an operation takes and returns: `V` is a vector, `D` and `S` a scalar double and single, `I` a 64-bit integer.
+/// What an operation takes and returns: `V` is a vector, `D` and `S` a scalar double and single, `I` a 64-bit integer,
+/// `N` nothing.
 #[expect(non_camel_case_types, reason = "arguments, an underscore, results")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -25,6 +26,14 @@ pub enum HostSignature {
     S_I,
     /// Two integers to an integer.
     II_I,
+    /// Nothing to nothing.
+    N_N,
+    /// Nothing to an integer.
+    N_I,
+    /// An integer to nothing.
+    I_N,
+    /// An integer to an integer.
+    I_I,
     /// Three integers to two.
     III_II,
     /// Three integers to nothing.
@@ -53,6 +62,10 @@ impl HostSignature {
             Self::D_I => ("D", "I"),
             Self::S_I => ("S", "I"),
             Self::II_I => ("II", "I"),
+            Self::N_N => ("", ""),
+            Self::N_I => ("", "I"),
+            Self::I_N => ("I", ""),
+            Self::I_I => ("I", "I"),
             Self::III_II => ("III", "II"),
             Self::III_N => ("III", ""),
             Self::VV_I => ("VV", "I"),

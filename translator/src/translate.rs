@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::ir::ExternalName;
+use cranelift_codegen::ir::{ExternalName, Function};
 use cranelift_codegen::isa::{self, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CodegenResult, CompiledCode, Context, FinalizedRelocTarget};
@@ -15,7 +15,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use crate::abi::{Mode, PROBES, Slot};
 use crate::config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
 use crate::discover::{BasicBlock, Limits, Region, Snapshot, discover, read_ahead};
-use crate::emit::{EmitOptions, Emitted, Emitter, SiteRecord, TRAP_CODES, region_signature};
+use crate::emit::{EmitOptions, Emitted, Emitter, INSTRUCTIONS, SiteRecord, TRAP_CODES, region_signature};
 use crate::host_op::HostFeatures;
 use crate::liveness::analyse;
 use crate::locate::{self, Located};
@@ -156,7 +156,7 @@ impl Translator {
         let Located { compiled, sites, map, stores, rounds } = self
             .compile(&emitted)
             .map_err(|error| TranslatorError::Compile { entry, message: format!("{error:?}") })?;
-        let (bytes, links_offset) = place_links(&compiled, emitted.links.len())
+        let (bytes, links_offset) = place_links(&compiled, &self.context.func, &emitted)
             .map_err(|message| TranslatorError::Compile { entry, message })?;
         let instructions = region.blocks.iter().map(|block| block.insns.len() as u32).sum();
         self.stats.regions += 1;
@@ -268,6 +268,7 @@ impl Translator {
                 host: self.host,
                 scalar_pairs: self.config.scalar_pairs,
                 precise,
+                compare_clears_c1: self.config.compare_clears_c1,
                 probes: self.config.coverage.then_some(self.probes),
             };
             let emitted = Emitter::new(builder, &region, &facts, options).run(self.isa.frontend_config());
@@ -280,23 +281,40 @@ impl Translator {
     }
 }
 
-/// The code with room for `links` slots behind it, to which its references are resolved; and where the slots begin.
-fn place_links(compiled: &CompiledCode, links: usize) -> Result<(Vec<u8>, u32), String> {
+/// The code with room for its link slots behind it, to which its references are resolved, and with the instructions that stand in
+/// it as calls; and where the slots begin.
+fn place_links(compiled: &CompiledCode, func: &Function, emitted: &Emitted) -> Result<(Vec<u8>, u32), String> {
     // On cache lines of their own: slots are written while code near by may run.
     const LINE: usize = 64;
+    const CALL: u8 = 0xE8;
     let mut bytes = compiled.code_buffer().to_vec();
     let links_offset = bytes.len().next_multiple_of(LINE);
-    bytes.resize(links_offset + links * size_of::<Slot>(), 0);
+    bytes.resize(links_offset + emitted.links.len() * size_of::<Slot>(), 0);
     for reloc in compiled.buffer.relocs() {
-        let ours = matches!(reloc.target, FinalizedRelocTarget::ExternalName(ExternalName::User(_)));
-        if !ours || !matches!(reloc.kind, Reloc::X86CallPCRel4 | Reloc::X86PCRel4) {
-            return Err(format!("unexpected relocation {reloc:?}"));
-        }
+        let name = match reloc.target {
+            FinalizedRelocTarget::ExternalName(ExternalName::User(name)) => func.params.user_named_funcs().get(name),
+            _ => None,
+        };
         let at = reloc.offset as usize;
-        let distance = links_offset as i64 + reloc.addend - i64::from(reloc.offset);
-        let field = bytes.get_mut(at..at + 4).zip(i32::try_from(distance).ok());
-        let Some((field, distance)) = field else { return Err(format!("relocation out of range: {reloc:?}")) };
-        field.copy_from_slice(&distance.to_le_bytes());
+        match name {
+            Some(name) if name.namespace == INSTRUCTIONS && reloc.kind == Reloc::X86CallPCRel4 => {
+                let instruction = emitted.instructions.get(name.index as usize);
+                let call = at.checked_sub(1).and_then(|start| bytes.get_mut(start..at + 4));
+                let Some((call, instruction)) = call.filter(|call| call[0] == CALL).zip(instruction) else {
+                    return Err(format!("no call at {reloc:?}"));
+                };
+                call.copy_from_slice(instruction);
+            }
+            Some(name)
+                if name.namespace != INSTRUCTIONS && matches!(reloc.kind, Reloc::X86CallPCRel4 | Reloc::X86PCRel4) =>
+            {
+                let distance = links_offset as i64 + reloc.addend - i64::from(reloc.offset);
+                let field = bytes.get_mut(at..at + 4).zip(i32::try_from(distance).ok());
+                let Some((field, distance)) = field else { return Err(format!("relocation out of range: {reloc:?}")) };
+                field.copy_from_slice(&distance.to_le_bytes());
+            }
+            _ => return Err(format!("unexpected relocation {reloc:?}")),
+        }
     }
     Ok((bytes, links_offset as u32))
 }

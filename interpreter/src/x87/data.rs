@@ -4,7 +4,7 @@ use iced_x86::{MemorySize, Mnemonic, OpKind};
 use lstar_arch::{Exception, GuestMemory, Rflags, is_canonical};
 
 use super::propagate_nan;
-use crate::exec::{Exec, Op};
+use crate::exec::{Exec, Op, is_split};
 use crate::softfloat::{Environment, Float, Format, Rounding, flags};
 
 pub(super) fn execute<M: GuestMemory>(ex: &mut Exec<'_, M>, mnemonic: Mnemonic) -> Option<Op> {
@@ -117,6 +117,9 @@ fn check_destination<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
     }
     let (linear, size) = (ex.linear_address(), ex.insn.memory_size().size() as u64);
     if !is_canonical(linear) || !is_canonical(linear.wrapping_add(size - 1)) {
+        if size == 10 && is_split::<10>(linear) {
+            ex.mem.probe_write(linear, 8, ex.cpu.privilege())?;
+        }
         return Err(ex.non_canonical());
     }
     Ok(ex.mem.probe_write(linear, size, ex.cpu.privilege())?)

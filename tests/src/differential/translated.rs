@@ -4,13 +4,12 @@
 //! VMCALL instructions. When the gate is asked, the registers are the program's, and the frame that the processor pushed
 //! says the rest.
 
-use iced_x86::{Decoder, DecoderOptions};
 use lstar_arch::{Gpr, Privilege};
 use lstar_runtime::{GateAction, Machine, MachineConfig, MachineError, Protection, Registers, ServiceGate, Vcpu};
 
 use super::{
     BUDGET, CODE, CODE_SIZE, DATA, DATA_SIZE, EXIT, Ending, Engine, GS_BASE, MODEL, Memory, Outcome, READ_ONLY, STACK,
-    STACK_SIZE, State, Stepping, X87, read_only_page, x87,
+    STACK_SIZE, State, Stepping, X87, read_only_page,
 };
 
 const PAGE: u64 = lstar_arch::PAGE_SIZE;
@@ -72,9 +71,6 @@ pub struct Translated {
     started_at: u64,
     /// In each run another site of the translated code is made to fault; this one is next.
     forced: Option<usize>,
-    /// The program has no site that must not fault: behind the helper of an x87 instruction there is one that is only reached
-    /// when nothing has changed.
-    can_fault_anywhere: bool,
 }
 
 impl Translated {
@@ -105,7 +101,7 @@ impl Translated {
         ] {
             memory.map(start, size, protection)?;
         }
-        let mut engine = Self { machine, started_at: 0, forced: None, can_fault_anywhere: true };
+        let mut engine = Self { machine, started_at: 0, forced: None };
         engine.write(EXIT, &[0xCC]);
         engine.write(READ_ONLY, &read_only_page());
         engine.boot();
@@ -181,8 +177,6 @@ impl Engine for Translated {
         let mut page = [0xCC; CODE_SIZE as usize];
         page[..code.len()].copy_from_slice(code);
         self.write(CODE, &page);
-        let mut decoder = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE);
-        self.can_fault_anywhere = !decoder.iter().any(|insn| x87::uses(&insn)[0]);
     }
 
     fn run(&mut self, state: &State, memory: &Memory, outcome: &mut Outcome) {
@@ -220,9 +214,7 @@ impl Stepping for Translated {
 
     fn advance(&mut self, count: u64, outcome: &mut Outcome) -> u64 {
         let mut gate = Gate::default();
-        if self.can_fault_anywhere
-            && let Some(turn) = &mut self.forced
-        {
+        if let Some(turn) = &mut self.forced {
             *turn += 1;
             if let Some(number) = turn.checked_rem(self.machine.fault_sites()) {
                 self.machine.force_fault(Some(number));

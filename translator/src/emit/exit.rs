@@ -11,6 +11,7 @@ use iced_x86::{Instruction, OpKind};
 use lstar_arch::CpuState;
 use std::mem::offset_of;
 
+use super::x87::X87;
 use super::{Emitter, FlagState};
 use crate::abi::{
     ExitReason, Helper, HelperKind, Slot, Stub, TARGET_TABLE_BITS, Target, UNWIND, VCPU_OFFSET, VcpuBlock,
@@ -28,6 +29,7 @@ impl Emitter<'_> {
     /// Stores everything the block must hold when control leaves for something other than a region or a stub.
     fn flush(&mut self) {
         self.store_registers();
+        self.store_x87_last();
         self.store_flags();
         self.settle_budget();
         if self.local.since_store != Some(0) {
@@ -42,6 +44,7 @@ impl Emitter<'_> {
     fn flush_for_region(&mut self, flags: bool) -> [Value; 2] {
         self.local.dirty &= !(1 << RSP);
         self.store_registers();
+        self.store_x87_last();
         if flags {
             self.store_flags();
         }
@@ -325,8 +328,10 @@ impl Emitter<'_> {
 
     fn forget(&mut self) {
         self.local.checked.clear();
+        self.local.ready.clear();
         self.local.zero_high = 0;
         self.local.segments = [None; 2];
+        self.local.x87 = X87::UNKNOWN;
         self.local.checkpoint = None;
         self.local.flags = FlagState::in_memory();
         self.local.dirty = 0;

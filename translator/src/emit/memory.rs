@@ -15,14 +15,14 @@ use super::{Emitter, NotLifted};
 use crate::abi::{GUARD_SIZE, KERNEL_END, KERNEL_START, Mode, USER_END, VCPU_OFFSET, VcpuBlock};
 
 /// Displacements that a checked base may have, with room for the access itself.
-const DISPLACEMENT: std::ops::RangeInclusive<i64> = -(512 << 20)..=i32::MAX as i64 - 64;
+pub(super) const DISPLACEMENT: std::ops::RangeInclusive<i64> = -(512 << 20)..=i32::MAX as i64 - 64;
 
 /// A checked host address: the view, a guest address, a displacement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host {
     view: Value,
-    guest: Guest,
-    offset: i32,
+    pub(super) guest: Guest,
+    pub(super) offset: i32,
 }
 
 impl Host {
@@ -41,7 +41,7 @@ impl Host {
 
 /// The variable part of a guest address.
 #[derive(Clone, Copy, Debug)]
-enum Guest {
+pub(super) enum Guest {
     None,
     Constant(u64),
     Value(Value),
@@ -113,6 +113,7 @@ impl Emitter<'_> {
 
     /// `base + index`, the same value for the same operands: so a check of it counts for later uses.
     fn sum(&mut self, base: Value, index: Value) -> Value {
+        let [base, index] = [base, index].map(|value| self.b.func.dfg.resolve_aliases(value));
         let known = self.local.sums.iter().find(|(operands, _)| *operands == (base, index));
         if let Some(&(_, sum)) = known {
             return sum;
@@ -124,6 +125,7 @@ impl Emitter<'_> {
 
     /// `index << shift`, the same value for the same operands.
     fn scaled(&mut self, index: Value, shift: u32) -> Value {
+        let index = self.b.func.dfg.resolve_aliases(index);
         let known = self.local.scaled.iter().find(|(operands, _)| *operands == (index, shift));
         if let Some(&(_, scaled)) = known {
             return scaled;
@@ -307,35 +309,6 @@ impl Emitter<'_> {
             .with_alias_region(Some(self.alias.guest))
             .with_trap_code(Some(self.trap_code()))
             .with_endianness(ir::Endianness::Little)
-    }
-
-    /// Before several stores to the `bytes` bytes at `host`, of which the first must not happen unless all can: if they cross
-    /// a page border, writes the first byte back to itself. The store to the other page must come next.
-    pub fn touch_if_crossing(&mut self, host: Host, bytes: i64) {
-        const PAGE: i64 = lstar_arch::PAGE_SIZE as i64;
-        let address = match host.guest {
-            Guest::None | Guest::Constant(_) => {
-                let base = if let Guest::Constant(address) = host.guest { address as i64 } else { 0 };
-                let offset = (base + i64::from(host.offset)) & (PAGE - 1);
-                if offset <= PAGE - bytes {
-                    return;
-                }
-                self.iconst(types::I64, offset)
-            }
-            Guest::Value(value) => self.b.ins().iadd_imm_s(value, i64::from(host.offset)),
-        };
-        let offset = self.b.ins().band_imm_u(address, PAGE - 1);
-        let crosses = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, offset, PAGE - bytes);
-        // Not a cold block: there, fault sites store all that has changed.
-        let (cold, next) = (self.b.create_block(), self.b.create_block());
-        self.b.ins().brif(crosses, cold, &[], next, &[]);
-        self.b.switch_to_block(cold);
-        self.b.seal_block(cold);
-        let byte = self.load(types::I8, host);
-        self.store(byte, host);
-        self.b.ins().jump(next, &[]);
-        self.b.switch_to_block(next);
-        self.b.seal_block(next);
     }
 
     /// Traps to the site if the `bytes` bytes at `host` cross a page border.

@@ -5,12 +5,14 @@
 //! checked, how many instructions have run. That knowledge is the [`Local`] state; a block with one predecessor
 //! continues with its predecessor's, any other starts from what the analyses promise.
 
+mod crossing;
 mod exit;
 mod flags;
 mod host;
 mod memory;
 mod register;
 mod vector;
+mod x87;
 
 use std::collections::HashMap;
 
@@ -34,6 +36,7 @@ use crate::locate::{CARRIER_OFFSET, MOST_CARRIERS};
 use crate::recover::describe;
 
 pub(crate) use flags::{Arithmetic, FlagState};
+pub(crate) use host::{HostInstruction, INSTRUCTIONS};
 pub(crate) use memory::Host;
 pub(crate) use register::{Place, int_type};
 pub(crate) use vector::{Halves, XmmPlan, is_vex, is_wide};
@@ -108,6 +111,7 @@ pub(crate) struct EmitOptions {
     pub host: HostFeatures,
     pub scalar_pairs: bool,
     pub precise: PreciseState,
+    pub compare_clears_c1: bool,
     /// Number of the first block's probe, where blocks have probes.
     pub probes: Option<u32>,
 }
@@ -131,6 +135,8 @@ pub(crate) struct Emitted {
     pub host_operations: u32,
     /// Helpers that are called, a bit for each.
     pub helpers: u64,
+    /// Instructions that stand in the code as calls, by the number of the function called: see [`host`].
+    pub instructions: Vec<HostInstruction>,
 }
 
 /// Compile-time knowledge at a point of the code.
@@ -151,8 +157,12 @@ struct Local {
     sums: SmallVec<[((Value, Value), Value); 4]>,
     /// Scaled index registers.
     scaled: SmallVec<[((Value, u32), Value); 4]>,
+    /// Where 256 bits can be stored.
+    ready: SmallVec<[crossing::Ready; 2]>,
     /// Bases of FS and GS.
     segments: [Option<Value>; 2],
+    /// The x87 state.
+    x87: x87::X87,
     /// Instructions not yet subtracted from the budget variable.
     pending: u32,
     /// Instructions since the budget was last stored in the block.
@@ -208,6 +218,8 @@ pub(crate) struct Emitter<'a> {
     region_signature: ir::SigRef,
     helper_signatures: [Option<ir::SigRef>; 5],
     host_signatures: [Option<ir::SigRef>; HostSignature::COUNT],
+    /// Functions that stand for host instructions, by their number.
+    instructions: Vec<ir::FuncRef>,
     blocks: Vec<ir::Block>,
     /// States at the ends of emitted blocks, for successors with one predecessor.
     inherited: HashMap<usize, Local>,
@@ -270,6 +282,7 @@ impl<'a> Emitter<'a> {
             region_signature,
             helper_signatures: [None; 5],
             host_signatures: [None; HostSignature::COUNT],
+            instructions: Vec::new(),
             blocks,
             inherited: HashMap::new(),
             index: 0,
@@ -282,7 +295,9 @@ impl<'a> Emitter<'a> {
                 zero_high: 0,
                 sums: SmallVec::new(),
                 scaled: SmallVec::new(),
+                ready: SmallVec::new(),
                 segments: [None; 2],
+                x87: x87::X87::UNKNOWN,
                 pending: 0,
                 since_store: Some(0),
             },
@@ -418,7 +433,9 @@ impl<'a> Emitter<'a> {
             zero_high: 0,
             sums: SmallVec::new(),
             scaled: SmallVec::new(),
+            ready: SmallVec::new(),
             segments: [None; 2],
+            x87: x87::X87::UNKNOWN,
             pending: 0,
             since_store: None,
         }
@@ -550,6 +567,7 @@ impl<'a> Emitter<'a> {
     /// Brings flags and budget into the form in which `successors` expect them.
     fn prepare_edges(&mut self, successors: &[Successor]) {
         self.settle_budget();
+        self.store_x87_last();
         let may_mark = self.may_mark_repetition(successors);
         for successor in successors {
             if let Successor::Block(index) = *successor
@@ -649,11 +667,13 @@ impl<'a> Emitter<'a> {
     pub fn conditionally<T>(&mut self, body: impl FnOnce(&mut Self) -> T) -> T {
         let (checked, aligned) = (self.local.checked.len(), self.local.aligned.len());
         let (sums, scaled, segments) = (self.local.sums.len(), self.local.scaled.len(), self.local.segments);
+        let ready = self.local.ready.len();
         let result = body(self);
         self.local.checked.truncate(checked);
         self.local.aligned.truncate(aligned);
         self.local.sums.truncate(sums);
         self.local.scaled.truncate(scaled);
+        self.local.ready.truncate(ready);
         self.local.segments = segments;
         result
     }
@@ -667,6 +687,7 @@ impl<'a> Emitter<'a> {
     /// Stores what has changed, so that the interpreter can go on at the current instruction.
     fn checkpoint(&mut self) -> SiteRecord {
         self.store_registers();
+        self.store_x87_last();
         self.carry_flags();
         if self.local.since_store.is_none() {
             let budget = self.b.use_var(self.vars.budget);
@@ -686,9 +707,10 @@ impl<'a> Emitter<'a> {
     /// Says where everything is that the block does not hold, so that the interpreter can go on at the current instruction.
     fn carry_state(&mut self) -> SiteRecord {
         let first = self.out.carriers.len() as u32;
-        let (dirty, flags) = (self.local.dirty, self.local.flags.clone());
+        let (dirty, flags, x87) = (self.local.dirty, self.local.flags.clone(), self.local.x87);
         self.carrying = true;
         self.store_registers();
+        self.store_x87_last();
         self.carry_flags();
         let retired = self.local.since_store.unwrap_or_else(|| {
             let budget = self.b.use_var(self.vars.budget);
@@ -702,7 +724,7 @@ impl<'a> Emitter<'a> {
             retired,
             carriers: first..self.out.carriers.len() as u32,
         };
-        (self.local.dirty, self.local.flags) = (dirty, flags);
+        (self.local.dirty, self.local.flags, self.local.x87) = (dirty, flags, x87);
         record
     }
 

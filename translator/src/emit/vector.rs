@@ -217,14 +217,13 @@ impl Emitter<'_> {
     /// known to lie in one page.
     pub fn store_halves(&mut self, insn: &Instruction, value: Halves, aligned: bool) -> Lifted {
         let host = self.address(insn)?;
-        if let Some(high) = value.high {
-            if !aligned {
-                self.touch_if_crossing(host, 32);
-            }
-            // The bytes on the second page come first: the ones on the first page, if that is another, have been touched.
-            self.store(high, host.plus(16));
+        if value.high.is_some() && !aligned {
+            self.prepare_wide_store(insn, host);
         }
         self.store(value.low, host);
+        if let Some(high) = value.high {
+            self.store(high, host.plus(16));
+        }
         Ok(())
     }
 

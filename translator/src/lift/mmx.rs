@@ -57,8 +57,9 @@ fn operation(mnemonic: Mnemonic) -> Option<(Type, sse_integer::Binary)> {
     sse_integer::operation(mnemonic).or_else(|| sse_shuffle::operation(mnemonic))
 }
 
-/// Traps if MMX registers may not be used, or an x87 exception is pending.
+/// Brings the registers to the block. Traps if they may not be used, or an x87 exception is pending.
 fn check_available(e: &mut Emitter<'_>) {
+    e.leave_x87();
     let control = e.load_state(types::I64, CPU + offset_of!(CpuState, cr0));
     let unavailable = e.b.ins().band_imm_u(control, (cr0::EM | cr0::TS) as i64);
     let status = e.load_state(types::I16, STATUS);

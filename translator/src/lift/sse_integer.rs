@@ -8,6 +8,7 @@ use super::sse_shuffle::{picked, shifted_bytes};
 use super::{Lifter, base, first_source, last_source, only_if};
 use crate::effects::{AF, CF, OF, PF, SF, ZF};
 use crate::emit::{Emitter, Halves, Lifted, is_wide};
+use crate::host_op::HostSignature;
 
 /// `(destination, source) -> result`, vectors of the table's type.
 pub(super) type Binary = fn(&mut Emitter<'_>, Value, Value) -> Value;
@@ -141,7 +142,38 @@ pub(super) fn pairwise(e: &mut Emitter<'_>, a: Value, b: Value, op: Binary) -> V
     op(e, first, second)
 }
 
+/// An operation that the host has in one instruction, `opcode` behind 66 0F on XMM0 and XMM1, and CLIF cannot express, for hosts
+/// other than x86-64 by several.
+fn in_one(
+    e: &mut Emitter<'_>,
+    opcode: u8,
+    a: Value,
+    b: Value,
+    several: fn(&mut Emitter<'_>, Value, Value) -> Value,
+) -> Value {
+    const OPERANDS: u8 = 0xC1;
+    let ty = e.type_of(a);
+    let result = e.host_instruction(&[0x66, 0x0F, opcode, OPERANDS], HostSignature::VV_V, &[a, b]);
+    match result.ok().and_then(|results| results.first().copied()) {
+        Some(result) => e.reinterpret(result, ty),
+        None => several(e, a, b),
+    }
+}
+
 fn multiply_high_signed(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    in_one(e, 0xE5, a, b, multiply_high_signed_by_products)
+}
+
+fn multiply_high_unsigned(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    in_one(e, 0xE4, a, b, multiply_high_unsigned_by_products)
+}
+
+/// PSADBW.
+fn sum_of_differences(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+    in_one(e, 0xF6, a, b, sum_of_differences_by_pairs)
+}
+
+fn multiply_high_signed_by_products(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     let (low, high) = signed_products(e, a, b);
     let (low, high) = (e.b.ins().sshr_imm_u(low, 16), e.b.ins().sshr_imm_u(high, 16));
     e.b.ins().snarrow(low, high)
@@ -154,7 +186,7 @@ fn signed_products(e: &mut Emitter<'_>, a: Value, b: Value) -> (Value, Value) {
     (low, e.b.ins().imul(x, y))
 }
 
-fn multiply_high_unsigned(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+fn multiply_high_unsigned_by_products(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     let (x, y) = (e.b.ins().uwiden_low(a), e.b.ins().uwiden_low(b));
     let low = e.b.ins().imul(x, y);
     let (x, y) = (e.b.ins().uwiden_high(a), e.b.ins().uwiden_high(b));
@@ -177,8 +209,8 @@ fn dot_words(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     e.b.ins().iadd_pairwise(low, high)
 }
 
-/// PSADBW: one of the two saturating differences is the absolute one, the other zero.
-fn sum_of_differences(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
+/// One of the two saturating differences is the absolute one, the other zero.
+fn sum_of_differences_by_pairs(e: &mut Emitter<'_>, a: Value, b: Value) -> Value {
     let (x, y) = (e.b.ins().usub_sat(a, b), e.b.ins().usub_sat(b, a));
     let bytes = e.b.ins().bor(x, y);
     let (low, high) = (e.b.ins().uwiden_low(bytes), e.b.ins().uwiden_high(bytes));

@@ -1,129 +1,83 @@
-//! x87 (SDM vol. 1, chapter 8). The registers are in the block; helpers execute one instruction each on the host's own x87,
-//! as long as all exceptions are masked and no register is missing. What they decline traps to the interpreter.
+//! x87 (SDM vol. 1, chapter 8). The guest's state is in the host's x87 (see [`crate::x87`]), where each instruction is executed
+//! as it is, a memory operand at RDI. What an instruction would fault on is touched before: the site is where that happens.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
-use iced_x86::{ConditionCode, Instruction, MemorySize, Mnemonic, OpKind, Register};
-use lstar_arch::control::cr0;
-use lstar_arch::state::X87State;
-use lstar_arch::{CpuState, SegmentIndex};
-use std::mem::offset_of;
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use lstar_arch::SegmentIndex;
+use smallvec::SmallVec;
 
 use super::{Lifter, only_if};
-use crate::abi::{Helper, VcpuBlock};
 use crate::effects::{AF, CF, OF, PF, SF, ZF};
-use crate::emit::{Emitter, Lifted, NotLifted};
-use crate::x87::{Descriptor, HIGH_SHIFT, Operation, Source};
+use crate::emit::{Emitter, Host, Lifted, NotLifted};
+use crate::host_op::HostSignature;
 
-const CPU: usize = offset_of!(VcpuBlock, cpu);
-const X87: usize = CPU + offset_of!(CpuState, x87);
-const CONTROL: usize = X87 + offset_of!(X87State, control);
-const STATUS: usize = X87 + offset_of!(X87State, status);
+/// Masks of all exceptions in the control word.
+const MASKS: i64 = 0x3F;
 
-/// Lifters of this chapter. The helpers need an x86-64 host.
+/// Lifters of this chapter: all but those that store or load the whole state or environment. They need an x86-64 host.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
+    use Mnemonic as M;
     if !cfg!(target_arch = "x86_64") {
         return None;
     }
     Some(match mnemonic {
-        Mnemonic::Fst | Mnemonic::Fstp | Mnemonic::Fist | Mnemonic::Fistp | Mnemonic::Fisttp => store,
-        Mnemonic::Fnstsw | Mnemonic::Fnstcw => store_word,
-        mnemonic if operation(mnemonic).is_some() => execute,
+        M::Fld | M::Fild | M::Fbld | M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp | M::Fxch => execute,
+        M::Fadd | M::Fiadd | M::Faddp | M::Fmul | M::Fimul | M::Fmulp | M::Fsub | M::Fisub | M::Fsubp => execute,
+        M::Fsubr | M::Fisubr | M::Fsubrp | M::Fdiv | M::Fidiv | M::Fdivp | M::Fdivr | M::Fidivr | M::Fdivrp => execute,
+        M::Fcom | M::Ficom | M::Fcomp | M::Ficomp | M::Fcompp | M::Fucom | M::Fucomp | M::Fucompp => execute,
+        M::Ftst | M::Fxam | M::Fchs | M::Fabs | M::Fsqrt | M::Frndint | M::Fscale | M::Fprem | M::Fprem1 => execute,
+        M::Fxtract | M::F2xm1 | M::Fyl2x | M::Fyl2xp1 | M::Fptan | M::Fpatan | M::Fsin | M::Fcos | M::Fsincos => {
+            execute
+        }
+        M::Fld1 | M::Fldz | M::Fldpi | M::Fldl2e | M::Fldl2t | M::Fldlg2 | M::Fldln2 => execute,
+        M::Fincstp | M::Fdecstp | M::Ffree | M::Ffreep | M::Fnop | M::Fnclex => execute,
+        M::Fcmovb | M::Fcmove | M::Fcmovbe | M::Fcmovu | M::Fcmovnb | M::Fcmovne | M::Fcmovnbe | M::Fcmovnu => {
+            conditional_move
+        }
+        M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip => compare,
+        M::Fnstcw | M::Fnstsw => store_word,
+        M::Fldcw => load_control,
+        M::Fninit => initialise,
+        M::Wait => wait,
         _ => return None,
     })
 }
 
-/// The operation and how often it pops.
-fn operation(mnemonic: Mnemonic) -> Option<(Operation, u8)> {
+/// Whether the instruction stores to its memory operand.
+fn stores(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
-    use Operation as O;
-    Some(match mnemonic {
-        M::Fld | M::Fild => (O::Load, 0),
-        M::Fst => (O::Store, 0),
-        M::Fstp => (O::Store, 1),
-        M::Fxch => (O::Exchange, 0),
-        M::Fcmovb | M::Fcmove | M::Fcmovbe | M::Fcmovu => (O::ConditionalMove, 0),
-        M::Fcmovnb | M::Fcmovne | M::Fcmovnbe | M::Fcmovnu => (O::ConditionalMove, 0),
-        M::Fadd | M::Fiadd => (O::Add, 0),
-        M::Faddp => (O::Add, 1),
-        M::Fmul | M::Fimul => (O::Multiply, 0),
-        M::Fmulp => (O::Multiply, 1),
-        M::Fsub | M::Fisub => (O::Subtract, 0),
-        M::Fsubp => (O::Subtract, 1),
-        M::Fsubr | M::Fisubr => (O::SubtractReverse, 0),
-        M::Fsubrp => (O::SubtractReverse, 1),
-        M::Fdiv | M::Fidiv => (O::Divide, 0),
-        M::Fdivp => (O::Divide, 1),
-        M::Fdivr | M::Fidivr => (O::DivideReverse, 0),
-        M::Fdivrp => (O::DivideReverse, 1),
-        M::Fcom | M::Ficom => (O::Compare, 0),
-        M::Fcomp | M::Ficomp => (O::Compare, 1),
-        M::Fcompp => (O::Compare, 2),
-        M::Fucom => (O::CompareUnordered, 0),
-        M::Fucomp => (O::CompareUnordered, 1),
-        M::Fucompp => (O::CompareUnordered, 2),
-        M::Fcomi => (O::CompareFlags, 0),
-        M::Fcomip => (O::CompareFlags, 1),
-        M::Fucomi => (O::CompareFlagsUnordered, 0),
-        M::Fucomip => (O::CompareFlagsUnordered, 1),
-        M::Ftst => (O::Test, 0),
-        M::Fxam => (O::Examine, 0),
-        M::Fchs => (O::ChangeSign, 0),
-        M::Fabs => (O::Absolute, 0),
-        M::Fsqrt => (O::SquareRoot, 0),
-        M::Frndint => (O::Round, 0),
-        M::Fscale => (O::Scale, 0),
-        M::Fprem => (O::Remainder, 0),
-        M::Fprem1 => (O::RemainderNearest, 0),
-        M::Fxtract => (O::Extract, 0),
-        M::F2xm1 => (O::Exponential, 0),
-        M::Fyl2x => (O::Logarithm, 1),
-        M::Fyl2xp1 => (O::LogarithmOfNext, 1),
-        M::Fptan => (O::Tangent, 0),
-        M::Fpatan => (O::ArcTangent, 1),
-        M::Fsin => (O::Sine, 0),
-        M::Fcos => (O::Cosine, 0),
-        M::Fsincos => (O::SineCosine, 0),
-        M::Fld1 => (O::One, 0),
-        M::Fldz => (O::Zero, 0),
-        M::Fldpi => (O::Pi, 0),
-        M::Fldl2e => (O::Log2E, 0),
-        M::Fldl2t => (O::Log2Ten, 0),
-        M::Fldlg2 => (O::LogTwo, 0),
-        M::Fldln2 => (O::LnTwo, 0),
-        M::Fincstp => (O::Increment, 0),
-        M::Fdecstp => (O::Decrement, 0),
-        M::Ffree => (O::Free, 0),
-        M::Ffreep => (O::Free, 1),
-        M::Fnop | M::Wait => (O::Nothing, 0),
-        M::Fnclex => (O::ClearExceptions, 0),
-        M::Fninit => (O::Initialise, 0),
-        M::Fldcw => (O::LoadControl, 0),
-        _ => return None,
-    })
-}
-
-/// Whether the instruction records its address, opcode and operand address.
-fn records_pointers(mnemonic: Mnemonic) -> bool {
-    !matches!(mnemonic, Mnemonic::Wait | Mnemonic::Fnclex | Mnemonic::Fninit | Mnemonic::Fldcw)
+    matches!(mnemonic, M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp | M::Fnstcw | M::Fnstsw)
 }
 
 fn has_memory(insn: &Instruction) -> bool {
     insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory
 }
 
-/// What the last-opcode register takes: three bits of the first byte and the ModRM byte, as it must have been.
-fn opcode(insn: &Instruction) -> u16 {
+/// The two bytes of an instruction without memory operand.
+fn encoding(insn: &Instruction) -> Result<[u8; 2], NotLifted> {
     let info = insn.code().op_code();
+    only_if(info.op_code_len() == 2)?;
+    // The register's number is in the low bits; of two operands at most one is not ST(0).
+    let stack = |op: u32| match op < insn.op_count() {
+        true if insn.op_register(op).is_st() => insn.op_register(op).number() as u16,
+        _ => 0,
+    };
+    Ok((info.op_code() as u16 | stack(0) | stack(1)).to_be_bytes())
+}
+
+/// First byte and REG field of an instruction with a memory operand.
+fn memory_encoding(insn: &Instruction) -> (u8, u8) {
+    let info = insn.code().op_code();
+    (info.op_code() as u8, info.group_index().max(0) as u8)
+}
+
+/// What the last-opcode register takes: three bits of the first byte and the ModRM byte, as it must have been.
+fn opcode(insn: &Instruction) -> Result<u16, NotLifted> {
     if !has_memory(insn) {
-        // The register's number is in the low bits; of two operands one is ST(0).
-        let stack = |op: u32| match insn.op_register(op) {
-            register if op < insn.op_count() && register.is_st() => register.number() as u16,
-            _ => 0,
-        };
-        return (info.op_code() as u16 | stack(0) | stack(1)) & 0x7FF;
+        return Ok(u16::from_be_bytes(encoding(insn)?) & 0x7FF);
     }
-    let group = info.group_index().max(0) as u16;
+    let (first, group) = memory_encoding(insn);
     let base = insn.memory_base();
     let (mode, operand) = if insn.is_ip_rel_memory_operand() {
         (0, 5)
@@ -134,50 +88,83 @@ fn opcode(insn: &Instruction) -> u16 {
         let operand = if insn.memory_index() == Register::None { number } else { 4 };
         (insn.memory_displ_size().min(2) as u16, operand)
     };
-    (info.op_code() as u16 & 7) << 8 | mode << 6 | group << 3 | operand
+    Ok(u16::from(first & 7) << 8 | mode << 6 | u16::from(group) << 3 | operand)
 }
 
-fn descriptor(insn: &Instruction, operation: Operation, pops: u8) -> Result<Descriptor, NotLifted> {
-    only_if(!insn.has_lock_prefix())?;
-    let mut descriptor = Descriptor {
-        operation,
-        source: Source::Register,
-        destination: 0,
-        register: 1,
-        pops,
-        opcode: records_pointers(insn.mnemonic()).then(|| opcode(insn)),
-        segment: None,
+/// The segment of the memory operand.
+fn segment(insn: &Instruction) -> SegmentIndex {
+    match insn.memory_segment() {
+        Register::ES => SegmentIndex::Es,
+        Register::CS => SegmentIndex::Cs,
+        Register::SS => SegmentIndex::Ss,
+        Register::FS => SegmentIndex::Fs,
+        Register::GS => SegmentIndex::Gs,
+        _ => SegmentIndex::Ds,
+    }
+}
+
+/// Touches the operand as the instruction will: reads it, and writes it back if the instruction stores. Nothing changes, and
+/// behind it the instruction itself cannot fault. Returns what the first bytes hold.
+fn touch(e: &mut Emitter<'_>, insn: &Instruction, host: Host) -> Result<Value, NotLifted> {
+    let size = insn.memory_size().size();
+    let (ty, rest) = match size {
+        2 => (types::I16, None),
+        4 => (types::I32, None),
+        8 => (types::I64, None),
+        10 => (types::I64, Some(host.above(8)?)),
+        _ => return Err(NotLifted),
     };
-    if has_memory(insn) {
-        descriptor.source = match insn.memory_size() {
-            MemorySize::Float32 => Source::F32,
-            MemorySize::Float64 => Source::F64,
-            MemorySize::Float80 => Source::F80,
-            MemorySize::Int16 | MemorySize::UInt16 => Source::I16,
-            MemorySize::Int32 => Source::I32,
-            MemorySize::Int64 => Source::I64,
-            _ => return Err(NotLifted),
-        };
-        descriptor.segment = match insn.memory_segment() {
-            Register::DS => Some(SegmentIndex::Ds),
-            Register::SS => Some(SegmentIndex::Ss),
-            _ => return Err(NotLifted),
-        };
-        return Ok(descriptor);
+    let value = e.load(ty, host);
+    let upper = rest.map(|upper| (upper, e.load(types::I16, upper)));
+    if stores(insn.mnemonic()) {
+        e.store(value, host);
+        if let Some((host, value)) = upper {
+            e.store(value, host);
+        }
     }
-    let number = |op: u32| insn.op_register(op).number() as u8;
-    match insn.op_count() {
-        0 => {}
-        // FFREE, FST and FLD with one register operand.
-        1 => (descriptor.destination, descriptor.register) = (number(0), number(0)),
-        _ => (descriptor.destination, descriptor.register) = (number(0), number(1)),
-    }
-    Ok(descriptor)
+    Ok(value)
 }
 
-/// FCMOVcc's condition.
-fn condition(mnemonic: Mnemonic) -> Option<ConditionCode> {
-    Some(match mnemonic {
+/// The one result of a host instruction.
+fn result(results: SmallVec<[Value; 2]>) -> Result<Value, NotLifted> {
+    results.first().copied().ok_or(NotLifted)
+}
+
+/// Executes an instruction with a memory operand. `check` sees the operand before.
+fn on_memory(e: &mut Emitter<'_>, insn: &Instruction, check: impl FnOnce(&mut Emitter<'_>, Value)) -> Lifted {
+    let (first, reg) = memory_encoding(insn);
+    let host = e.address(insn)?;
+    e.enter_x87();
+    let value = touch(e, insn, host)?;
+    check(e, value);
+    let address = e.host_address(host);
+    // With RDI as base.
+    e.host_instruction(&[first, reg << 3 | 7], HostSignature::I_N, &[address])?;
+    Ok(())
+}
+
+/// Any instruction that takes nothing from and gives nothing to other registers.
+fn execute(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(!insn.has_lock_prefix())?;
+    let opcode = opcode(insn)?;
+    if has_memory(insn) {
+        let offset = e.effective_address(insn);
+        on_memory(e, insn, |_, _| {})?;
+        e.record_x87_operand(offset, segment(insn));
+    } else {
+        e.enter_x87();
+        e.host_instruction(&encoding(insn)?, HostSignature::N_N, &[])?;
+    }
+    if insn.mnemonic() != Mnemonic::Fnclex {
+        e.record_x87(opcode);
+    }
+    Ok(())
+}
+
+/// FCMOVcc.
+fn conditional_move(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(!insn.has_lock_prefix())?;
+    let condition = match insn.mnemonic() {
         Mnemonic::Fcmovb => ConditionCode::b,
         Mnemonic::Fcmove => ConditionCode::e,
         Mnemonic::Fcmovbe => ConditionCode::be,
@@ -185,130 +172,79 @@ fn condition(mnemonic: Mnemonic) -> Option<ConditionCode> {
         Mnemonic::Fcmovnb => ConditionCode::ae,
         Mnemonic::Fcmovne => ConditionCode::ne,
         Mnemonic::Fcmovnbe => ConditionCode::a,
-        Mnemonic::Fcmovnu => ConditionCode::np,
-        _ => return None,
+        _ => ConditionCode::np,
+    };
+    let opcode = opcode(insn)?;
+    let condition = e.condition(condition);
+    let condition = e.zero_extend64(condition);
+    e.enter_x87();
+    let source = encoding(insn)?[1] & 7;
+    // test edi,edi; fcmovne st0,sti
+    e.host_instruction(&[0x85, 0xFF, 0xDB, 0xC8 | source], HostSignature::I_N, &[condition])?;
+    e.record_x87(opcode);
+    Ok(())
+}
+
+/// FCOMI and its like.
+fn compare(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(!insn.has_lock_prefix())?;
+    let opcode = opcode(insn)?;
+    e.enter_x87();
+    const LAHF: u8 = 0x9F;
+    let [first, second] = encoding(insn)?;
+    let result = result(e.host_instruction(&[first, second, LAHF], HostSignature::N_I, &[])?)?;
+    if e.compare_clears_c1() {
+        // fincstp; fdecstp
+        e.host_instruction(&[0xD9, 0xF7, 0xD9, 0xF6], HostSignature::N_N, &[])?;
+    }
+    e.record_x87(opcode);
+    // LAHF puts CF, PF and ZF there, in AH.
+    let mut flag = |bit: i64| {
+        let shifted = e.b.ins().ushr_imm_u(result, 8 + bit);
+        let shifted = e.b.ins().band_imm_u(shifted, 1);
+        e.b.ins().ireduce(types::I8, shifted)
+    };
+    let (carry, parity, zero) = (flag(0), flag(2), flag(6));
+    let clear = e.iconst(types::I8, 0);
+    e.set_flag_bits(0, &[(CF, carry), (PF, parity), (ZF, zero), (OF, clear), (SF, clear), (AF, clear)]);
+    Ok(())
+}
+
+/// FNSTSW and FNSTCW, which record nothing.
+fn store_word(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(!insn.has_lock_prefix())?;
+    if has_memory(insn) {
+        return on_memory(e, insn, |_, _| {});
+    }
+    e.enter_x87();
+    let status = result(e.host_instruction(&encoding(insn)?, HostSignature::N_I, &[])?)?;
+    let status = e.b.ins().ireduce(types::I16, status);
+    e.set_gpr(insn.op0_register(), status);
+    Ok(())
+}
+
+/// FLDCW. One that unmasks an exception is the interpreter's.
+fn load_control(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(!insn.has_lock_prefix())?;
+    on_memory(e, insn, |e, control| {
+        let masks = e.b.ins().band_imm_u(control, MASKS);
+        let unmasks = e.b.ins().icmp_imm_u(IntCC::NotEqual, masks, MASKS);
+        e.trap_if(unmasks);
     })
 }
 
-/// Traps if the x87 may not be used.
-fn check_available(e: &mut Emitter<'_>) {
-    let control = e.load_state(types::I64, CPU + offset_of!(CpuState, cr0));
-    let unavailable = e.b.ins().band_imm_u(control, (cr0::EM | cr0::TS) as i64);
-    e.trap_if(unavailable);
-}
-
-fn execute(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    let (operation, pops) = operation(insn.mnemonic()).ok_or(NotLifted)?;
-    let descriptor = descriptor(insn, operation, pops)?;
-    let mut packed = e.iconst(types::I64, descriptor.pack() as i64);
-    let mut operand = e.iconst(types::I64, 0);
-    let mut offset = operand;
-    if has_memory(insn) {
-        let host = e.address(insn)?;
-        offset = e.effective_address(insn);
-        let ty = match descriptor.source {
-            Source::F32 | Source::I32 => types::I32,
-            Source::I16 => types::I16,
-            _ => types::I64,
-        };
-        operand = e.load(ty, host);
-        if ty != types::I64 {
-            operand = e.b.ins().uextend(types::I64, operand);
-        }
-        if descriptor.source == Source::F80 {
-            let high = e.load(types::I16, host.above(8)?);
-            let high = e.b.ins().uextend(types::I64, high);
-            let high = e.b.ins().ishl_imm_u(high, i64::from(HIGH_SHIFT));
-            packed = e.b.ins().bor(packed, high);
-        }
-    } else if let Some(code) = condition(insn.mnemonic()) {
-        let value = e.condition(code);
-        operand = e.b.ins().uextend(types::I64, value);
-    }
-    let rip = e.iconst(types::I64, insn.ip() as i64);
-    let result = e.call_helper(Helper::X87Execute, &[packed, operand, rip, offset]);
-    let declined = e.b.ins().band_imm_u(result, 1);
-    e.trap_if(declined);
-    if matches!(operation, Operation::CompareFlags | Operation::CompareFlagsUnordered) {
-        let mut flag = |index: i64| {
-            let bit = e.b.ins().ushr_imm_u(result, 1 + index);
-            let bit = e.b.ins().band_imm_u(bit, 1);
-            e.b.ins().ireduce(types::I8, bit)
-        };
-        let (carry, parity, zero) = (flag(0), flag(1), flag(2));
-        let clear = e.iconst(types::I8, 0);
-        e.set_flag_bits(0, &[(CF, carry), (PF, parity), (ZF, zero), (OF, clear), (SF, clear), (AF, clear)]);
-    }
-    Ok(())
-}
-
-/// FST, FIST and their like.
-fn store(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    if !has_memory(insn) {
-        return execute(e, insn);
-    }
-    let operation = if insn.mnemonic() == Mnemonic::Fisttp { Operation::StoreTruncated } else { Operation::Store };
-    let pops = u8::from(!matches!(insn.mnemonic(), Mnemonic::Fst | Mnemonic::Fist));
-    let descriptor = descriptor(insn, operation, pops)?;
-    let host = e.address(insn)?;
-    let offset = e.effective_address(insn);
-    if descriptor.source == Source::F80 {
-        // Two stores: both happen or none.
-        let in_page = e.b.ins().band_imm_u(offset, 0xFFF);
-        let limit = e.iconst(types::I64, 0x1000 - 10);
-        let crosses = e.b.ins().icmp(IntCC::UnsignedGreaterThan, in_page, limit);
-        e.trap_if(crosses);
-    }
-    let upper = host.above(8)?;
-    let packed = e.iconst(types::I64, descriptor.pack() as i64);
-    let declined = e.call_helper(Helper::X87Convert, &[packed, packed]);
-    e.trap_if(declined);
-    let value = e.load_state(types::I64, offset_of!(VcpuBlock, x87_pending));
-    let pending = e.load_state(types::I64, offset_of!(VcpuBlock, x87_pending) + 8);
-    let ty = match descriptor.source {
-        Source::F32 | Source::I32 => types::I32,
-        Source::I16 => types::I16,
-        _ => types::I64,
-    };
-    let narrow = if ty == types::I64 { value } else { e.b.ins().ireduce(ty, value) };
-    e.store(narrow, host);
-    if descriptor.source == Source::F80 {
-        let high = e.b.ins().ushr_imm_u(pending, 32);
-        let high = e.b.ins().ireduce(types::I16, high);
-        e.store(high, upper);
-    }
-    let status = e.b.ins().ireduce(types::I16, pending);
-    e.store_state(status, STATUS);
-    let tags = e.b.ins().ushr_imm_u(pending, 16);
-    let tags = e.b.ins().ireduce(types::I8, tags);
-    e.store_state(tags, X87 + offset_of!(X87State, valid));
-    store_pointers(e, insn, descriptor, offset);
-    Ok(())
-}
-
-/// Records address, opcode and operand address.
-fn store_pointers(e: &mut Emitter<'_>, insn: &Instruction, descriptor: Descriptor, offset: Value) {
-    let rip = e.iconst(types::I64, insn.ip() as i64);
-    e.store_state(rip, X87 + offset_of!(X87State, instruction_pointer));
-    e.store_state(offset, X87 + offset_of!(X87State, data_pointer));
-    let opcode = e.iconst(types::I16, i64::from(descriptor.opcode.unwrap_or(0)));
-    e.store_state(opcode, X87 + offset_of!(X87State, opcode));
-    let selectors = e.load_state(types::I32, offset_of!(VcpuBlock, x87_pending) + 16);
-    e.store_state(selectors, X87 + offset_of!(X87State, selectors));
-}
-
-/// FNSTSW and FNSTCW, which do not wait.
-fn store_word(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+/// FNINIT, which leaves the registers as they are, but empty.
+fn initialise(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     only_if(!insn.has_lock_prefix())?;
-    check_available(e);
-    let from = if insn.mnemonic() == Mnemonic::Fnstsw { STATUS } else { CONTROL };
-    if has_memory(insn) {
-        let host = e.address(insn)?;
-        let value = e.load_state(types::I16, from);
-        e.store(value, host);
-    } else {
-        let value = e.load_state(types::I16, from);
-        e.set_gpr(insn.op0_register(), value);
-    }
+    e.enter_x87();
+    e.host_instruction(&encoding(insn)?, HostSignature::N_N, &[])?;
+    e.forget_x87_pointers();
+    Ok(())
+}
+
+/// WAIT: nothing is pending while all exceptions are masked.
+fn wait(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(!insn.has_lock_prefix())?;
+    e.enter_x87();
     Ok(())
 }

@@ -12,7 +12,7 @@ use lstar_arch::Vector;
 use lstar_arch::control::{cr0, cr4, dr};
 use lstar_arch::cpuid::Features;
 use lstar_arch::delivery::{self, Event};
-use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, system};
+use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, Vendor, system};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, PROBES, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::host_op::{HostOp, StringOp};
@@ -126,6 +126,7 @@ impl Core {
         let translates = config.engine == Engine::Translator;
         let translator_config = TranslatorConfig {
             features: config.model.features,
+            compare_clears_c1: config.model.vendor == Vendor::Intel,
             max_instructions: config.region_limit,
             coverage: config.coverage,
             ..config.translator
@@ -185,7 +186,11 @@ impl Core {
             context: context.cast(),
             stubs,
             helpers: helper_table,
-            x87_pending: [0; 3],
+            x87_live: 0,
+            x87_last: 0,
+            x87_segment: 0,
+            x87_enter: crate::x87::enter_address(),
+            x87_leave: crate::x87::leave_address(),
         };
         // SAFETY: `block` is a fresh mapping of the right size and alignment, owned by `memory`.
         unsafe { block.write(initial) };
