@@ -90,8 +90,8 @@ pub fn attach(system: &mut System, program: &Path) {
 
 /// Keeps what the run has translated; that it cannot is no reason to fail.
 pub fn save(system: &mut System) {
-    let _ = system.machine.save_code();
-    let Some(folder) = folder() else { return };
+    let grown = system.machine.save_code().unwrap_or(true);
+    let Some(folder) = folder().filter(|_| grown) else { return };
     let mut files = files(&folder);
     files.sort_by_key(|file| std::cmp::Reverse(file.used));
     let mut total = 0;

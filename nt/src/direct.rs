@@ -15,7 +15,7 @@ use lstar_guest_images::kernel::{FastPathLayout, MAX_STACK_ARGUMENTS};
 use lstar_guest_images::layout::{
     Build, TEB_GDI_BATCH_COUNT, THREAD_FLAG_GUI, TRAP_FRAME_BIAS, kpcr, ktrap_frame as frame,
 };
-use lstar_runtime::{AddressSpace, Pin, Registers, Vcpu};
+use lstar_runtime::{AddressSpace, Pin, Pinned, Registers, Vcpu};
 
 const KERNEL: Privilege = Privilege::Supervisor;
 /// Room below the trap frame for home slots and copied arguments.
@@ -41,6 +41,8 @@ const BELOW: usize = ARGUMENT_AREA as usize + 8;
 const STACK_PART: usize = BELOW + FRAME;
 /// Services that a table can have: the number's low 12 bits index it.
 const SERVICES: usize = 0x1000;
+/// Offset of the trap frame in that part.
+const IN_STACK: u32 = BELOW as u32;
 /// Both descriptors of a table pair.
 const TABLES_PART: usize = 0x40;
 
@@ -58,8 +60,9 @@ struct Pins {
 impl Pins {
     fn new(layout: &FastPathLayout, memory: &mut AddressSpace, kpcr_base: u64) -> Option<Self> {
         let pcr = memory.pin(kpcr_base)?;
-        let bytes = memory.pinned(&pcr)?;
-        let (thread, rsp_base) = (quad(bytes, kpcr::CURRENT_THREAD), quad(bytes, kpcr::RSP_BASE));
+        let pinned = memory.pinned();
+        let fields = pinned.fields(&pcr)?;
+        let (thread, rsp_base) = (fields.quad(kpcr::CURRENT_THREAD), fields.quad(kpcr::RSP_BASE));
         Some(Self {
             pcr,
             thread: memory.pin(thread)?,
@@ -72,11 +75,11 @@ impl Pins {
 
     /// Whether these are the structures of the thread that now runs on `kpcr_base`.
     #[inline(always)]
-    fn current(&self, memory: &mut AddressSpace, kpcr_base: u64) -> bool {
-        let Some(pcr) = memory.pinned(&self.pcr) else { return false };
+    fn current(&self, pinned: &Pinned<'_>, kpcr_base: u64) -> bool {
+        let Some(pcr) = pinned.fields(&self.pcr) else { return false };
         self.pcr.address() == kpcr_base
-            && quad(pcr, kpcr::CURRENT_THREAD) == self.thread.address()
-            && quad(pcr, kpcr::RSP_BASE).wrapping_sub(STACK_PART as u64) == self.stack.address()
+            && pcr.quad(kpcr::CURRENT_THREAD) == self.thread.address()
+            && pcr.quad(kpcr::RSP_BASE).wrapping_sub(STACK_PART as u64) == self.stack.address()
     }
 
     #[inline(always)]
@@ -91,9 +94,23 @@ impl Pins {
 struct Line {
     place: Pin<4>,
     entry: u32,
+    /// Arguments on the caller's stack.
+    count: u32,
     /// What the stub puts into EAX.
-    id: u32,
+    id: u64,
+    /// The stub, and the distance of it from the table.
     target: u64,
+    distance: u64,
+    /// Instructions up to the stub's gate.
+    instructions: u64,
+}
+
+/// Why [`DirectDispatch::enter`] leaves a call to the guest's code.
+enum Refusal {
+    /// It is out of the ordinary.
+    Declined,
+    /// Not yet: the service's table entry must be examined first.
+    Unknown { base: u64, service: usize },
 }
 
 /// The short cut through the guest kernel.
@@ -138,13 +155,18 @@ impl DirectDispatch {
     /// unchanged, when the guest's code must run instead.
     #[inline]
     pub fn enter(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.pristine
-            && vcpu.rip() == self.layout.lstar
-            && match self.layout.build {
-                Build::Windows7 => self.try_enter::<false>(vcpu),
-                Build::Windows11 => self.try_enter::<true>(vcpu),
-            }
-            .is_some()
+        if !self.pristine || vcpu.rip() != self.layout.lstar {
+            return false;
+        }
+        let entered = match self.layout.build {
+            Build::Windows7 => self.try_enter::<false>(vcpu),
+            Build::Windows11 => self.try_enter::<true>(vcpu),
+        };
+        match entered {
+            Ok(()) => true,
+            Err(Refusal::Declined) => false,
+            Err(Refusal::Unknown { base, service }) => self.enter_unknown(vcpu, base, service),
+        }
     }
 
     /// From behind a plain stub's gate to behind SYSRETQ. `false`, with nothing changed, when the guest's code must run.
@@ -161,7 +183,7 @@ impl DirectDispatch {
     /// Makes `pins` those of the thread that runs on `kpcr_base`; where that cannot be, there are none.
     #[inline(always)]
     fn pin_current(&mut self, memory: &mut AddressSpace, kpcr_base: u64) {
-        if !self.pins.as_ref().is_some_and(|pins| pins.current(memory, kpcr_base)) {
+        if !self.pins.as_ref().is_some_and(|pins| pins.current(&memory.pinned(), kpcr_base)) {
             self.pin_again(memory, kpcr_base);
         }
     }
@@ -172,12 +194,25 @@ impl DirectDispatch {
         self.pins = Pins::new(&self.layout, memory, kpcr_base);
     }
 
-    /// What the stub at `base`'s entry does, if it is a plain one.
+    /// [`DirectDispatch::enter`] for a service that was not called yet, or whose table entry has changed.
     #[cold]
     #[inline(never)]
-    fn examine(&mut self, memory: &mut AddressSpace, base: u64, service: usize) -> Option<Line> {
-        let place: Pin<4> = memory.pin(base.wrapping_add((service % SERVICES) as u64 * 4))?;
-        let entry = u32::from_le_bytes(*memory.pinned(&place)?);
+    fn enter_unknown(&mut self, vcpu: &mut Vcpu<'_>, base: u64, service: usize) -> bool {
+        let line = self.examine(vcpu.memory, base, service);
+        let Some(place) = self.lines.get_mut(service) else { return false };
+        *place = line;
+        line.is_some()
+            && match self.layout.build {
+                Build::Windows7 => self.try_enter::<false>(vcpu),
+                Build::Windows11 => self.try_enter::<true>(vcpu),
+            }
+            .is_ok()
+    }
+
+    /// What the stub behind a table entry does, if it is a plain one.
+    fn examine(&self, memory: &mut AddressSpace, base: u64, service: usize) -> Option<Line> {
+        let address = base.wrapping_add((service % SERVICES) as u64 * 4);
+        let entry = read_u32(memory, address)?;
         let target = base.wrapping_add((i64::from(entry as i32) >> 4) as u64);
         if !self.layout.gate_stubs.contains(&target) {
             return None;
@@ -188,51 +223,46 @@ impl DirectDispatch {
         if instructions & 0xFFFF_FF00_0000_00FF != MOV_EAX_VMCALL || stub[8] != RET {
             return None;
         }
-        let line = Line { place, entry, id: (instructions >> 8) as u32, target };
-        *self.lines.get_mut(service)? = Some(line);
-        Some(line)
+        let count = entry & 0xF;
+        Some(Line {
+            // Behind the fetch, which can end pins.
+            place: memory.pin(address)?,
+            entry,
+            count,
+            id: instructions >> 8 & 0xFFFF_FFFF,
+            target,
+            distance: target.wrapping_sub(base),
+            instructions: entered(service >= SERVICES, count.into()),
+        })
     }
 
-    /// The line of a service whose table is at `base`.
     #[inline(always)]
-    fn line(&mut self, memory: &mut AddressSpace, base: u64, service: usize) -> Option<Line> {
-        let at = base.wrapping_add((service % SERVICES) as u64 * 4);
-        if let Some(&Some(line)) = self.lines.get(service)
-            && line.place.address() == at
-            && let Some(entry) = memory.pinned(&line.place)
-            && u32::from_le_bytes(*entry) == line.entry
-        {
-            return Some(line);
-        }
-        self.examine(memory, base, service)
-    }
-
-    fn try_enter<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
+    fn try_enter<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Result<(), Refusal> {
         let kpcr_base = vcpu.kernel_gs_base();
         self.pin_current(vcpu.memory, kpcr_base);
-        let pins = &self.pins?;
+        let pins = self.pins.as_ref().ok_or(Refusal::Declined)?;
         let thread_at = const { build::<WINDOWS11>().thread_offsets() };
-        let thread = pins.thread.address();
         let trap_frame = pins.trap_frame();
         let (cpu, memory) = vcpu.parts();
+        let pinned = memory.pinned();
         let user_rsp = cpu.reg(Gpr::Rsp);
         let rax = cpu.reg(Gpr::Rax);
         let r10 = cpu.reg(Gpr::R10);
 
         // The entry code has written the frame and its other notes by the time it looks at the tables; doing so first
         // is right even if it has to do it again.
-        let pcr = memory.pinned(&pins.pcr)?;
-        put(pcr, kpcr::USER_RSP, user_rsp.to_le_bytes());
-        let kernel_mxcsr = double(pcr, kpcr::MXCSR);
+        let pcr = pinned.fields(&pins.pcr).ok_or(Refusal::Declined)?;
+        pcr.put_quad(kpcr::USER_RSP, user_rsp);
+        let kernel_mxcsr = pcr.double(kpcr::MXCSR);
 
-        let thread_part = memory.pinned(&pins.thread)?;
-        put(thread_part, thread_at.first_argument, r10.to_le_bytes());
-        put(thread_part, thread_at.system_call_number, (rax as u32).to_le_bytes());
-        put(thread_part, thread_at.trap_frame, trap_frame.to_le_bytes());
-        let thread_flags = double(thread_part, thread_at.thread_flags);
-        let teb = quad(thread_part, thread_at.teb);
+        let thread = pinned.fields(&pins.thread).ok_or(Refusal::Declined)?;
+        thread.put_quad(thread_at.first_argument, r10);
+        thread.put(thread_at.system_call_number, (rax as u32).to_le_bytes());
+        thread.put_quad(thread_at.trap_frame, trap_frame);
+        let thread_flags = thread.double(thread_at.thread_flags);
+        let teb = thread.quad(thread_at.teb);
 
-        let bytes = memory.pinned(&pins.stack)?.last_chunk_mut::<FRAME>()?;
+        let stack = pinned.fields(&pins.stack).ok_or(Refusal::Declined)?;
         for (offset, value) in [
             (frame::RIP, cpu.reg(Gpr::Rcx)),
             (frame::SEG_CS, USER_CS),
@@ -251,143 +281,160 @@ impl DirectDispatch {
             (frame::R10, r10),
             (frame::R11, cpu.reg(Gpr::R11)),
         ] {
-            put(bytes, offset, value.to_le_bytes());
+            stack.put_quad(IN_STACK + offset, value);
         }
-        put(bytes, frame::EXCEPTION_ACTIVE, [2]);
-        put(bytes, frame::PREVIOUS_MODE, [1]);
-        put(bytes, frame::MXCSR, cpu.mxcsr().to_le_bytes());
-        put(bytes, frame::DR7, [0, 0]);
+        stack.put(IN_STACK + frame::EXCEPTION_ACTIVE, [2]);
+        stack.put(IN_STACK + frame::PREVIOUS_MODE, [1]);
+        stack.put(IN_STACK + frame::MXCSR, cpu.mxcsr().to_le_bytes());
+        stack.put(IN_STACK + frame::DR7, [0, 0]);
         for index in 0..6 {
-            put(bytes, frame::XMM0 + 16 * index, cpu.xmm(index as usize).to_le_bytes());
+            stack.put(IN_STACK + frame::XMM0 + 16 * index, cpu.xmm(index as usize).to_le_bytes());
         }
 
         // KiSystemServiceStart and KiSystemServiceRepeat.
         let table = rax as u32 >> 7 & 0x20;
         let index = rax & 0xFFF;
         let gui = thread_flags & THREAD_FLAG_GUI != 0;
-        let tables = memory.pinned(if gui { &pins.shadow_tables } else { &pins.tables })?;
-        if index >= u64::from(double(tables, table + 0x10)) {
-            return None;
+        let tables = if gui { &pins.shadow_tables } else { &pins.tables };
+        let tables = pinned.fields(tables).ok_or(Refusal::Declined)?;
+        if index >= u64::from(tables.double(table + 0x10)) {
+            return Err(Refusal::Declined);
         }
-        let base = quad(tables, table);
-        let line = self.line(memory, base, (table as usize) << 7 | index as usize)?;
-        let count = u64::from(line.entry & 0xF);
-        let target = line.target;
-        let mut scratch = (i64::from(line.entry as i32) >> 4) as u64;
+        let base = tables.quad(table);
+        let service = (table as usize) << 7 | index as usize;
+        let line = match self.lines.get(service) {
+            Some(Some(line))
+                if line.place.address() == base.wrapping_add(index * 4)
+                    && pinned.fields(&line.place).is_some_and(|entry| entry.double(0) == line.entry) =>
+            {
+                line
+            }
+            _ => return Err(Refusal::Unknown { base, service }),
+        };
+        let mut scratch = line.distance;
         if table != 0 {
-            if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into()))? != 0 {
-                return None;
+            if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into())) != Some(0) {
+                return Err(Refusal::Declined);
             }
             scratch = teb;
         }
-        if count > u64::from(MAX_STACK_ARGUMENTS) {
-            return None;
-        }
 
         // The arguments on the caller's stack.
-        let (stack, new_rsi, new_rdi, status) = if count == 0 {
-            (trap_frame, cpu.reg(Gpr::Rsi), u64::from(table), Rflags::ZF | Rflags::PF)
-        } else {
-            let probe = u64::from_le_bytes(*memory.pinned(&pins.probe)?);
-            let source = match user_rsp.wrapping_add(0x20) {
-                beyond if beyond >= probe => probe,
-                source => source,
-            };
-            let below = trap_frame.wrapping_sub(ARGUMENT_AREA);
-            let destination = below.wrapping_add(0x18);
-            for argument in 1..=count {
-                let value = memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
-                // From 8 bytes below `below` on.
-                put(memory.pinned(&pins.stack)?, 0x20 + argument as u32 * 8, value);
-            }
+        let mut top = trap_frame;
+        let (mut new_rsi, mut new_rdi) = (cpu.reg(Gpr::Rsi), u64::from(table));
+        let mut status = Rflags::ZF | Rflags::PF;
+        if line.count != 0 {
+            let count = u64::from(line.count);
+            new_rsi = copy_arguments(memory, pins, user_rsp, count).ok_or(Refusal::Declined)?;
+            top = trap_frame.wrapping_sub(ARGUMENT_AREA);
+            new_rdi = top.wrapping_add(0x18);
             scratch = self.copy_end.wrapping_sub(count * 8);
-            (below, source, destination, status_of_sub(self.copy_end, count * 8))
-        };
-        let stack = stack.wrapping_sub(8);
-        let part = memory.pinned(&pins.stack)?;
-        put(part, stack.wrapping_sub(pins.stack.address()) as u32, self.layout.service_return.to_le_bytes());
-        self.behind_gate = target.wrapping_add(GATE_OFFSET);
+            status = status_of_sub(self.copy_end, count * 8);
+        }
+        let top = top.wrapping_sub(8);
+        let pinned = memory.pinned();
+        let stack = pinned.fields(&pins.stack).ok_or(Refusal::Declined)?;
+        stack.put_quad(top.wrapping_sub(pins.stack.address()) as u32, self.layout.service_return);
+        self.behind_gate = line.target.wrapping_add(GATE_OFFSET);
 
         let user_gs = cpu.gs_base();
         cpu.set_gs_base(kpcr_base);
         cpu.set_kernel_gs_base(user_gs);
         cpu.set_mxcsr(kernel_mxcsr);
-        cpu.set_reg(Gpr::Rax, line.id.into());
+        cpu.set_reg(Gpr::Rax, line.id);
         cpu.set_reg(Gpr::Rcx, r10);
-        cpu.set_reg(Gpr::Rbx, thread);
-        cpu.set_reg(Gpr::Rsp, stack);
+        cpu.set_reg(Gpr::Rbx, pins.thread.address());
+        cpu.set_reg(Gpr::Rsp, top);
         cpu.set_reg(Gpr::Rbp, trap_frame.wrapping_add(TRAP_FRAME_BIAS.into()));
         cpu.set_reg(Gpr::Rsi, new_rsi);
         cpu.set_reg(Gpr::Rdi, new_rdi);
-        cpu.set_reg(Gpr::R10, target);
+        cpu.set_reg(Gpr::R10, line.target);
         cpu.set_reg(Gpr::R11, scratch);
         cpu.set_rflags(cpu.rflags() & !Rflags::STATUS.bits() | (status | Rflags::IF).bits());
         cpu.set_rip(self.behind_gate);
-        vcpu.retired += entered(table != 0, count);
-        Some(())
+        vcpu.retired += line.instructions;
+        Ok(())
     }
 
+    #[inline(always)]
     fn try_leave<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         let rip = vcpu.rip();
-        let stack = vcpu.reg(Gpr::Rsp);
+        let top = vcpu.reg(Gpr::Rsp);
         let trap_frame = vcpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into());
-        let kpcr_base = vcpu.gs_base();
-        let privileged = vcpu.cpl() == 0;
-        self.pin_current(vcpu.memory, kpcr_base);
-        let pins = &self.pins?;
-        let memory = &mut *vcpu.memory;
-        if !privileged || trap_frame != pins.trap_frame() {
-            return None;
-        }
+        self.pin_current(vcpu.memory, vcpu.gs_base());
+        let pins = self.pins.as_ref()?;
         let behind_plain_gate = rip == self.behind_gate
             || self.layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET))
-                && memory.load::<1>(rip, KERNEL).ok()? == [RET];
-        if !behind_plain_gate {
+                && vcpu.memory.load::<1>(rip, KERNEL).ok()? == [RET];
+        if vcpu.cpl() != 0 || trap_frame != pins.trap_frame() || !behind_plain_gate {
             return None;
         }
-        let part = memory.pinned(&pins.stack)?;
-        let below = stack.wrapping_sub(pins.stack.address());
-        if below >= BELOW as u64 || quad(part, below as u32) != self.layout.service_return {
+        let pinned = vcpu.memory.pinned();
+        let stack = pinned.fields(&pins.stack)?;
+        let below = top.wrapping_sub(pins.stack.address());
+        if below >= BELOW as u64 || stack.quad(below as u32) != self.layout.service_return {
             return None;
         }
         let thread_at = const { build::<WINDOWS11>().thread_offsets() };
-        if memory.pinned(&pins.thread)?.get(thread_at.user_apc_pending as usize) != Some(&0) {
+        if pinned.fields(&pins.thread)?.get(thread_at.user_apc_pending) != [0] {
             return None;
         }
-        let bytes = memory.pinned(&pins.stack)?.last_chunk::<FRAME>()?;
-        let [return_rip, cs, flags, user_rsp] =
-            [frame::RIP, frame::SEG_CS, frame::EFLAGS, frame::RSP].map(|offset| quad(bytes, offset));
-        let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(|offset| quad(bytes, offset));
-        let mxcsr = double(bytes, frame::MXCSR);
+        let saved = |offset| stack.quad(IN_STACK + offset);
+        let [return_rip, cs, flags, user_rsp] = [frame::RIP, frame::SEG_CS, frame::EFLAGS, frame::RSP].map(saved);
+        let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(saved);
+        let mxcsr = stack.double(IN_STACK + frame::MXCSR);
         let traps = flags & Rflags::TF.bits() != 0;
         if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) || traps {
             return None;
         }
         let (rcx, r11) = (vcpu.reg(Gpr::Rcx), vcpu.reg(Gpr::R11));
-        vcpu.set_reg(Gpr::Rcx, return_rip);
-        vcpu.set_reg(Gpr::R11, flags);
+        let (cpu, _) = vcpu.parts();
+        cpu.set_reg(Gpr::Rcx, return_rip);
+        cpu.set_reg(Gpr::R11, flags);
         if !vcpu.swapgs_sysretq() {
-            vcpu.set_reg(Gpr::Rcx, rcx);
-            vcpu.set_reg(Gpr::R11, r11);
+            let (cpu, _) = vcpu.parts();
+            cpu.set_reg(Gpr::Rcx, rcx);
+            cpu.set_reg(Gpr::R11, r11);
             return None;
         }
-        let r9 = if WINDOWS11 { 0 } else { rbp };
-        vcpu.set_reg(Gpr::Rbx, rbx);
-        vcpu.set_reg(Gpr::Rdi, rdi);
-        vcpu.set_reg(Gpr::Rsi, rsi);
-        vcpu.set_reg(Gpr::Rbp, rbp);
-        vcpu.set_reg(Gpr::Rsp, user_rsp);
-        vcpu.set_reg(Gpr::Rdx, 0);
-        vcpu.set_reg(Gpr::R8, user_rsp);
-        vcpu.set_reg(Gpr::R9, r9);
-        vcpu.set_reg(Gpr::R10, 0);
-        for index in 0..6 {
-            vcpu.set_xmm(index, 0);
-        }
-        vcpu.set_mxcsr(mxcsr);
         vcpu.retired += LEFT;
+        let (cpu, _) = vcpu.parts();
+        let r9 = if WINDOWS11 { 0 } else { rbp };
+        cpu.set_reg(Gpr::Rbx, rbx);
+        cpu.set_reg(Gpr::Rdi, rdi);
+        cpu.set_reg(Gpr::Rsi, rsi);
+        cpu.set_reg(Gpr::Rbp, rbp);
+        cpu.set_reg(Gpr::Rsp, user_rsp);
+        cpu.set_reg(Gpr::Rdx, 0);
+        cpu.set_reg(Gpr::R8, user_rsp);
+        cpu.set_reg(Gpr::R9, r9);
+        cpu.set_reg(Gpr::R10, 0);
+        for index in 0..6 {
+            cpu.set_xmm(index, 0);
+        }
+        cpu.set_mxcsr(mxcsr);
         Some(())
     }
+}
+
+/// Copies a call's arguments from the caller's stack to where the entry code copies them to. Returns where they were
+/// taken from; `None` where the guest's code must do it: it faults, or counts more than it has room for.
+#[inline(never)]
+fn copy_arguments(memory: &mut AddressSpace, pins: &Pins, user_rsp: u64, count: u64) -> Option<u64> {
+    if count > u64::from(MAX_STACK_ARGUMENTS) {
+        return None;
+    }
+    let probe = memory.pinned().fields(&pins.probe)?.quad(0);
+    let source = match user_rsp.wrapping_add(0x20) {
+        beyond if beyond >= probe => probe,
+        source => source,
+    };
+    for argument in 1..=count {
+        let value = memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
+        // Behind the return address and the home slots.
+        memory.pinned().fields(&pins.stack)?.put(0x20 + argument as u32 * 8, value);
+    }
+    Some(source)
 }
 
 /// Instructions of the guest code from LSTAR up to and including a stub's gate, whose work [`DirectDispatch::enter`] does;
@@ -413,26 +460,6 @@ const fn build<const WINDOWS11: bool>() -> Build {
 #[inline(always)]
 fn read_u32(memory: &mut AddressSpace, address: u64) -> Option<u32> {
     memory.load(address, KERNEL).ok().map(u32::from_le_bytes)
-}
-
-/// A quadword of a structure; 0 beyond its end.
-#[inline(always)]
-fn quad(bytes: &[u8], offset: u32) -> u64 {
-    bytes.get(offset as usize..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
-}
-
-/// A doubleword of a structure; 0 beyond its end.
-#[inline(always)]
-fn double(bytes: &[u8], offset: u32) -> u32 {
-    bytes.get(offset as usize..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-/// Writes a field of a structure, if it is inside.
-#[inline(always)]
-fn put<const N: usize>(bytes: &mut [u8], offset: u32, value: [u8; N]) {
-    if let Some(field) = bytes.get_mut(offset as usize..).and_then(<[u8]>::first_chunk_mut) {
-        *field = value;
-    }
 }
 
 /// Status flags of `minuend - subtrahend` (SDM vol. 1, 3.4.3.1).

@@ -141,9 +141,9 @@ impl CodeStore {
     }
 
     /// Writes the file anew if there is anything new. Old records go when the file would grow too large.
-    pub fn save(&mut self) -> io::Result<()> {
+    pub fn save(&mut self) -> io::Result<bool> {
         if self.fresh.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let old = self.old.get(PREFIX..).unwrap_or_default();
         let old = if PREFIX + old.len() + self.fresh.len() > SIZE_LIMIT { &[] } else { old };
@@ -162,7 +162,7 @@ impl CodeStore {
             let _ = fs::remove_file(&temporary);
         }
         self.fresh.clear();
-        written
+        written.map(|()| true)
     }
 }
 

@@ -101,7 +101,7 @@ extern "C" fn syscall(block: *mut VcpuBlock, next: u64) -> u64 {
     let core = unsafe { &mut *(*block).context.cast::<Core>() };
     core.fold_flags();
     match core.syscall(next) {
-        After::Continue if !core.must_redispatch() => 0,
+        After::Continue => 0,
         after => go_on(core, after),
     }
 }

@@ -237,8 +237,8 @@ impl Machine {
     }
 
     /// Writes new regions to the store, if there is one.
-    pub fn save_code(&mut self) -> std::io::Result<()> {
-        self.core.store.as_mut().map_or(Ok(()), CodeStore::save)
+    pub fn save_code(&mut self) -> std::io::Result<bool> {
+        self.core.store.as_mut().map_or(Ok(false), CodeStore::save)
     }
 
     /// With [`MachineConfig::coverage`], the basic blocks executed so far, kernel code included, by space and address.

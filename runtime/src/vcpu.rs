@@ -177,6 +177,8 @@ pub struct Vcpu<'a> {
     pub memory: &'a mut AddressSpace,
     /// Guest instructions retired since the machine was made.
     pub retired: u64,
+    /// Registers may have been changed otherwise than by [`Vcpu::parts`] and [`Vcpu::swapgs_sysretq`].
+    pub(crate) touched: bool,
 }
 
 impl Registers for CpuState {
@@ -197,6 +199,7 @@ impl Registers for Vcpu<'_> {
     }
     #[inline]
     fn state_mut(&mut self) -> &mut CpuState {
+        self.touched = true;
         self.cpu
     }
 }
@@ -211,6 +214,7 @@ impl Vcpu<'_> {
     /// Puts a thread's registers on the processor; control registers, system MSRs and descriptor tables stay.
     pub fn restore(&mut self, context: &ThreadContext) {
         let thread = &context.0;
+        self.touched = true;
         let cpu = &mut *self.cpu;
         cpu.gpr = thread.gpr;
         cpu.rip = thread.rip;
@@ -235,6 +239,7 @@ impl Vcpu<'_> {
 
     /// Writes a model-specific register as WRMSR at CPL 0 would; `false` where that raises #GP.
     pub fn write_msr(&mut self, index: u32, value: u64) -> bool {
+        self.touched = true;
         lstar_arch::msr::wrmsr(self.cpu, index, value).is_ok()
     }
 
@@ -243,14 +248,15 @@ impl Vcpu<'_> {
         self.cpu.entropy = lstar_arch::entropy::Entropy::from_seed(seed);
     }
 
-    /// Registers and memory, to use side by side.
+    /// Registers and memory, to use side by side. For those who do what SYSCALL's entry and exit code does: they leave debug
+    /// and control registers alone, and put back what user code had in RFLAGS and in the code segment.
     #[inline]
     pub fn parts(&mut self) -> (&mut impl Registers, &mut AddressSpace) {
         (&mut *self.cpu, &mut *self.memory)
     }
 
     /// Executes SWAPGS and SYSRETQ; `false`, with nothing changed, where either would raise an exception.
-    #[inline]
+    #[inline(always)]
     pub fn swapgs_sysretq(&mut self) -> bool {
         let rip = self.cpu.rip;
         if lstar_arch::system::swapgs(self.cpu).is_err() {

@@ -54,23 +54,6 @@ pub enum FlagKind {
     Mul = 12,
 }
 
-impl FlagKind {
-    const ALL: [Self; 12] = [
-        Self::Eager,
-        Self::Add,
-        Self::Adc,
-        Self::Sub,
-        Self::Sbb,
-        Self::Logic,
-        Self::Inc,
-        Self::Dec,
-        Self::Shl,
-        Self::Shr,
-        Self::Sar,
-        Self::Mul,
-    ];
-}
-
 /// A [`FlagKind`] with an operand size, as stored in [`LazyFlags::op`]. Zero is no operation: `cpu.rflags` is exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LazyOp(u64);
@@ -107,9 +90,24 @@ impl LazyOp {
 
     /// Kind and operand size in bits of a stored number; `None` for 0 and for numbers that no operation has.
     #[must_use]
+    #[inline]
     pub fn decode(number: u64) -> Option<(FlagKind, u32)> {
-        let kind = FlagKind::ALL.get(usize::from(number as u8 >> 2).checked_sub(1)?)?;
-        Some((*kind, 8 << (number & 3)))
+        let kind = match number as u8 >> 2 {
+            1 => FlagKind::Eager,
+            2 => FlagKind::Add,
+            3 => FlagKind::Adc,
+            4 => FlagKind::Sub,
+            5 => FlagKind::Sbb,
+            6 => FlagKind::Logic,
+            7 => FlagKind::Inc,
+            8 => FlagKind::Dec,
+            9 => FlagKind::Shl,
+            10 => FlagKind::Shr,
+            11 => FlagKind::Sar,
+            12 => FlagKind::Mul,
+            _ => return None,
+        };
+        Some((kind, 8 << (number & 3)))
     }
 }
 
@@ -118,52 +116,45 @@ impl LazyOp {
 pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
     let Some((kind, bits)) = LazyOp::decode(op) else { return 0 };
     let b = LazyOp::operand(op).unwrap_or(b);
-    let mask = u64::MAX >> (64 - bits);
-    let sign = 1 << (bits - 1);
-    let (a, b) = (a & mask, b & mask);
+    // Shifted left by this, an operand's sign is bit 63, and nothing is above it.
+    let unused = 64 - bits;
+    let mask = u64::MAX >> unused;
     let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-    let result_flags = |result: u64| {
-        let result = result & mask;
-        flag(result == 0, ZF) | flag(result & sign != 0, SF) | parity(result as u8)
-    };
+    let top = |value: u64, bit: u64| (value << unused >> 63) * bit;
+    let result_flags = |result: u64| flag(result << unused == 0, ZF) | top(result, SF) | parity(result as u8);
     match kind {
         FlagKind::Eager => a & STATUS,
         FlagKind::Add | FlagKind::Adc => {
             let carry = if kind == FlagKind::Adc { c & 1 } else { 0 };
-            let result = a.wrapping_add(b).wrapping_add(carry) & mask;
+            let result = a.wrapping_add(b).wrapping_add(carry);
             let carries = a & b | (a | b) & !result;
-            result_flags(result)
-                | flag(carries & sign != 0, CF)
-                | flag((a ^ b ^ result) & 0x10 != 0, AF)
-                | flag((a ^ result) & (b ^ result) & sign != 0, OF)
+            result_flags(result) | top(carries, CF) | (a ^ b ^ result) & AF | top((a ^ result) & (b ^ result), OF)
         }
         FlagKind::Sub | FlagKind::Sbb => {
             let borrow = if kind == FlagKind::Sbb { c & 1 } else { 0 };
-            let result = a.wrapping_sub(b).wrapping_sub(borrow) & mask;
+            let result = a.wrapping_sub(b).wrapping_sub(borrow);
             let borrows = !a & b | (!a | b) & result;
-            result_flags(result)
-                | flag(borrows & sign != 0, CF)
-                | flag((a ^ b ^ result) & 0x10 != 0, AF)
-                | flag((a ^ b) & (a ^ result) & sign != 0, OF)
+            result_flags(result) | top(borrows, CF) | (a ^ b ^ result) & AF | top((a ^ b) & (a ^ result), OF)
         }
         FlagKind::Logic => result_flags(a),
-        FlagKind::Inc => result_flags(a) | flag(c & 1 != 0, CF) | flag(a & 0xF == 0, AF) | flag(a == sign, OF),
-        FlagKind::Dec => result_flags(a) | flag(c & 1 != 0, CF) | flag(a & 0xF == 0xF, AF) | flag(a == sign - 1, OF),
+        FlagKind::Inc => result_flags(a) | c & CF | flag(a & 0xF == 0, AF) | flag(a << unused == 1 << 63, OF),
+        FlagKind::Dec => {
+            let before = a.wrapping_add(1);
+            result_flags(a) | c & CF | flag(a & 0xF == 0xF, AF) | flag(before << unused == 1 << 63, OF)
+        }
         FlagKind::Shl => {
             let count = b as u32 & 63;
-            let carry = count <= bits && a.checked_shr(bits.wrapping_sub(count)).unwrap_or(0) & 1 != 0;
-            let result = a << count & mask;
-            result_flags(result) | flag(carry, CF) | flag(carry != (result & sign != 0), OF)
+            let carry = count <= bits && (a & mask).checked_shr(bits.wrapping_sub(count)).unwrap_or(0) & 1 != 0;
+            let result = a << count;
+            result_flags(result) | flag(carry, CF) | flag(carry != (top(result, 1) != 0), OF)
         }
         FlagKind::Shr => {
-            let count = b as u32 & 63;
-            result_flags(a >> count)
-                | flag(a.checked_shr(count.wrapping_sub(1)).unwrap_or(0) & 1 != 0, CF)
-                | flag(a & sign != 0, OF)
+            let (a, count) = (a & mask, b as u32 & 63);
+            result_flags(a >> count) | flag(a.checked_shr(count.wrapping_sub(1)).unwrap_or(0) & 1 != 0, CF) | top(a, OF)
         }
         FlagKind::Sar => {
             let count = b as u32 & 63;
-            let wide = (a << (64 - bits)) as i64 >> (64 - bits);
+            let wide = (a << unused) as i64 >> unused;
             let carry = wide.checked_shr(count.wrapping_sub(1)).unwrap_or(0) & 1 != 0;
             result_flags((wide >> count) as u64) | flag(carry, CF)
         }
@@ -174,9 +165,16 @@ pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
 /// PF of a result's low byte. Without POPCNT, which the least host lacks.
 #[inline(always)]
 fn parity(byte: u8) -> u64 {
-    // Bit n of the constant: whether n has an even number of ones.
-    let nibble = (byte ^ byte >> 4) & 0xF;
-    u64::from(0x9669u16 >> nibble & 1) << 2
+    const EVEN: [u8; 256] = {
+        let mut flags = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            flags[byte] = if (byte as u32).count_ones().is_multiple_of(2) { PF as u8 } else { 0 };
+            byte += 1;
+        }
+        flags
+    };
+    EVEN[usize::from(byte)].into()
 }
 
 /// Folds the lazy flags into `cpu.rflags`, which is exact afterwards.

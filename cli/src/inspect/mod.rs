@@ -9,6 +9,7 @@ mod tests;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 pub use imports::{MissingImport, find_entry, missing_imports};
@@ -23,7 +24,7 @@ const CHARACTERISTIC_EXECUTABLE: u16 = 0x0002;
 const MAGIC_PE32_PLUS: u16 = 0x20B;
 /// `COMIMAGE_FLAGS_ILONLY`.
 const CLR_IL_ONLY: u32 = 1;
-/// Largest file the checks read whole.
+/// Largest file that is looked at.
 const MOST_BYTES: u64 = 4 << 30;
 
 /// What the headers say about a program that can run.
@@ -109,18 +110,22 @@ pub fn inspect(path: &Path, purpose: Purpose) -> Result<Inspection, ImageProblem
     if metadata.len() > MOST_BYTES {
         return Err(ImageProblem::TooLong(metadata.len()));
     }
-    inspect_bytes(&fs::read(path).map_err(ImageProblem::Unreadable)?, purpose)
+    let file = fs::File::open(path).map_err(ImageProblem::Unreadable)?;
+    inspect_file(&File { source: Source::File(&file), length: metadata.len() }, purpose)
 }
 
 /// Checks an image file's bytes.
 pub fn inspect_bytes(bytes: &[u8], purpose: Purpose) -> Result<Inspection, ImageProblem> {
-    let file = File { bytes };
-    if let Some(kind) = foreign_kind(bytes) {
+    inspect_file(&File { source: Source::Bytes(bytes), length: bytes.len() as u64 }, purpose)
+}
+
+fn inspect_file(file: &File<'_>, purpose: Purpose) -> Result<Inspection, ImageProblem> {
+    if let Some(kind) = foreign_kind(&file.up_to(0, 512)?) {
         return Err(ImageProblem::NotWindows(kind));
     }
     let header = u64::from(file.u32(0x3C, "the DOS header")?);
-    if bytes.len() > 0x40 && header + 4 <= bytes.len() as u64 {
-        match file.take(header, 4, "the signature")? {
+    if file.length > 0x40 && header + 4 <= file.length {
+        match &file.array::<4>(header, "the signature")? {
             b"PE\0\0" => {}
             [b'N', b'E', ..] => return Err(ImageProblem::NotWindows("a 16-bit Windows program")),
             [b'L', b'E' | b'X', ..] => return Err(ImageProblem::NotWindows("an OS/2 or VxD image")),
@@ -136,7 +141,7 @@ pub fn inspect_bytes(bytes: &[u8], purpose: Purpose) -> Result<Inspection, Image
         return Err(ImageProblem::Machine(machine_name(machine)));
     }
     let optional = coff + 20;
-    file.take(optional, optional_size, "the optional header")?;
+    file.check(optional, optional_size, "the optional header")?;
     if optional_size < 112 || file.u16(optional, "the optional header")? != MAGIC_PE32_PLUS {
         return malformed("an x64 image without a PE32+ optional header");
     }
@@ -164,21 +169,15 @@ pub fn inspect_bytes(bytes: &[u8], purpose: Purpose) -> Result<Inspection, Image
     if optional_size < 112 + 8 * directory_count {
         return malformed(format!("{directory_count} data directories in {optional_size} bytes of optional header"));
     }
-    if u64::from(headers_size) > bytes.len() as u64 {
-        return Err(ImageProblem::Truncated {
-            what: "the headers".into(),
-            needed: u64::from(headers_size),
-            length: bytes.len() as u64,
-        });
-    }
+    file.check(0, headers_size.into(), "the headers")?;
 
     if section_count == 0 || section_count > 96 {
         return malformed(format!("{section_count} sections"));
     }
     let mut sections = Vec::with_capacity(usize::from(section_count));
     for index in 0..u64::from(section_count) {
-        let section = Section::read(&file, optional + optional_size + 40 * index)?;
-        section.check(&file, image_size)?;
+        let section = Section::read(file, optional + optional_size + 40 * index)?;
+        section.check(file, image_size)?;
         sections.push(section);
     }
     if entry >= image_size {
@@ -234,9 +233,7 @@ fn foreign_kind(bytes: &[u8]) -> Option<&'static str> {
         [b'#', b'!', ..] => Some("a script"),
         [b'P', b'K', 3, 4, ..] => Some("a ZIP archive"),
         [0xD0, 0xCF, 0x11, 0xE0, ..] => Some("an installer package (MSI)"),
-        _ if bytes.iter().take(512).all(|byte| (b' '..0x7F).contains(byte) || byte.is_ascii_whitespace()) => {
-            Some("a text file")
-        }
+        _ if bytes.iter().all(|byte| (b' '..0x7F).contains(byte) || byte.is_ascii_whitespace()) => Some("a text file"),
         _ => Some("no executable image (no MZ header)"),
     }
 }
@@ -254,25 +251,52 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
-/// Bounds-checked reading of the file.
-#[derive(Clone, Copy)]
-struct File<'a> {
-    bytes: &'a [u8],
+/// Where a file's bytes come from.
+enum Source<'a> {
+    /// Memory.
+    Bytes(&'a [u8]),
+    /// A file, of which a program of many megabytes needs a few hundred bytes read.
+    File(&'a fs::File),
 }
 
-impl<'a> File<'a> {
-    fn take(&self, offset: u64, size: u64, what: &str) -> Result<&'a [u8], ImageProblem> {
-        let end = offset.saturating_add(size);
-        usize::try_from(offset)
-            .ok()
-            .zip(usize::try_from(end).ok())
-            .and_then(|(start, end)| self.bytes.get(start..end))
-            .ok_or_else(|| ImageProblem::Truncated { what: what.into(), needed: end, length: self.bytes.len() as u64 })
+/// Bounds-checked reading of the file.
+struct File<'a> {
+    source: Source<'a>,
+    length: u64,
+}
+
+impl File<'_> {
+    fn check(&self, offset: u64, size: u64, what: &str) -> Result<(), ImageProblem> {
+        let needed = offset.saturating_add(size);
+        if needed <= self.length {
+            return Ok(());
+        }
+        Err(ImageProblem::Truncated { what: what.into(), needed, length: self.length })
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8], what: &str) -> Result<(), ImageProblem> {
+        self.check(offset, buf.len() as u64, what)?;
+        match self.source {
+            Source::File(file) => file.read_exact_at(buf, offset).map_err(ImageProblem::Unreadable),
+            Source::Bytes(bytes) => {
+                buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// As many of `most` bytes as there are.
+    fn up_to(&self, offset: u64, most: u64) -> Result<Vec<u8>, ImageProblem> {
+        let mut bytes = vec![0; self.length.saturating_sub(offset).min(most) as usize];
+        if !bytes.is_empty() {
+            self.read(offset, &mut bytes, "a table")?;
+        }
+        Ok(bytes)
     }
 
     fn array<const N: usize>(&self, offset: u64, what: &str) -> Result<[u8; N], ImageProblem> {
         let mut array = [0; N];
-        array.copy_from_slice(self.take(offset, N as u64, what)?);
+        self.read(offset, &mut array, what)?;
         Ok(array)
     }
 
@@ -320,7 +344,7 @@ impl Section {
             // Padding up to the file alignment may be cut off; the part that is mapped may not.
             let used = self.raw_size.min(self.virtual_size.max(1));
             let (offset, size) = (u64::from(self.raw_offset), u64::from(used));
-            file.take(offset, size, &format!("section {}", self.name))?;
+            file.check(offset, size, &format!("section {}", self.name))?;
         }
         Ok(())
     }
@@ -328,7 +352,7 @@ impl Section {
 
 /// The file seen through its section table.
 struct Image<'a> {
-    file: File<'a>,
+    file: &'a File<'a>,
     sections: Vec<Section>,
     headers_size: u32,
 }
@@ -351,9 +375,8 @@ impl Image<'_> {
     }
 
     fn string_at(&self, rva: u32) -> Result<String, ImageProblem> {
-        let offset = self.offset(rva)?;
-        let rest = usize::try_from(offset).ok().and_then(|start| self.file.bytes.get(start..)).unwrap_or_default();
-        match rest.iter().take(512).position(|byte| *byte == 0) {
+        let rest = self.file.up_to(self.offset(rva)?, 512)?;
+        match rest.iter().position(|byte| *byte == 0) {
             Some(end) => Ok(String::from_utf8_lossy(&rest[..end]).into_owned()),
             None => malformed(format!("the name at {rva:#x} has no end")),
         }

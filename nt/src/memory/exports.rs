@@ -1,6 +1,10 @@
 //! Exports of an image file, and the service numbers in a DLL's system-call stubs.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::section::Section;
@@ -12,17 +16,40 @@ const MAX_NAME: usize = 256;
 /// `mov r10, rcx; mov eax, imm32`.
 const STUB: [u8; 4] = [0x4C, 0x8B, 0xD1, 0xB8];
 
+/// Bytes read from a file at a time: tables are read entry by entry, names one by one.
+const CHUNK: u64 = 0x1_0000;
+/// Chunks kept.
+const MOST_CHUNKS: usize = 64;
+
+/// A chunk of a file: less than a whole one at its end.
+fn read_chunk(file: &File, number: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; CHUNK as usize];
+    let mut length = 0;
+    while length < bytes.len() {
+        match file.read_at(&mut bytes[length..], number * CHUNK + length as u64) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
 /// An image file read by addresses relative to its base.
 #[derive(Debug)]
 pub struct ImageReader<'a> {
     section: &'a Section,
+    /// Parts of the file, by number.
+    chunks: RefCell<BTreeMap<u64, Vec<u8>>>,
 }
 
 impl<'a> ImageReader<'a> {
     /// A reader of the image behind a section.
     #[must_use]
     pub const fn new(section: &'a Section) -> Self {
-        Self { section }
+        Self { section, chunks: RefCell::new(BTreeMap::new()) }
     }
 
     /// Reads bytes that come from the file.
@@ -32,9 +59,33 @@ impl<'a> ImageReader<'a> {
         let part = headers.parts.iter().rev().find(|part| part.rva <= rva)?;
         let offset = rva - part.rva;
         let available = part.file_size.checked_sub(offset)? as usize;
-        let mut bytes = vec![0; length.min(available)];
-        file.file.read_exact_at(&mut bytes, part.file_offset + u64::from(offset)).ok()?;
-        (bytes.len() == length).then_some(bytes)
+        if length > available {
+            return None;
+        }
+        let mut bytes = vec![0; length];
+        let start = part.file_offset + u64::from(offset);
+        if length as u64 > CHUNK {
+            file.file.read_exact_at(&mut bytes, start).ok()?;
+            return Some(bytes);
+        }
+        let mut chunks = self.chunks.borrow_mut();
+        let mut done = 0;
+        while done < length {
+            let at = start + done as u64;
+            let number = at / CHUNK;
+            if chunks.len() == MOST_CHUNKS && !chunks.contains_key(&number) {
+                chunks.clear();
+            }
+            let chunk = match chunks.entry(number) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(read_chunk(&file.file, number).ok()?),
+            };
+            let rest = chunk.get((at % CHUNK) as usize..).filter(|rest| !rest.is_empty())?;
+            let count = rest.len().min(length - done);
+            bytes[done..done + count].copy_from_slice(&rest[..count]);
+            done += count;
+        }
+        Some(bytes)
     }
 
     fn read_u32s(&self, rva: u32, count: u32) -> Option<Vec<u32>> {

@@ -12,6 +12,7 @@
 
 mod frames;
 mod half;
+mod pins;
 mod table;
 mod views;
 mod window;
@@ -20,7 +21,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bitflags::bitflags;
 use lstar_arch::{GuestMemory, PAGE_SIZE, PageFault, PageFaultCode, Privilege};
@@ -29,6 +29,7 @@ use lstar_translator::abi::{KERNEL_END, KERNEL_START, USER_END};
 use frames::FrameStore;
 pub use frames::Frames;
 use half::{Extent, Half};
+pub use pins::{Fields, Pin, Pinned};
 use table::{Entry, FRAME_MASK};
 use views::Views;
 use window::HostProtection;
@@ -90,27 +91,6 @@ pub enum MapError {
     /// The host refused.
     #[error("the host cannot map guest memory: {0}")]
     Host(#[from] io::Error),
-}
-
-/// Source of epochs: unique among all machines of the process.
-static EPOCHS: AtomicU64 = AtomicU64::new(1);
-
-/// `N` bytes of plain kernel data whose pages have been checked; valid until any page of the kernel half changes.
-#[derive(Clone, Copy, Debug)]
-pub struct Pin<const N: usize> {
-    address: u64,
-    /// Where they are in the memory file.
-    offset: u64,
-    epoch: u64,
-}
-
-impl<const N: usize> Pin<N> {
-    /// Guest address of the first byte.
-    #[inline]
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.address
-    }
 }
 
 /// Name of an address space; never used twice in a machine.
@@ -424,55 +404,6 @@ impl AddressSpace {
         self.check(address, buf.len() as u64, PRESENT, PageFaultCode::empty(), Privilege::Supervisor)?;
         self.copy_out(address, buf);
         Ok(())
-    }
-
-    /// `N` bytes of plain data: present, writable, not on a page from which code was fetched, and in one piece in the
-    /// memory file. `None` for anything else. For callers that read and write many fields of one structure.
-    #[inline(always)]
-    pub fn data_mut<const N: usize>(&mut self, address: u64, privilege: Privilege) -> Option<&mut [u8; N]> {
-        let plain = |entry: Entry| entry as u8 & (Protection::WRITE.bits() | CODE) == Protection::WRITE.bits();
-        let last = address.checked_add(N as u64)?.checked_sub(1)?;
-        let pages = last / PAGE_SIZE - address / PAGE_SIZE;
-        if privilege == Privilege::User && last >= USER_END || pages > 1 {
-            return None;
-        }
-        let (first, second) = (self.entry(address), self.entry(last));
-        let joined = first & FRAME_MASK == (second & FRAME_MASK).wrapping_sub(pages * PAGE_SIZE);
-        if !plain(first) || !plain(second) || !joined {
-            return None;
-        }
-        // SAFETY: the range lies on at most two pages, both present (rights imply presence), which follow each other in
-        // the file. The slice borrows `self`, through which all other accesses of Rust code go, and translated code does
-        // not run while Rust code holds the borrow.
-        #[expect(unsafe_code, reason = "guest memory is raw host memory")]
-        let bytes = unsafe { self.store.file.bytes_mut((first & FRAME_MASK) + address % PAGE_SIZE, N) };
-        bytes.try_into().ok()
-    }
-
-    /// Checks a structure of plain data as [`AddressSpace::data_mut`] does at kernel privilege, for repeated use by
-    /// [`AddressSpace::pinned`]. `None` for one in the user half, too.
-    pub fn pin<const N: usize>(&mut self, address: u64) -> Option<Pin<N>> {
-        self.data_mut::<N>(address, Privilege::Supervisor)?;
-        if address < USER_END {
-            return None;
-        }
-        if self.epoch == 0 {
-            self.epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
-        }
-        Some(Pin { address, offset: self.file_offset(address), epoch: self.epoch })
-    }
-
-    /// The bytes of a pinned structure; `None` when any page of the kernel half has changed its state since.
-    #[inline(always)]
-    pub fn pinned<const N: usize>(&mut self, pin: &Pin<N>) -> Option<&mut [u8; N]> {
-        if pin.epoch != self.epoch {
-            return None;
-        }
-        // SAFETY: the pin was made by this machine, as epochs are unique and never 0 in a pin, and no page has changed
-        // since: what `data_mut` checked still holds. The slice borrows `self` as there.
-        #[expect(unsafe_code, reason = "guest memory is raw host memory")]
-        let bytes = unsafe { self.store.file.bytes_mut(pin.offset, N) };
-        bytes.try_into().ok()
     }
 
     /// Pages that held code and were written, unmapped or made non-executable since the last call. What was decoded or

@@ -117,18 +117,6 @@ impl MemoryFile {
         unsafe { ptr::copy(self.pointer(from, len), self.pointer(to, len), len) };
     }
 
-    /// Bytes of the file as a slice.
-    ///
-    /// # Safety
-    /// Nothing else may access the range while the slice lives.
-    #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "the bytes are not part of this value; the caller vouches for them")]
-    pub unsafe fn bytes_mut(&self, offset: u64, len: usize) -> &mut [u8] {
-        // SAFETY: `pointer` has checked the range, the caller vouches for exclusive access; bytes have no alignment or
-        // validity.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer(offset, len), len) }
-    }
-
     /// Loads a fixed number of bytes.
     #[inline(always)]
     pub fn load<const N: usize>(&self, offset: u64) -> [u8; N] {

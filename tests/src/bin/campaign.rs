@@ -103,6 +103,7 @@ fn main() -> ExitCode {
     );
     println!("region ends compared on the way: {}", report.region_ends);
     println!("runs that did not end: {}", report.endless_runs);
+    println!("runs not made, because they reach the host's own memory: {}", report.unjudged_runs);
     println!("runs that ended with an exception, by vector: {:?}", report.exceptions);
     println!("encodings compared one by one: {} of {}", report.coverage.len(), catalog::encodings().len());
     if arguments.coverage {

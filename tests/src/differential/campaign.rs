@@ -17,6 +17,19 @@ use super::{Engine, IMAGES, Memory, Outcome, State, Tolerance, catalog};
 /// Runs of one program that do not end, after which it is given up.
 const ENDLESS_RUNS: u32 = 4;
 
+/// Vector of #PF.
+const PAGE_FAULT: u8 = 14;
+
+/// Which engines ran.
+enum Ran {
+    /// All.
+    All,
+    /// Not those that do not give up: one of the others did.
+    Endless,
+    /// Not those that would have accessed their own memory where the guest has none.
+    Exposed,
+}
+
 /// An engine by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
@@ -139,6 +152,8 @@ pub struct Report {
     pub runs: u64,
     /// Runs that did not end on some engine, and were not compared.
     pub endless_runs: u64,
+    /// Runs that were not made, because an access to nothing would have reached an engine's own memory.
+    pub unjudged_runs: u64,
     /// Region ends compared.
     pub region_ends: u64,
     /// Runs that ended with an exception, by vector.
@@ -236,14 +251,21 @@ impl Campaign<'_> {
             for &(address, value) in &state.patches {
                 memory.patch(address, value);
             }
-            if !self.run_engines(&state, &memory) {
-                self.report.endless_runs += 1;
-                endless += 1;
-                // Each costs as much as a thousand others: it is the program that does not end.
-                if endless == ENDLESS_RUNS {
-                    return;
+            match self.run_engines(&state, &memory) {
+                Ran::All => {}
+                Ran::Endless => {
+                    self.report.endless_runs += 1;
+                    endless += 1;
+                    // Each costs as much as a thousand others: it is the program that does not end.
+                    if endless == ENDLESS_RUNS {
+                        return;
+                    }
+                    continue;
                 }
-                continue;
+                Ran::Exposed => {
+                    self.report.unjudged_runs += 1;
+                    continue;
+                }
             }
             let first = &self.outcomes[0];
             let exception = match first.ending {
@@ -292,20 +314,27 @@ impl Campaign<'_> {
         }
     }
 
-    /// Runs all engines, those first that give up on an endless program; `false` if one has, and the others were not
-    /// asked.
-    fn run_engines(&mut self, state: &State, memory: &Memory) -> bool {
+    /// Runs all engines, those first that give up on an endless program.
+    fn run_engines(&mut self, state: &State, memory: &Memory) -> Ran {
         for gives_up in [true, false] {
             for (engine, outcome) in self.engines.iter_mut().zip(&mut self.outcomes) {
                 if engine.gives_up() == gives_up {
                     engine.run(state, memory, outcome);
                     if outcome.ending == super::Ending::Stuck {
-                        return false;
+                        return Ran::Endless;
                     }
                 }
             }
+            let ran = self.engines.iter().zip(&self.outcomes).filter(|(engine, _)| gives_up && engine.gives_up());
+            let exposed = ran.filter_map(|(_, outcome)| match outcome.ending {
+                super::Ending::Exception { vector: PAGE_FAULT, cr2, .. } => Some(cr2),
+                _ => None,
+            });
+            if exposed.into_iter().any(|address| self.engines.iter().any(|engine| engine.exposes(address))) {
+                return Ran::Exposed;
+            }
         }
-        true
+        Ran::All
     }
 
     fn mismatch(&mut self, pair: [usize; 2], program: &Program, state: &State, code: &[u8]) {

@@ -255,6 +255,10 @@ pub trait Engine {
     fn gives_up(&self) -> bool {
         true
     }
+    /// Whether a guest would reach something of the engine's own at an address where it has nothing mapped.
+    fn exposes(&self, _address: u64) -> bool {
+        false
+    }
     /// Replaces the program.
     fn load(&mut self, code: &[u8]);
     /// Runs it from `state`, with `memory` in the writable areas.

@@ -290,6 +290,15 @@ impl Engine for Native {
         true
     }
 
+    fn exposes(&self, address: u64) -> bool {
+        // Position-independent programs and all that the kernel places lie above, the guest's areas below.
+        const HOST_START: u64 = 0x5500_0000_0000;
+        let page = address & !(PAGE - 1);
+        let mut resident = 0;
+        // SAFETY: asks whether the page is mapped; writes one byte.
+        address >= HOST_START && unsafe { libc::mincore(page as *mut _, PAGE as usize, &raw mut resident) } == 0
+    }
+
     fn load(&mut self, code: &[u8]) {
         protect(CODE, CODE_SIZE, libc::PROT_READ | libc::PROT_WRITE);
         let mut page = [0xCC; CODE_SIZE as usize];

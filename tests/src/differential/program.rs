@@ -107,13 +107,17 @@ impl Program {
 
     /// Whether engines may differ in this ending: with FS and GS, AMD's processors check the offset, too, for being
     /// canonical, Intel's the linear address only; which part of an x87 image is read first is the processor's affair, and so
-    /// which page faults; and a wild jump may have led into the middle of an instruction, where
-    /// anything can be.
+    /// which page faults; a wild jump may have led into the middle of an instruction, where anything can be; and only
+    /// AMD's processors have MXCSR's bit for misaligned operands, which others refuse to load.
     #[must_use]
     pub fn excuses(&self, assembled: &Assembled, outcome: &Outcome) -> bool {
         const BREAKPOINT: u8 = 3;
         const GENERAL_PROTECTION: u8 = 13;
         const PAGE_FAULT: u8 = 14;
+        const MXCSR_MM: u32 = 1 << 17;
+        if outcome.mxcsr & MXCSR_MM != 0 {
+            return true;
+        }
         let Ending::Exception { vector, .. } = outcome.ending else { return false };
         let Some(index) = assembled.addresses.iter().rposition(|address| *address == outcome.rip) else {
             return (CODE..CODE + CODE_SIZE).contains(&outcome.rip) && vector != BREAKPOINT;

@@ -78,6 +78,8 @@ pub(crate) struct Core {
     cache_full: bool,
     statistics: Statistics,
     fallbacks: BTreeMap<String, u64>,
+    /// CR0, CR4 and XCR0 as they were when vector instructions last were found to be switched on.
+    vector_state: [u64; 3],
     /// The rest of the budget is too small for translated code.
     finishing: bool,
     /// Budget at the start of the current run.
@@ -160,6 +162,7 @@ impl Core {
             cache_full: false,
             statistics: Statistics::default(),
             fallbacks: BTreeMap::new(),
+            vector_state: [u64::MAX; 3],
             finishing: false,
             granted: 0,
             intercept: None,
@@ -226,7 +229,7 @@ impl Core {
     pub fn vcpu(&mut self) -> Vcpu<'_> {
         let retired = self.retired();
         let (block, memory, _) = self.parts();
-        Vcpu { cpu: &mut block.cpu, memory, retired }
+        Vcpu { cpu: &mut block.cpu, memory, retired, touched: false }
     }
 
     pub fn retired(&self) -> u64 {
@@ -263,7 +266,28 @@ impl Core {
     }
 
     /// Whether translated code cannot go on after a helper.
-    pub fn must_redispatch(&self) -> bool {
+    #[inline(always)]
+    pub fn must_redispatch(&mut self) -> bool {
+        let cpu = self.cpu();
+        let [cr0, cr4, xcr0] = self.vector_state;
+        // One branch for all that is rare; bit 1 of CPL + 1 is set for CPL 1 and 2.
+        let unusual = cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits()
+            | cpu.dr[7] & 0xFF
+            | u64::from(!cpu.mxcsr & MXCSR_MASKS | u32::from((cpu.cpl + 1) & 2))
+            | (cpu.cr0 ^ cr0 | cpu.cr4 ^ cr4 | cpu.xcr0 ^ xcr0)
+            | (u64::from(self.space_changed) | u64::from(!cpu.is_64bit()) | self.breakpoints.len() as u64);
+        unusual != 0 && self.must_leave()
+    }
+
+    /// [`Core::must_redispatch`] in full.
+    #[cold]
+    #[inline(never)]
+    fn must_leave(&mut self) -> bool {
+        let cpu = self.cpu();
+        let vectors = has_vector_state(cpu);
+        if vectors {
+            self.vector_state = [cpu.cr0, cpu.cr4, cpu.xcr0];
+        }
         let cpu = self.cpu();
         // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's. So are CPL 1 and 2,
         // where instructions fault that kernel-mode regions execute without a check.
@@ -272,7 +296,7 @@ impl Core {
             || !cpu.is_64bit()
             || matches!(cpu.cpl, 1 | 2)
             || cpu.mxcsr & MXCSR_MASKS != MXCSR_MASKS
-            || !has_vector_state(cpu)
+            || !vectors
     }
 
     /// Says which host code continues at RIP.
@@ -357,7 +381,9 @@ impl Core {
         }
     }
 
-    /// SYSCALL, from translated code. `Continue` when the call has already come back behind the instruction.
+    /// SYSCALL, from translated code. `Continue` when the call has already come back behind the instruction, and translated code
+    /// can go on.
+    #[inline]
     pub fn syscall(&mut self, next: u64) -> After {
         let rip = next.wrapping_sub(2);
         let cpu = self.cpu_mut();
@@ -402,6 +428,7 @@ impl Core {
     }
 
     /// Lets the gate do the entry code's work, where that is wanted.
+    #[inline(always)]
     fn direct_dispatch(&mut self) -> After {
         let Some(gate) = self.gate.filter(|_| self.config.dispatch == SyscallDispatch::Direct) else {
             return After::Redirect;
@@ -415,12 +442,20 @@ impl Core {
         // SAFETY: as in `service_gate`.
         let action = unsafe { (*gate).system_call(&mut vcpu) };
         let done = vcpu.retired.wrapping_sub(before);
+        let touched = vcpu.touched;
         self.block_mut().budget -= done as i64;
         let Some(action) = action else { return After::Redirect };
         self.count_switch(0);
         let stale = self.drop_stale();
         match action {
-            GateAction::Resume if !stale => After::Continue,
+            // Entry and exit code can change these only, by way of the trap frame.
+            GateAction::Resume if !stale && !touched => {
+                let cpu = self.cpu();
+                let unusual =
+                    cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits() | u64::from(!cpu.mxcsr & MXCSR_MASKS);
+                if unusual != 0 && self.must_leave() { After::Redirect } else { After::Continue }
+            }
+            GateAction::Resume if !stale && !self.must_redispatch() => After::Continue,
             GateAction::Resume | GateAction::Redirect => After::Redirect,
             GateAction::Stop => {
                 self.exit = Some(VmExit::Stopped);
