@@ -279,6 +279,9 @@ impl Kernel {
     /// Switches to the next thread that can run; lets time pass when all of them wait.
     pub fn switch(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
         loop {
+            if self.scheduler.ready.is_empty() {
+                self.afd.hurry();
+            }
             self.wake(vcpu);
             let scheduler = &mut self.scheduler;
             let next = scheduler

@@ -52,7 +52,7 @@ grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package 
     rm -rf "$work/$name"
 done
 
-for name in hello services processes console network; do
+for name in hello services processes console network limits; do
     if [ "$dir/$name.exe" -nt "$here/$name.c" ]; then
         continue
     fi

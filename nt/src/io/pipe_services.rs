@@ -49,6 +49,8 @@ pub struct PendingIo {
     apc_context: u64,
     /// Address of the IO_STATUS_BLOCK.
     pub(super) io_status: u64,
+    /// It does not end with its thread: only a completion port learns of its end.
+    pub(super) outlives_thread: bool,
 }
 
 impl PendingIo {
@@ -62,7 +64,9 @@ impl PendingIo {
             call.kernel.objects.reference(id);
         }
         call.kernel.objects.reference(id);
+        let port = call.kernel.file(id)?.completion.is_some();
         Ok(Self {
+            outlives_thread: port && completion.apc_context != 0 && event.is_none(),
             process: call.kernel.process.id,
             thread: call.thread,
             file: id,

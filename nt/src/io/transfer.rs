@@ -52,6 +52,10 @@ impl Completion {
     /// Starts an operation: its event and the file are no longer signalled. An operation that fails before it has
     /// begun leaves them so.
     pub(super) fn begin(self, call: &mut Call<'_, '_>, id: ObjectId) -> Result<(), Status> {
+        // One or the other, says the I/O manager.
+        if self.apc != 0 && call.kernel.file(id)?.completion.is_some() {
+            return Err(Status::INVALID_PARAMETER);
+        }
         if self.event != Handle::NULL
             && let Body::Event(event) = call.body(self.event, ObjectType::Event, 2)?
         {

@@ -480,8 +480,19 @@ impl Volume {
     fn remove_upper(&self, path: &[String], flags: AtFlags) -> Result<(), Status> {
         let Some((name, parent)) = path.split_last() else { return Err(Status::CANNOT_DELETE) };
         let Found::Directory(Directory { upper: Some(upper), .. }) = self.lookup(parent)? else { return Ok(()) };
+        let before = rustix::fs::statat(&upper, name.as_str(), AtFlags::SYMLINK_NOFOLLOW);
         match rustix::fs::unlinkat(&upper, name.as_str(), flags) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) => {
+                // What it took is free again; a name of several frees nothing.
+                if let Ok(stat) = before
+                    && type_of(&stat) == FileType::RegularFile
+                    && stat.st_nlink == 1
+                {
+                    self.quota.resize(u64::try_from(stat.st_size).unwrap_or(0), 0)?;
+                }
+                Ok(())
+            }
+            Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(status_of(error)),
         }
     }

@@ -10,12 +10,13 @@ use super::socket::State;
 use super::{HostSocket, NetworkAccess, Socket, address, code, options};
 use crate::io::file::{FileKind, READ_DATA};
 use crate::io::info::Bytes;
+use crate::io::pipe_services::PendingIo;
 use crate::io::transfer::Completion;
 use crate::kernel::Kernel;
 use crate::object::{Body, Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::status::Status;
-use crate::user_ptr::{UserBuffer, UserPtr};
+use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
 
 /// Most buffers of one operation.
 const MAX_BUFFERS: u32 = 4096;
@@ -34,10 +35,12 @@ pub(in crate::io) fn control(
 ) -> Result<Outcome, Status> {
     /// Bounds what a guest makes the host allocate.
     const MAX_INPUT: u64 = 1 << 20;
-    if source.length > MAX_INPUT {
+    // What lies behind an option's value does not matter.
+    let length = if options::is_option(code) { source.length.min(options::MAX_VALUE) } else { source.length };
+    if length > MAX_INPUT {
         return Err(Status::INVALID_PARAMETER);
     }
-    let input = &source.read(call)?[..];
+    let input = &UserBuffer::new(source.address, length).read(call)?[..];
     if call.kernel.afd.access == NetworkAccess::Off {
         return offline::control(call, id, completion, code, input, output);
     }
@@ -47,7 +50,9 @@ pub(in crate::io) fn control(
         code::POLL => session.poll(input),
         code::COMPLETE_ASYNC => {
             let Some([status]) = words(input) else { return Err(Status::BUFFER_TOO_SMALL) };
-            session.completion.finish(session.call, id, Status(status), 0)?;
+            let io = PendingIo::of(session.call, id, completion)?;
+            // A failure goes to a completion port, too.
+            session.call.kernel.complete_io(session.call.vcpu.memory, io, Status(status), 0, &[]);
             Ok(Outcome::Return(Status(status)))
         }
         _ => {
@@ -66,6 +71,7 @@ pub(in crate::io) fn read(
     buffer: UserBuffer,
 ) -> Result<Outcome, Status> {
     call.kernel.host_socket(id).map_err(|_| Status::INVALID_CONNECTION)?;
+    probe(call, &[buffer])?;
     let receive = Receive { buffers: vec![buffer], ..Receive::default() };
     start(call, id, completion, Operation::Receive(receive), Answering::Overlapped, None)
 }
@@ -89,6 +95,17 @@ fn buffers(call: &mut Call<'_, '_>, at: u64, count: u32) -> Result<Vec<UserBuffe
     }
     let pairs = UserPtr::<[u64; 2]>::new(at).read_array(call, u64::from(count))?;
     Ok(pairs.iter().map(|[length, address]| UserBuffer::new(*address, length & 0xFFFF_FFFF)).collect())
+}
+
+/// Looks at both ends of buffers before anything is received for them: what has been received cannot be put back.
+fn probe(call: &mut Call<'_, '_>, buffers: &[UserBuffer]) -> Result<(), Status> {
+    for buffer in buffers.iter().filter(|buffer| buffer.length != 0) {
+        let last = buffer.address.checked_add(buffer.length - 1).ok_or(Status::ACCESS_VIOLATION)?;
+        for at in [buffer.address, last] {
+            call.read_user(at, &mut [0])?;
+        }
+    }
+    Ok(())
 }
 
 fn wide(bytes: &[u8], at: usize) -> Option<u64> {
@@ -120,15 +137,15 @@ impl Session<'_, '_, '_> {
         Ok(Outcome::Return(Status::SUCCESS))
     }
 
-    fn number(self, value: u32) -> Result<Outcome, Status> {
-        self.answer(&value.to_le_bytes())
+    /// The same with nothing in the IO_STATUS_BLOCK but the status.
+    fn answer_uncounted(self, value: u32) -> Result<Outcome, Status> {
+        self.output.write(self.call, &value.to_le_bytes())?;
+        self.completion.finish(self.call, self.id, Status::SUCCESS, 0)?;
+        Ok(Outcome::Return(Status::SUCCESS))
     }
 
-    /// Answers at once a caller who is told that it will take time, as NT's driver does for some codes.
-    fn answer_later(self, bytes: &[u8]) -> Result<Outcome, Status> {
-        let synchronous = self.call.kernel.file(self.id)?.is_synchronous();
-        self.answer(bytes)?;
-        Ok(Outcome::Return(if synchronous { Status::SUCCESS } else { Status::PENDING }))
+    fn number(self, value: u32) -> Result<Outcome, Status> {
+        self.answer(&value.to_le_bytes())
     }
 
     fn start(self, operation: Operation, answering: Answering, deadline: Option<u64>) -> Result<Outcome, Status> {
@@ -158,12 +175,10 @@ impl Session<'_, '_, '_> {
     }
 
     fn poll(self, input: &[u8]) -> Result<Outcome, Status> {
-        let poll = Poll::read(self.call, input, self.output)?;
+        let mut poll = Poll::read(self.call, input, self.output)?;
         let deadline = poll.deadline(self.call.kernel);
-        if poll.exclusive {
-            self.call.kernel.afd.supersede(&poll.sockets());
-        }
-        self.start(Operation::Poll(poll), Answering::Later, deadline)
+        self.call.kernel.afd.supersede(&mut poll);
+        self.start(Operation::Poll(poll), Answering::Overlapped, deadline)
     }
 
     fn control(mut self, code: u32, input: &[u8]) -> Result<Outcome, Status> {
@@ -174,10 +189,24 @@ impl Session<'_, '_, '_> {
                 if self.output.length < sockaddr.len() as u64 {
                     return Err(Status::INVALID_PARAMETER);
                 }
+                if sockaddr.len() < 2 {
+                    return Err(Status::INVALID_PARAMETER);
+                }
                 let wanted = address::parse(sockaddr)?;
-                self.socket()?.bind(wanted)?;
-                let name = self.socket()?.name()?;
-                self.answer_later(&name)
+                if self.socket()?.is_bound() {
+                    return Err(Status::ADDRESS_ALREADY_ASSOCIATED);
+                }
+                let conflict = self.call.kernel.conflict(self.id, wanted);
+                let bound = conflict.and_then(|()| self.socket()?.bind(wanted));
+                let (status, name) = match bound {
+                    Ok(()) => (Status::SUCCESS, self.socket()?.name()?),
+                    Err(status) => (status, Vec::new()),
+                };
+                self.output.write(self.call, &name)?;
+                self.completion.finish(self.call, self.id, status, name.len() as u64)?;
+                // It takes time, says the driver.
+                let synchronous = self.call.kernel.file(self.id)?.is_synchronous();
+                Ok(Outcome::Return(if synchronous { status } else { Status::PENDING }))
             }
             code::GET_NAME => {
                 let name = self.socket()?.name()?;
@@ -220,9 +249,9 @@ impl Session<'_, '_, '_> {
             }
             code::FIONREAD => {
                 let available = self.socket()?.available()?;
-                self.number(available)
+                self.answer_uncounted(available)
             }
-            code::AT_MARK => self.number(1),
+            code::AT_MARK => self.answer_uncounted(1),
             code::PEER_NAME => {
                 let peer = self.socket()?.peer()?;
                 self.answer(&peer)
@@ -245,21 +274,19 @@ impl Session<'_, '_, '_> {
                 self.number(since.map_or(u32::MAX, |at| (now.saturating_sub(at) / 10_000_000) as u32))
             }
             code::EVENT_SELECT => {
-                let (Some(event), Some([.., mask, _])) = (wide(input, 0), words::<4>(input)) else {
+                let selected = self.selected(input);
+                let Ok((event, mask)) = selected else {
+                    // Told in the IO_STATUS_BLOCK, too.
+                    self.call.write_io_status(self.completion.io_status, Status::INVALID_PARAMETER, 0)?;
                     return Err(Status::INVALID_PARAMETER);
                 };
-                let event = match (event, mask) {
-                    (0, 0) => None,
-                    (event, _) => {
-                        let found = self.call.object(Handle(event), Some(ObjectType::Event), 2);
-                        Some(found.map_err(|_| Status::INVALID_PARAMETER)?)
-                    }
-                };
                 self.socket()?.nonblocking = true;
+                self.socket()?.note_events(now);
                 self.select_events(event, mask)?;
-                self.answer_later(&[])
+                self.answer(&[])
             }
             code::GET_EVENTS => {
+                self.socket()?.note_events(now);
                 let (events, statuses) = self.socket()?.take_events();
                 let statuses: Vec<u32> = statuses.iter().map(|status| status.0).collect();
                 let bytes = Bytes::default().u32s(&[events]).u32s(&statuses).0;
@@ -280,6 +307,13 @@ impl Session<'_, '_, '_> {
                 options::set_keep_alive(self.socket()?, on != 0, time, interval)?;
                 self.answer(&[])
             }
+            code::DEFER => {
+                let Some([handle]) = words(input) else { return Err(Status::BUFFER_TOO_SMALL) };
+                let accepted = self.call.object(Handle(u64::from(handle)), Some(ObjectType::File), 0)?;
+                let connection = self.call.kernel.take_host_socket(accepted)?;
+                self.socket()?.put_back(connection);
+                self.answer(&[])
+            }
             code::INTERFACE_LIST => self.answer(&interfaces()),
             code::ADDRESS_LIST_CHANGE => {
                 let Some([forced]) = words(input) else { return Err(Status::BUFFER_TOO_SMALL) };
@@ -292,6 +326,18 @@ impl Session<'_, '_, '_> {
                 self.answer(&answer)
             }
         }
+    }
+
+    /// AFD_EVENT_SELECT_INFO: event and mask, both zero to select nothing.
+    fn selected(&mut self, input: &[u8]) -> Result<(Option<ObjectId>, u32), Status> {
+        let (Some(event), Some([.., mask, _])) = (wide(input, 0), words::<4>(input)) else {
+            return Err(Status::INVALID_PARAMETER);
+        };
+        if (event, mask) == (0, 0) {
+            return Ok((None, 0));
+        }
+        let found = self.call.object(Handle(event), Some(ObjectType::Event), 2);
+        Ok((Some(found?), mask))
     }
 
     fn select_events(&mut self, object: Option<ObjectId>, mask: u32) -> Result<(), Status> {
@@ -402,6 +448,7 @@ impl Session<'_, '_, '_> {
     }
 
     fn start_receiving(mut self, receive: Receive, overlapped: bool) -> Result<Outcome, Status> {
+        probe(self.call, &receive.buffers)?;
         let deadline = if overlapped { None } else { self.deadline(0)? };
         let answering = if overlapped { Answering::Overlapped } else { Answering::Direct };
         self.start(Operation::Receive(receive), answering, deadline)
@@ -488,8 +535,9 @@ fn interfaces() -> Vec<u8> {
     /// Bytes of a sockaddr_gen.
     const ADDRESS: usize = 24;
     let mut bytes = FLAGS.to_le_bytes().to_vec();
-    for host in [[127, 0, 0, 1], [0; 4], [255, 0, 0, 0]] {
-        let mut sockaddr = address::encode((host, 0).into());
+    let sockaddr = |host: [u8; 4]| address::encode((host, 0).into());
+    // Own address, broadcast address (it has none), mask.
+    for mut sockaddr in [sockaddr([127, 0, 0, 1]), Vec::new(), sockaddr([255, 0, 0, 0])] {
         sockaddr.resize(ADDRESS, 0);
         bytes.extend(sockaddr);
     }

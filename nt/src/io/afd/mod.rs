@@ -184,14 +184,16 @@ fn check_kind(kind: [u32; 3]) -> Result<(), Status> {
     const TYPE: u32 = 10044;
     const FAMILY: u32 = 10047;
     const SOCK_RAW: u32 = 3;
-    let error = match kind {
-        [address::AF_INET | address::AF_INET6, SOCK_STREAM, 0 | 6] => return Ok(()),
-        [address::AF_INET | address::AF_INET6, SOCK_DGRAM, 0 | 17] => return Ok(()),
-        [address::AF_INET | address::AF_INET6, SOCK_STREAM | SOCK_DGRAM, _] => PROTOCOL,
+    const SOCK_SEQUENCED: u32 = 5;
+    let [family, kind, protocol] = kind;
+    let error = match (kind, protocol) {
+        (0 | 6.., _) if (family as i32) >= 0 => TYPE,
+        _ if !matches!(family, address::AF_INET | address::AF_INET6) => FAMILY,
+        (SOCK_STREAM, 0 | 6) | (SOCK_DGRAM, 0 | 17) => return Ok(()),
         // They are for administrators.
-        [address::AF_INET | address::AF_INET6, SOCK_RAW, _] => ACCESS,
-        [address::AF_INET | address::AF_INET6, ..] => TYPE,
-        _ => FAMILY,
+        (SOCK_RAW, _) => ACCESS,
+        (4..=SOCK_SEQUENCED, _) => TYPE,
+        _ => PROTOCOL,
     };
     Err(Status(0xC001_0000 | error))
 }
@@ -241,13 +243,13 @@ impl Afd {
     }
 
     /// Has requests be tried at the next opportunity.
-    fn hurry(&mut self) {
+    pub(crate) fn hurry(&mut self) {
         self.tried = None;
     }
 
     /// Takes back what a thread that ends has asked for.
     pub fn cancel_thread(&mut self, thread: ThreadId) {
-        self.cancel(|request| request.io.thread == thread);
+        self.cancel(|request| request.io.thread == thread && !request.io.outlives_thread);
     }
 
     /// Takes back what was asked of a file, by one thread or all, with one IO_STATUS_BLOCK or any; whether there was
@@ -274,6 +276,51 @@ impl Afd {
 }
 
 impl Kernel {
+    /// Takes the host's socket out of a file, which is none any more.
+    fn take_host_socket(&mut self, id: ObjectId) -> Result<HostSocket, Status> {
+        self.host_socket(id)?;
+        self.afd.watched.remove(&id);
+        let Body::File(file) = self.objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+        let FileKind::Socket(socket) = &mut file.kind else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+        let Socket::Host(mut socket) = std::mem::take(socket.as_mut()) else { return Err(Status::INVALID_HANDLE) };
+        if let Some(event) = std::mem::take(&mut socket.events).object {
+            self.objects.dereference(event);
+        }
+        Ok(socket)
+    }
+
+    /// Whether another stream of the guest's has a name that keeps one from being given. The host, with SO_REUSEADDR,
+    /// would let several have it.
+    fn conflict(&mut self, id: ObjectId, wanted: std::net::SocketAddr) -> Result<(), Status> {
+        let own = self.host_socket(id)?;
+        if !own.is_stream() || wanted.port() == 0 {
+            return Ok(());
+        }
+        let [reuse, exclusive] = own.sharing;
+        let others = self.objects.iter().filter_map(|(_, object)| match &object.body {
+            Body::File(file) => match &file.kind {
+                FileKind::Socket(socket) => match socket.as_ref() {
+                    Socket::Host(socket) => Some(socket),
+                    Socket::Offline(_) => None,
+                },
+                _ => None,
+            },
+            _ => None,
+        });
+        for other in others.filter(|other| other.is_stream()) {
+            let Some(taken) = other.given_name().filter(|taken| taken.port() == wanted.port()) else { continue };
+            // Exclusive use of all addresses is use of each.
+            let covers = |any: std::net::IpAddr, exclusive: bool| exclusive && address::is_any(any);
+            let same = taken.ip() == wanted.ip();
+            let covered = covers(taken.ip(), other.sharing[1]) || covers(wanted.ip(), exclusive);
+            if (same || covered) && !(reuse && other.sharing[0]) {
+                let denied = reuse || covers(taken.ip(), other.sharing[1]);
+                return Err(if denied { Status::ACCESS_DENIED } else { Status::SHARING_VIOLATION });
+            }
+        }
+        Ok(())
+    }
+
     /// The host's socket behind a file.
     pub fn host_socket(&mut self, id: ObjectId) -> Result<&mut HostSocket, Status> {
         match self.objects.body_mut(id)? {

@@ -47,6 +47,22 @@ enum Name {
     Membership6(bool),
     /// What the host cannot do without messages of control: it can be read as off, and set to off.
     Off,
+    /// The interface to send by, which is the host's to choose: none.
+    UnicastInterface,
+    /// IP_HDRINCL is for raw sockets.
+    HeaderIncluded,
+}
+
+impl Name {
+    /// Whether it takes all four bytes or none.
+    fn is_whole(self) -> bool {
+        matches!(self, Self::Buffer(_) | Self::Timeout(_))
+    }
+
+    /// Whether it can be a byte, as IPv4's options can on the host.
+    fn is_byte(self) -> bool {
+        matches!(self, Self::MulticastLoop | Self::MulticastTtl | Self::Tos | Self::Ttl)
+    }
 }
 
 /// The options by the numbers of the functions that get and set them; 0: there is none.
@@ -63,12 +79,14 @@ const OPTIONS: &[(u32, u32, Name)] = &[
     (0, 239, Name::Membership(true)),
     (242, 243, Name::DontFragment),
     (0, 244, Name::Membership(false)),
+    (246, 247, Name::HeaderIncluded),
     (248, 249, Name::MulticastInterface),
     (250, 251, Name::MulticastLoop),
     (252, 253, Name::MulticastTtl),
     (256, 257, Name::Off),
     (258, 259, Name::Tos),
     (260, 261, Name::Ttl),
+    (263, 264, Name::UnicastInterface),
     (0, 265, Name::Membership6(true)),
     (266, 267, Name::DontFragment6),
     (0, 268, Name::Membership6(false)),
@@ -76,6 +94,7 @@ const OPTIONS: &[(u32, u32, Name)] = &[
     (271, 272, Name::MulticastInterface6),
     (273, 274, Name::MulticastLoop6),
     (275, 276, Name::UnicastHops6),
+    (277, 278, Name::UnicastInterface),
     (279, 280, Name::V6Only),
     (284, 285, Name::NoDelay),
     (286, 287, Name::Off),
@@ -89,17 +108,30 @@ const OPTIONS: &[(u32, u32, Name)] = &[
     (303, 304, Name::KeepInterval),
 ];
 
+/// Most bytes of an option's value.
+pub(super) const MAX_VALUE: u64 = 128;
+
+fn function_of(code: u32) -> Option<u32> {
+    code.checked_sub(code::wine(0)).filter(|code| code & 3 == 0).map(|code| code >> 2)
+}
+
+/// Whether a code gets or sets an option.
+pub(super) fn is_option(code: u32) -> bool {
+    function_of(code).is_some_and(|function| OPTIONS.iter().any(|&(get, set, _)| function == get || function == set))
+}
+
 /// Serves the code of an option.
 pub(super) fn control(socket: &mut HostSocket, code: u32, input: &[u8], capacity: usize) -> Result<Vec<u8>, Status> {
-    let function = code.checked_sub(code::wine(0)).filter(|code| code & 3 == 0).ok_or(Status::NOT_SUPPORTED)? >> 2;
+    let function = function_of(code).ok_or(Status::NOT_SUPPORTED)?;
     for &(get, set, name) in OPTIONS {
         if function == get {
             let mut value = socket.option(name)?;
-            if capacity == 0 {
+            if capacity == 0 || (capacity < value.len() && name.is_whole()) {
                 return Err(Status::BUFFER_TOO_SMALL);
             }
-            // A caller with less room gets the low bytes.
-            value.truncate(capacity);
+            // A caller with less room gets the low bytes, one of IPv4's options the lowest.
+            let short = capacity < value.len() && name.is_byte();
+            value.truncate(if short { 1 } else { capacity });
             return Ok(value);
         }
         if function == set {
@@ -176,7 +208,8 @@ impl HostSocket {
             Name::KeepIdle => seconds(host::tcp_keepidle(fd)),
             Name::KeepCount => host::tcp_keepcnt(fd),
             Name::KeepInterval => seconds(host::tcp_keepintvl(fd)),
-            Name::Off => Ok(0),
+            Name::Off | Name::UnicastInterface => Ok(0),
+            Name::HeaderIncluded => return Err(Status::INVALID_PARAMETER),
             Name::Membership(_) | Name::Membership6(_) => return Err(Status::NOT_SUPPORTED),
         };
         value.map(|value| value.to_le_bytes().to_vec()).map_err(status_of)
@@ -193,6 +226,7 @@ impl HostSocket {
         // BOOL options may be given as a byte.
         let value = match (words(input), input.first()) {
             (Some([value]), _) => value,
+            (None, Some(_)) if name.is_whole() => return Err(Status::BUFFER_TOO_SMALL),
             (None, Some(&byte)) => u32::from(byte),
             (None, None) => return Err(Status::BUFFER_TOO_SMALL),
         };
@@ -258,8 +292,9 @@ impl HostSocket {
             Name::KeepIdle => host::set_tcp_keepidle(fd, time),
             Name::KeepCount => host::set_tcp_keepcnt(fd, value),
             Name::KeepInterval => host::set_tcp_keepintvl(fd, time),
-            Name::Off if on => return Err(Status::NOT_SUPPORTED),
-            Name::Off | Name::Membership(_) | Name::Membership6(_) => Ok(()),
+            Name::HeaderIncluded => return Err(Status::INVALID_PARAMETER),
+            Name::Off | Name::UnicastInterface if on => return Err(Status::NOT_SUPPORTED),
+            Name::Off | Name::UnicastInterface | Name::Membership(_) | Name::Membership6(_) => Ok(()),
         };
         result.map_err(status_of)
     }

@@ -35,8 +35,10 @@ struct Entry {
 pub struct Poll {
     entries: Vec<Entry>,
     timeout: i64,
-    /// A later exclusive one of the same sockets ends it.
+    /// A later exclusive one of a socket that it is the main poll of ends it.
     pub exclusive: bool,
+    /// Sockets that had no main poll when it came.
+    pub main_of: Vec<ObjectId>,
     /// Such a one has come.
     pub superseded: bool,
     output: UserBuffer,
@@ -62,7 +64,7 @@ impl Poll {
             entries.push(Entry { handle, socket, wanted });
         }
         let timeout = i64::from(high as i32) << 32 | i64::from(low);
-        Ok(Self { entries, timeout, exclusive: exclusive & 0xFF != 0, superseded: false, output })
+        Ok(Self { entries, timeout, exclusive: exclusive & 0xFF != 0, main_of: Vec::new(), superseded: false, output })
     }
 
     /// Interrupt time at which it is over; `None`: never.
@@ -90,8 +92,8 @@ impl Poll {
 }
 
 impl Kernel {
-    /// Sees whether a poll is over.
-    pub(super) fn attempt_poll(&mut self, poll: &Poll) -> Option<Done> {
+    /// Sees whether a poll is over. One that has waited ends with the first socket that has events.
+    pub(super) fn attempt_poll(&mut self, poll: &Poll, waited: bool) -> Option<Done> {
         let now = self.clock.interrupt_time();
         let mut found = Vec::new();
         for entry in &poll.entries {
@@ -104,6 +106,9 @@ impl Kernel {
                     found.push((entry.handle, events, socket.status_of_events(events)));
                 }
             }
+        }
+        if waited {
+            found.truncate(1);
         }
         let over = !found.is_empty() || poll.timeout == 0 || poll.superseded;
         over.then(|| poll.answer(Status::SUCCESS, &found))

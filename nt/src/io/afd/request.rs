@@ -156,6 +156,10 @@ impl Operation {
         }
     }
 
+    fn is_poll(&self) -> bool {
+        matches!(self, Self::Poll(_))
+    }
+
     /// Objects that it refers to beside its own file.
     fn references(&self) -> Vec<ObjectId> {
         match self {
@@ -212,7 +216,7 @@ pub(super) fn start(
     let done = match operation.lane() {
         // Whoever was here first is served first.
         Some(lane) if call.kernel.afd.is_busy(id, lane) => None,
-        _ => call.kernel.attempt(call.vcpu.memory, id, &mut operation),
+        _ => call.kernel.attempt(call.vcpu.memory, id, &mut operation, false),
     };
     if let Some(done) = done {
         if answering != Answering::Later || synchronous {
@@ -268,16 +272,20 @@ impl super::Afd {
         self.requests.iter().map(|(&number, request)| (number, request))
     }
 
-    /// Ends an earlier exclusive poll of sockets that another one asks about.
-    pub(super) fn supersede(&mut self, sockets: &[ObjectId]) {
+    /// Ends earlier exclusive polls that a new one takes the place of. The first poll of a socket is its main poll until
+    /// it ends; only that one is looked at.
+    pub(super) fn supersede(&mut self, new: &mut Poll) {
+        let mut sockets = new.sockets();
         for request in self.requests.values_mut() {
-            if let Operation::Poll(poll) = &mut request.operation
-                && poll.exclusive
-                && poll.sockets().iter().any(|socket| sockets.contains(socket))
-            {
-                poll.superseded = true;
+            let Operation::Poll(poll) = &mut request.operation else { continue };
+            let before = poll.main_of.len();
+            if poll.exclusive && new.exclusive {
+                poll.main_of.retain(|socket| !sockets.contains(socket));
+                poll.superseded |= poll.main_of.len() != before;
             }
+            sockets.retain(|socket| !poll.main_of.contains(socket));
         }
+        new.main_of = sockets;
         self.hurry();
     }
 }
@@ -296,12 +304,19 @@ impl Kernel {
         let mut progress = false;
         let mut blocked = BTreeSet::new();
         let numbers: Vec<RequestId> = self.afd.requests.keys().copied().collect();
-        for number in numbers {
+        // What is received or accepted is no event any more for a poll.
+        let is_poll =
+            |number: &RequestId| self.afd.requests.get(number).is_some_and(|request| request.operation.is_poll());
+        let (polls, others): (Vec<RequestId>, Vec<RequestId>) = numbers.into_iter().partition(is_poll);
+        for number in others.into_iter().chain(polls) {
             let Some(mut request) = self.afd.requests.remove(&number) else { continue };
             let lane = request.operation.lane().map(|lane| (request.io.file, lane));
             let closed = self.objects.get(request.io.file).is_none_or(|object| object.handle_count == 0);
             let mut done = match lane {
-                _ if request.cancelled || closed => Some(Done::with(Status::CANCELLED)),
+                // A poll tells that one of its sockets was closed.
+                _ if request.cancelled || (closed && !request.operation.is_poll()) => {
+                    Some(Done::with(Status::CANCELLED))
+                }
                 Some(lane) if blocked.contains(&lane) => None,
                 _ => self.attempt_in(space, &mut request),
             };
@@ -344,14 +359,20 @@ impl Kernel {
         let Ok(previous) = self.enter_process(space, request.io.process) else {
             return Some(Done::with(Status::CANCELLED));
         };
-        let done = self.attempt(space, request.io.file, &mut request.operation);
+        let done = self.attempt(space, request.io.file, &mut request.operation, true);
         // It was current a moment ago.
         let _ = self.enter_process(space, previous);
         done
     }
 
     /// Tries an operation of the current process; `None`: it has to wait.
-    fn attempt(&mut self, space: &mut AddressSpace, id: ObjectId, operation: &mut Operation) -> Option<Done> {
+    fn attempt(
+        &mut self,
+        space: &mut AddressSpace,
+        id: ObjectId,
+        operation: &mut Operation,
+        waited: bool,
+    ) -> Option<Done> {
         let result = match operation {
             Operation::Receive(receive) => self.receive(id, receive),
             Operation::Send(send) => self.send(space, id, send),
@@ -367,7 +388,7 @@ impl Kernel {
                     Ok(Some(status)) | Err(status) => Err(status),
                 }
             }
-            Operation::Poll(poll) => return self.attempt_poll(poll),
+            Operation::Poll(poll) => return self.attempt_poll(poll, waited),
             Operation::Never => return None,
         };
         match result {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, sockopt};
 
 use super::address::{self, AF_INET};
@@ -92,6 +93,10 @@ pub struct HostSocket {
     pub state: State,
     /// Its own name, as the guest is told.
     name: Option<SocketAddr>,
+    /// The name that it was given by the guest.
+    given_name: Option<SocketAddr>,
+    /// A connection that was accepted and put back.
+    deferred: Option<Box<HostSocket>>,
     /// Operations that would wait fail instead, unless they are asynchronous.
     pub nonblocking: bool,
     /// The guest receives no more.
@@ -133,6 +138,15 @@ impl HostSocket {
             // A Windows listener can be bound again at once; what SO_REUSEADDR means there the host does not offer.
             let _ = sockopt::set_socket_reuseaddr(&descriptor, true);
         }
+        // Windows sends datagrams in pieces where need be, and streams never.
+        let whole = kind[1] == SOCK_STREAM;
+        if family == AddressFamily::INET {
+            let way = if whole { Ipv4PathMtuDiscovery::DO } else { Ipv4PathMtuDiscovery::DONT };
+            let _ = sockopt::set_ip_mtu_discover(&descriptor, way);
+        } else {
+            let way = if whole { Ipv6PathMtuDiscovery::DO } else { Ipv6PathMtuDiscovery::DONT };
+            let _ = sockopt::set_ipv6_mtu_discover(&descriptor, way);
+        }
         let confined = access == NetworkAccess::Loopback && bind_to_loopback_device(&descriptor);
         Ok(Self::of(descriptor, kind, access, confined, state))
     }
@@ -148,6 +162,8 @@ impl HostSocket {
             confined,
             state,
             name: None,
+            given_name: None,
+            deferred: None,
             nonblocking: false,
             receive_shut: false,
             send_shut: false,
@@ -177,6 +193,17 @@ impl HostSocket {
     #[must_use]
     pub fn is_stream(&self) -> bool {
         self.kind[1] == SOCK_STREAM
+    }
+
+    /// The name that it was given by the guest, if it was.
+    #[must_use]
+    pub fn given_name(&self) -> Option<SocketAddr> {
+        self.given_name
+    }
+
+    /// Puts an accepted connection back: it is the next one to be accepted.
+    pub fn put_back(&mut self, connection: Self) {
+        self.deferred = Some(Box::new(connection));
     }
 
     /// Its own name as SOCKADDR, once it has one.
@@ -218,6 +245,7 @@ impl HostSocket {
             error => status_of(error),
         })?;
         self.learn_name();
+        self.given_name = self.name.map(|name| SocketAddr::new(wanted.ip(), name.port()));
         if any && let Some(name) = &mut self.name {
             // A narrowed name is the sandbox's own affair.
             name.set_ip(wanted.ip());
@@ -261,6 +289,10 @@ impl HostSocket {
 
     /// Takes a connection; STATUS_DEVICE_NOT_READY while there is none.
     pub fn accept(&mut self) -> Result<Self, Status> {
+        if let Some(deferred) = self.deferred.take() {
+            self.events.enable(event::ACCEPT);
+            return Ok(*deferred);
+        }
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             let (descriptor, peer) = net::acceptfrom_with(&self.descriptor, flags).map_err(status_of)?;
@@ -416,7 +448,7 @@ impl HostSocket {
             if sockopt::socket_oobinline(&self.descriptor).unwrap_or(false) { event::READ } else { event::OUT_OF_BAND };
         let readable = if self.state == State::Listening { event::ACCEPT } else { event::READ };
         let rows = [
-            (ready.contains(PollFlags::IN), readable),
+            (ready.contains(PollFlags::IN) || self.deferred.is_some(), readable),
             (ready.contains(PollFlags::PRI), urgent),
             (ready.contains(PollFlags::OUT) && self.state != State::Listening, event::WRITE),
             (self.state == State::Connected, event::CONNECT),
