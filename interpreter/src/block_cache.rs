@@ -4,7 +4,7 @@
 //! live in slots; a direct-mapped table in front of the hash map and a successor hint in each block make the common
 //! look-up one comparison. Hints may be stale: a slot's key says what it holds now.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl};
 use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Privilege, SegmentIndex, Vendor, is_canonical};
@@ -61,6 +61,8 @@ pub(crate) struct Block {
     pub visits: u32,
     /// Slot of the block that followed last time.
     pub successor: u32,
+    /// Whether it begins at a stop. Then `visits` is beyond every threshold.
+    pub stops: bool,
     /// Whether it ends in a near jump to a computed target.
     pub jumps_indirectly: bool,
     /// Where that jump went, with how often: the first few targets only.
@@ -79,6 +81,8 @@ pub(crate) struct BlockCache {
     code_base: u64,
     /// Spans of executed blocks that are not kept any more, if somebody wants to know.
     executed: Option<HashSet<Span>>,
+    /// Values of RIP at which blocks begin that are not to be executed.
+    stops: BTreeSet<u64>,
 }
 
 impl Block {
@@ -105,6 +109,20 @@ impl BlockCache {
             direct: vec![0; 1 << DIRECT_BITS].into_boxed_slice(),
             code_base: 0,
             executed: None,
+            stops: BTreeSet::new(),
+        }
+    }
+
+    /// Whether a stop is set at `rip`.
+    pub fn stops_at(&self, rip: u64) -> bool {
+        self.stops.contains(&rip)
+    }
+
+    /// Sets or removes a stop.
+    pub fn set_stop(&mut self, rip: u64, on: bool) {
+        let changed = if on { self.stops.insert(rip) } else { self.stops.remove(&rip) };
+        if changed {
+            self.invalidate(rip, rip.saturating_add(1));
         }
     }
 
@@ -137,21 +155,23 @@ impl BlockCache {
         let slot = match self.by_key.get(&key) {
             Some(slot) => *slot,
             None => {
-                let decoded = decode_block(cpu, mem)?;
+                let decoded = decode_block(cpu, mem, &self.stops)?;
                 if self.by_key.len() >= CACHE_LIMIT {
                     self.clear();
                 }
-                self.insert(key, decoded)
+                self.insert(key, self.stops.contains(&cpu.rip), decoded)
             }
         };
         self.direct[key.direct_index()] = slot;
         Ok(slot)
     }
 
-    fn insert(&mut self, key: Key, (instructions, span): (Box<[Decoded]>, Span)) -> u32 {
+    fn insert(&mut self, key: Key, stops: bool, (instructions, span): (Box<[Decoded]>, Span)) -> u32 {
         let jumps_indirectly =
             instructions.last().is_some_and(|last| last.insn.flow_control() == FlowControl::IndirectBranch);
-        let block = Block { key, span, instructions, visits: 0, successor: 0, jumps_indirectly, targets: Vec::new() };
+        let visits = if stops { u32::MAX } else { 0 };
+        let block =
+            Block { key, span, instructions, visits, successor: 0, stops, jumps_indirectly, targets: Vec::new() };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = block;
@@ -177,7 +197,7 @@ impl BlockCache {
     /// Spans of all blocks that were executed since they were decoded, and of those remembered.
     pub fn executed(&self) -> impl Iterator<Item = (u64, u64)> {
         let kept = self.by_key.values().map(|&slot| &self.slots[slot as usize]);
-        let kept = kept.filter(|block| block.visits > 0).map(|block| block.span);
+        let kept = kept.filter(|block| block.visits > 0 && !block.stops).map(|block| block.span);
         kept.chain(self.executed.iter().flatten().copied())
     }
 
@@ -222,7 +242,7 @@ impl BlockCache {
     fn remove(&mut self, slot: u32) {
         let block = &mut self.slots[slot as usize];
         let (key, span) = (block.key, block.span);
-        if let Some(executed) = self.executed.as_mut().filter(|_| block.visits > 0) {
+        if let Some(executed) = self.executed.as_mut().filter(|_| block.visits > 0 && !block.stops) {
             executed.insert(span);
         }
         block.key = Key::EMPTY;
@@ -256,8 +276,13 @@ fn pages(start: u64, end: u64) -> std::ops::RangeInclusive<u64> {
     start / PAGE_SIZE..=end.saturating_sub(1).max(start) / PAGE_SIZE
 }
 
-/// Decodes from RIP up to the first instruction that ends a block, the end of the page, or the first one that raises.
-fn decode_block<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<(Box<[Decoded]>, Span), Exception> {
+/// Decodes from RIP up to the first instruction that ends a block, the end of the page, the next stop, or the first
+/// instruction that raises.
+fn decode_block<M: GuestMemory>(
+    cpu: &CpuState,
+    mem: &mut M,
+    stops: &BTreeSet<u64>,
+) -> Result<(Box<[Decoded]>, Span), Exception> {
     let mode = DecodeMode::of(cpu);
     let start = mode.linear(cpu.rip);
     let mut buffer = [0; FETCH_LIMIT];
@@ -268,6 +293,9 @@ fn decode_block<M: GuestMemory>(cpu: &CpuState, mem: &mut M) -> Result<(Box<[Dec
     let mut decoder = Decoder::with_ip(mode.bitness, window.get(..fetched).unwrap_or_default(), cpu.rip, mode.options);
     let mut instructions = Vec::new();
     while instructions.len() < BLOCK_LIMIT && decoder.can_decode() {
+        if !stops.is_empty() && !instructions.is_empty() && stops.contains(&decoder.ip()) {
+            break;
+        }
         let instruction = decoder.decode();
         if instruction.is_invalid() {
             break;

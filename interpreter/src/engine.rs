@@ -69,6 +69,9 @@ impl Interpreter {
         let mut slot = 0;
         while *budget > 0 {
             if needs_care(cpu) {
+                if self.cache.stops_at(cpu.rip) {
+                    return Outcome::Stop;
+                }
                 let (outcome, retired) = self.step_in_full(cpu, mem);
                 *budget -= i64::from(retired);
                 cpu.tsc = cpu.tsc.wrapping_add(u64::from(retired) * TSC_PER_INSTRUCTION);
@@ -92,7 +95,7 @@ impl Interpreter {
             slot = next;
             let Some(block) = self.cache.block_mut(slot) else { continue };
             if block.visits >= options.hot_threshold {
-                return Outcome::Hot;
+                return if block.stops { Outcome::Stop } else { Outcome::Hot };
             }
             block.visits += 1;
             // It has not run yet, and the count says that this question has been asked.
@@ -158,6 +161,17 @@ impl Interpreter {
     /// [`Interpreter::remember_executed`], of all of them.
     pub fn executed(&self) -> impl Iterator<Item = (u64, u64)> {
         self.cache.executed()
+    }
+
+    /// Whether [`Interpreter::run`] stops at an address.
+    #[must_use]
+    pub fn stops_at(&self, rip: u64) -> bool {
+        self.cache.stops_at(rip)
+    }
+
+    /// From now on, [`Interpreter::run`] returns [`Outcome::Stop`] when RIP gets to `rip`, or does so no more.
+    pub fn set_stop(&mut self, rip: u64, on: bool) {
+        self.cache.set_stop(rip, on);
     }
 
     /// Drops cached decodings that overlap the linear addresses `start..end`.

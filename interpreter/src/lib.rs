@@ -53,6 +53,8 @@ pub enum Outcome {
     Hot,
     /// Execution reached a block entry that has been visited [`RunOptions::warm_threshold`] times.
     Warm,
+    /// `cpu.rip` is where a stop is set ([`Interpreter::set_stop`]); the instruction there has not executed (`run` only).
+    Stop,
     /// A near CALL retired (`run` with [`RunOptions::stop_at_calls`] only).
     Call,
     /// A near RET retired (`run` with [`RunOptions::stop_at_calls`] only).

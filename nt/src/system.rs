@@ -331,7 +331,9 @@ impl System {
             VmExit::Budget => self.end_slice(),
             VmExit::Breakpoint(address) => Some(RunEnd::Breakpoint(address)),
             VmExit::Stopped => Some(self.stopped(exit)),
-            VmExit::Halted | VmExit::Shutdown => Some(RunEnd::KernelStopped { exit, crash: self.crash() }),
+            VmExit::Halted | VmExit::Shutdown | VmExit::HookPanicked(_) => {
+                Some(RunEnd::KernelStopped { exit, crash: self.crash() })
+            }
         }
     }
 

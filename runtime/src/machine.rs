@@ -109,6 +109,14 @@ pub trait ServiceGate {
         None
     }
 
+    /// RIP has got to a hooked address ([`Machine::hook_address`]); the instruction there has not executed. With
+    /// [`GateAction::Resume`] it executes next, unless RIP has been changed. A panic ends the run with
+    /// [`VmExit::HookPanicked`].
+    fn address_reached(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        let _ = vcpu;
+        GateAction::Resume
+    }
+
     /// Code that was fetched from these guest addresses has been overwritten, unmapped or made non-executable.
     fn code_changed(&mut self, range: Range<u64>) {
         let _ = range;
@@ -131,8 +139,10 @@ pub enum VmExit {
     Halted,
     /// An exception could not be delivered, nor could the double fault: the processor has shut down.
     Shutdown,
-    /// RIP has reached an address of [`Machine::breakpoints`]; the instruction there has not executed.
+    /// RIP has reached a breakpoint ([`Machine::set_breakpoints`]); the instruction there has not executed.
     Breakpoint(u64),
+    /// The hook at this address has panicked; the instruction there has not executed. See [`Machine::take_hook_panic`].
+    HookPanicked(u64),
 }
 
 /// What happened so far.
@@ -213,10 +223,27 @@ impl Machine {
         &self.core.config
     }
 
-    /// Addresses at which [`Machine::run`] stops before executing; while there are any, the interpreter runs everything,
-    /// instruction by instruction. A run that starts on one executes it.
-    pub fn breakpoints(&mut self) -> &mut BTreeSet<u64> {
-        &mut self.core.breakpoints
+    /// Makes these the addresses at which [`Machine::run`] stops before executing. A run that starts on one executes it.
+    /// Only the instructions at breakpoints are slow.
+    pub fn set_breakpoints(&mut self, addresses: BTreeSet<u64>) {
+        self.core.set_breakpoints(addresses);
+    }
+
+    /// From now on, [`ServiceGate::address_reached`] is called whenever RIP gets to `address`, in whatever address space
+    /// and privilege level, before the instruction there executes. Code elsewhere runs as fast as before; what was translated
+    /// or decoded from the address's page is made anew. [`Machine::step`] calls no hooks. Says whether it was new.
+    pub fn hook_address(&mut self, address: u64) -> bool {
+        self.core.set_hook(address, true)
+    }
+
+    /// Removes what [`Machine::hook_address`] has added; says whether there was anything.
+    pub fn unhook_address(&mut self, address: u64) -> bool {
+        self.core.set_hook(address, false)
+    }
+
+    /// The message of the hook whose panic ended a run with [`VmExit::HookPanicked`].
+    pub fn take_hook_panic(&mut self) -> Option<String> {
+        self.core.hook_panic.take()
     }
 
     /// Drops all translated and decoded code; regions made from now on hold at most `region_limit` instructions.

@@ -227,11 +227,126 @@ fn breakpoints_stop_before_the_instruction() {
             a.mov(eax, 2).unwrap();
             a.vmcall().unwrap();
         });
-        machine.breakpoints().insert(CODE + 5);
+        machine.set_breakpoints([CODE + 5].into());
         assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Breakpoint(CODE + 5));
         assert_eq!(machine.vcpu().reg(Gpr::Rax), 1);
         assert_eq!(machine.run(&mut Stop, u64::MAX), VmExit::Stopped);
         assert_eq!(machine.vcpu().reg(Gpr::Rax), 2);
         assert_eq!(machine.vcpu().selector(SegmentIndex::Cs), 0x10);
+    }
+}
+
+/// Counts arrivals at a hooked address, with RAX and the carry flag as they are there.
+#[derive(Default)]
+struct Arrivals {
+    seen: Vec<(u64, u64, bool)>,
+    panic: bool,
+    skip_to: Option<u64>,
+}
+
+impl ServiceGate for Arrivals {
+    fn service(&mut self, _: &mut Vcpu<'_>) -> GateAction {
+        GateAction::Stop
+    }
+
+    fn address_reached(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        assert!(!self.panic, "this hook is broken");
+        self.seen.push((vcpu.rip(), vcpu.reg(Gpr::Rax), vcpu.rflags() & 1 != 0));
+        if let Some(rip) = self.skip_to {
+            vcpu.set_rip(rip);
+        }
+        GateAction::Resume
+    }
+}
+
+/// A loop of 5,000 rounds: `sub rax, 2` below zero every other time, `inc rbx` at the returned address, `rep stosb` behind it.
+fn hooked_loop(a: &mut CodeAssembler) -> [u64; 3] {
+    let mut top = a.create_label();
+    a.mov(rcx, 5000u64).unwrap();
+    a.mov(rbp, rsp).unwrap();
+    a.set_label(&mut top).unwrap();
+    a.mov(rax, rcx).unwrap();
+    a.and(eax, 1).unwrap();
+    a.sub(rax, 1).unwrap();
+    let before = a.instructions().len();
+    a.inc(rbx).unwrap();
+    a.mov(rdx, rcx).unwrap();
+    a.lea(rdi, qword_ptr(rbp - 64)).unwrap();
+    a.mov(ecx, 16).unwrap();
+    let repeated = a.instructions().len();
+    a.rep().stosb().unwrap();
+    a.mov(rcx, rdx).unwrap();
+    a.dec(rcx).unwrap();
+    a.jnz(top).unwrap();
+    a.vmcall().unwrap();
+    let lengths: Vec<u64> = assembled_lengths(a);
+    [before, repeated, before + 1].map(|index| CODE + lengths[..index].iter().sum::<u64>())
+}
+
+fn assembled_lengths(a: &mut CodeAssembler) -> Vec<u64> {
+    let bytes = a.assemble(CODE).unwrap();
+    iced_x86::Decoder::with_ip(64, &bytes, CODE, 0).iter().map(|insn| insn.len() as u64).collect()
+}
+
+#[test]
+fn address_hooks_see_each_arrival_on_both_engines() {
+    let mut results = Vec::new();
+    for engine in ENGINES {
+        let mut addresses = [0; 3];
+        let mut machine = machine(engine, |a| addresses = hooked_loop(a));
+        let [plain, repeated, _] = addresses;
+        assert!(machine.hook_address(plain) && machine.hook_address(repeated) && !machine.hook_address(plain));
+        let mut gate = Arrivals::default();
+        assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::Stopped);
+        let at_plain: Vec<_> = gate.seen.iter().filter(|(rip, ..)| *rip == plain).collect();
+        assert_eq!((at_plain.len(), gate.seen.len()), (5000, 10_000), "{engine:?}");
+        for (index, (_, value, carry)) in at_plain.into_iter().enumerate() {
+            let even = (5000 - index).is_multiple_of(2);
+            assert_eq!((*value, *carry), if even { (u64::MAX, true) } else { (0, false) }, "{engine:?}");
+        }
+        assert_eq!(machine.vcpu().reg(Gpr::Rbx), 5000);
+        results.push((gate.seen, machine.statistics().instructions));
+    }
+    assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "engines differ");
+}
+
+#[test]
+fn address_hooks_come_and_go_while_code_is_hot() {
+    for engine in ENGINES {
+        let mut addresses = [0; 3];
+        let mut machine = machine(engine, |a| addresses = hooked_loop(a));
+        let [plain, _, behind] = addresses;
+        let mut gate = Arrivals::default();
+        assert_eq!(machine.run(&mut gate, 20_000), VmExit::Budget);
+        assert!(gate.seen.is_empty() && machine.hook_address(plain));
+        assert_eq!(machine.run(&mut gate, 10_000), VmExit::Budget);
+        let seen = gate.seen.len();
+        assert!((200..1000).contains(&seen), "{engine:?}: {seen}");
+        // A hook that changes RIP leaves out the instruction.
+        gate.skip_to = Some(behind);
+        let before = machine.vcpu().reg(Gpr::Rbx);
+        assert_eq!(machine.run(&mut gate, 10_000), VmExit::Budget);
+        assert!(gate.seen.len() > seen && machine.vcpu().reg(Gpr::Rbx) <= before + 1);
+        assert!(machine.unhook_address(plain) && !machine.unhook_address(plain));
+        let seen = gate.seen.len();
+        assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::Stopped);
+        assert_eq!(gate.seen.len(), seen);
+    }
+}
+
+#[test]
+fn a_hook_that_panics_ends_the_run() {
+    for engine in ENGINES {
+        let mut addresses = [0; 3];
+        let mut machine = machine(engine, |a| addresses = hooked_loop(a));
+        let mut gate = Arrivals::default();
+        assert_eq!(machine.run(&mut gate, 20_000), VmExit::Budget);
+        machine.hook_address(addresses[0]);
+        gate.panic = true;
+        assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::HookPanicked(addresses[0]), "{engine:?}");
+        assert_eq!(machine.take_hook_panic().as_deref(), Some("this hook is broken"));
+        assert_eq!(machine.vcpu().rip(), addresses[0]);
+        gate.panic = false;
+        assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::Stopped);
     }
 }

@@ -20,9 +20,7 @@ fn each_of_several_stores_is_whole_or_nothing() {
     for displacements in PROGRAMS {
         let stores = displacements.iter().zip(0..).flat_map(|(&displacement, number)| store(number, displacement));
         // lea r8,[rbx+rsi+16]; vmovdqu [r8],ymm7; vmovdqu [r8+16],ymm6: other registers, the same bytes
-        let others = [
-            0x4C, 0x8D, 0x44, 0x33, 0x10, 0xC4, 0xC1, 0x7E, 0x7F, 0x38, 0xC4, 0xC1, 0x7E, 0x7F, 0x70, 0x10,
-        ];
+        let others = [0x4C, 0x8D, 0x44, 0x33, 0x10, 0xC4, 0xC1, 0x7E, 0x7F, 0x38, 0xC4, 0xC1, 0x7E, 0x7F, 0x70, 0x10];
         let code: Vec<u8> = stores.chain(others).chain(leave()).collect();
         for engine in &mut engines {
             engine.load(&code);

@@ -180,6 +180,8 @@ impl Region {
 pub struct Snapshot {
     pages: HashMap<u64, Vec<u8>>,
     targets: HashMap<u64, Vec<u64>>,
+    /// On those pages.
+    stops: BTreeSet<u64>,
 }
 
 impl Snapshot {
@@ -200,6 +202,10 @@ impl CodeSource for Snapshot {
 
     fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
         self.targets.get(&jump).cloned().unwrap_or_default()
+    }
+
+    fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
+        self.stops.range(range).copied().collect()
     }
 }
 
@@ -271,18 +277,25 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn page(&mut self, page: u64) -> &[u8] {
         let (source, mode) = (&mut *self.source, self.mode);
-        self.seen.pages.entry(page).or_insert_with(|| {
+        let Snapshot { pages, stops, .. } = &mut self.seen;
+        pages.entry(page).or_insert_with(|| {
             let mut bytes = vec![0; PAGE_SIZE as usize];
             let count = source.fetch(page, &mut bytes, mode);
             bytes.truncate(count);
+            stops.extend(source.stops(page..page.saturating_add(PAGE_SIZE)));
             bytes
         })
     }
 
-    /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing.
+    /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing, or where no translated code
+    /// is wanted.
     fn decode(&mut self, rip: u64) -> Option<Instruction> {
         let page = rip & !(PAGE_SIZE - 1);
         let offset = (rip - page) as usize;
+        self.page(page);
+        if self.seen.stops.contains(&rip) {
+            return None;
+        }
         let bytes = self.page(page).get(offset..)?;
         let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
         let insn = decoder.decode();

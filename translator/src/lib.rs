@@ -54,6 +54,12 @@ pub trait CodeSource {
         let _ = (jump, mode);
         Vec::new()
     }
+
+    /// Addresses in `range` at which no translated code is wanted: regions end before them.
+    fn stops(&mut self, range: std::ops::Range<u64>) -> Vec<u64> {
+        let _ = range;
+        Vec::new()
+    }
 }
 
 /// What a fault at one point of translated code means.

@@ -272,10 +272,8 @@ impl Target {
         let stop = if data {
             self.go_stepping(until)
         } else {
-            *self.system.machine.breakpoints() = code.into_iter().collect();
-            let stop = self.go_running(until);
-            self.system.machine.breakpoints().clear();
-            stop
+            self.system.machine.set_breakpoints(code.into_iter().collect());
+            self.go_running(until)
         };
         self.reload();
         stop

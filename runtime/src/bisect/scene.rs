@@ -234,6 +234,7 @@ impl<'a> Scene<'a> {
             | Outcome::CodeModified
             | Outcome::Hot
             | Outcome::Warm
+            | Outcome::Stop
             | Outcome::Call
             | Outcome::Return => Ending::Running,
         }

@@ -17,7 +17,7 @@ use super::{After, Core};
 use crate::compiler::Compiler;
 use crate::entry::{self, FAULT};
 use crate::fault::{self, Scope};
-use crate::machine::{ServiceGate, VmExit};
+use crate::machine::{ServiceGate, SyscallDispatch, VmExit};
 
 /// Host stack kept free for Rust code below the point where translated code stops making host calls.
 const STACK_RESERVE: u64 = 256 << 10;
@@ -137,12 +137,12 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
 /// One turn of the interpreter.
 fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -> Next {
     if this.must_step() {
-        if this.breakpoints.contains(&this.cpu().rip) && this.block().budget != this.granted {
-            this.exit = Some(VmExit::Breakpoint(this.cpu().rip));
-            return Next::Again;
-        }
-        let outcome = this.step_charged();
-        let after = this.finish(outcome);
+        let after = if this.is_at_stop() {
+            this.arrive()
+        } else {
+            let outcome = this.step_charged();
+            this.finish(outcome)
+        };
         return next(this, after, nested);
     }
     let key = (this.cpu().rip, this.mode());
@@ -255,6 +255,7 @@ fn prepare<'a>(core: &mut Core, gate: &'a mut (dyn ServiceGate + 'a)) {
     // SAFETY: only the lifetime bound changes; the pointer is dropped by `Running` before the reference ends.
     core.gate =
         Some(unsafe { std::mem::transmute::<*mut (dyn ServiceGate + 'a), *mut (dyn ServiceGate + 'static)>(gate) });
+    core.dispatches_directly = core.config.dispatch == SyscallDispatch::Direct && !core.stops.any_in_kernel();
     core.exit = None;
     core.finishing = false;
     core.block_mut().stack_limit = stack_limit();

@@ -3,6 +3,7 @@
 
 mod dispatch;
 mod source;
+mod stops;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ptr;
@@ -19,7 +20,7 @@ use lstar_translator::host_op::{HostOp, StringOp};
 use lstar_translator::{Translator, TranslatorConfig, flags};
 
 use super::coverage::{Coverage, CoveredBlock};
-use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
+use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, VmExit};
 use crate::code_cache::CodeCache;
 use crate::code_store::CodeStore;
 use crate::compiler::{Compiler, Translated};
@@ -32,6 +33,7 @@ use crate::vcpu::Vcpu;
 pub use dispatch::learn_stack_limit;
 pub(crate) use dispatch::{run, step};
 use source::Fetcher;
+use stops::Stops;
 
 /// MXCSR's exception masks.
 const MXCSR_MASKS: u32 = 0x1F80;
@@ -51,7 +53,9 @@ pub(crate) enum After {
 pub(crate) struct Core {
     pub memory: AddressSpace,
     pub config: MachineConfig,
-    pub breakpoints: BTreeSet<u64>,
+    stops: Stops,
+    /// What the hook said that panicked.
+    pub hook_panic: Option<String>,
     block: *mut VcpuBlock,
     /// The address space that the next fields belong to: the memory's current one, outside of services.
     space: SpaceId,
@@ -73,6 +77,8 @@ pub(crate) struct Core {
     /// The space has changed: host frames of translated code are to be left before anything else runs.
     space_changed: bool,
     gate: Option<*mut (dyn ServiceGate + 'static)>,
+    /// The gate is offered the work of the guest's entry code: that is wanted, and nobody wants to stop in that code.
+    dispatches_directly: bool,
     exit: Option<VmExit>,
     /// Code memory is full; cleared from the outermost loop.
     cache_full: bool,
@@ -89,10 +95,13 @@ pub(crate) struct Core {
     pub intercept: Option<Option<Event>>,
 }
 
-fn new_interpreter(coverage: bool) -> Interpreter {
+fn new_interpreter(coverage: bool, stops: &BTreeSet<u64>) -> Interpreter {
     let mut interpreter = Interpreter::new();
     if coverage {
         interpreter.remember_executed();
+    }
+    for &stop in stops {
+        interpreter.set_stop(stop, true);
     }
     interpreter
 }
@@ -105,6 +114,7 @@ macro_rules! source {
             interpreter: &$core.interpreter,
             mistranslate: $core.config.mistranslate,
             region_limit: $core.translator_config.max_instructions,
+            stops: $core.stops.all(),
         }
     };
 }
@@ -143,10 +153,11 @@ impl Core {
         let mut core = Box::new(Self {
             memory,
             config,
-            breakpoints: BTreeSet::new(),
+            stops: Stops::default(),
+            hook_panic: None,
             block,
             space: SpaceId::FIRST,
-            interpreter: new_interpreter(config.coverage),
+            interpreter: new_interpreter(config.coverage, &BTreeSet::new()),
             coverage: Coverage::default(),
             untranslatable: HashSet::new(),
             parked: HashMap::new(),
@@ -158,6 +169,7 @@ impl Core {
             store: None,
             cache,
             gate: None,
+            dispatches_directly: false,
             exit: None,
             cache_full: false,
             statistics: Statistics::default(),
@@ -257,12 +269,12 @@ impl Core {
     }
 
     /// Whether only the interpreter, instruction by instruction, gives the right behaviour: single-stepping, hardware
-    /// or debugger breakpoints, alignment checks, RF, which the next instruction clears.
+    /// breakpoints, alignment checks, RF, which the next instruction clears.
     fn must_step(&self) -> bool {
         let cpu = self.cpu();
         let alignment = cpu.rflags & Rflags::AC.bits() != 0 && cpu.cpl == 3 && cpu.cr0 & cr0::AM != 0;
         let care = (Rflags::TF | Rflags::RF).bits();
-        cpu.rflags & care != 0 || cpu.dr[7] & 0xFF != 0 || alignment || !self.breakpoints.is_empty()
+        cpu.rflags & care != 0 || cpu.dr[7] & 0xFF != 0 || alignment
     }
 
     /// Whether translated code cannot go on after a helper.
@@ -275,7 +287,7 @@ impl Core {
             | cpu.dr[7] & 0xFF
             | u64::from(!cpu.mxcsr & MXCSR_MASKS | u32::from((cpu.cpl + 1) & 2))
             | (cpu.cr0 ^ cr0 | cpu.cr4 ^ cr4 | cpu.xcr0 ^ xcr0)
-            | (u64::from(self.space_changed) | u64::from(!cpu.is_64bit()) | self.breakpoints.len() as u64);
+            | (u64::from(self.space_changed) | u64::from(!cpu.is_64bit()));
         unusual != 0 && self.must_leave()
     }
 
@@ -430,7 +442,7 @@ impl Core {
     /// Lets the gate do the entry code's work, where that is wanted.
     #[inline(always)]
     fn direct_dispatch(&mut self) -> After {
-        let Some(gate) = self.gate.filter(|_| self.config.dispatch == SyscallDispatch::Direct) else {
+        let Some(gate) = self.gate.filter(|_| self.dispatches_directly) else {
             return After::Redirect;
         };
         // The guest code may not last as long as the run; then it must itself be where the run ends.
@@ -554,8 +566,10 @@ impl Core {
         let changed = space != self.space;
         if changed {
             self.cache.switch_space(space);
-            let (interpreter, untranslatable) =
-                self.parked.remove(&space).unwrap_or_else(|| (new_interpreter(self.config.coverage), HashSet::new()));
+            let (interpreter, untranslatable) = self
+                .parked
+                .remove(&space)
+                .unwrap_or_else(|| (new_interpreter(self.config.coverage, self.stops.all()), HashSet::new()));
             let previous = (
                 std::mem::replace(&mut self.interpreter, interpreter),
                 std::mem::replace(&mut self.untranslatable, untranslatable),
@@ -591,6 +605,7 @@ impl Core {
                 self.exit = Some(VmExit::Halted);
                 After::Exit
             }
+            Outcome::Stop => self.arrive(),
             Outcome::CodeModified => {
                 self.drop_stale();
                 After::Redirect
@@ -705,7 +720,8 @@ impl Core {
         self.coverage.watch(translated.space, &region.probes);
         // Unchanged since it was read for translation. A space that is gone takes its code with it.
         let Ok(previous) = self.memory.switch_space(translated.space) else { return };
-        if let Some(store) = &mut self.store {
+        // Another run has other stops.
+        if let Some(store) = self.store.as_mut().filter(|_| self.stops.all().is_empty()) {
             store.add(&region, &mut source!(self));
         }
         let memory = &self.memory;

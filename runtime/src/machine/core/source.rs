@@ -1,5 +1,8 @@
 //! Guest code for the translator.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use lstar_arch::{GuestMemory, Privilege};
 use lstar_interpreter::Interpreter;
 use lstar_translator::CodeSource;
@@ -17,14 +20,21 @@ pub(super) struct Fetcher<'a> {
     pub mistranslate: Option<fn(u64, &mut [u8], usize)>,
     /// The translator's limit.
     pub region_limit: usize,
+    /// Where regions end.
+    pub stops: &'a BTreeSet<u64>,
 }
 
 impl Fetcher<'_> {
-    /// Whether executable memory holds these bytes; if so, changes will be noticed.
+    fn has_stop(&self, address: u64, length: usize) -> bool {
+        !self.stops.is_empty() && self.stops.range(address..address.saturating_add(length as u64)).next().is_some()
+    }
+
+    /// Whether executable memory holds these bytes, and no stop is among them; if so, changes will be noticed.
     pub fn holds(&mut self, address: u64, bytes: &[u8], mode: Mode) -> bool {
         let mut buf = vec![0; bytes.len()];
         // Looking first keeps pages unprotected that hold something else.
-        self.memory.read_unchecked(address, &mut buf).is_ok()
+        !self.has_stop(address, bytes.len())
+            && self.memory.read_unchecked(address, &mut buf).is_ok()
             && buf == bytes
             && self.fetch(address, &mut buf, mode) == bytes.len()
     }
@@ -46,10 +56,14 @@ impl CodeSource for Fetcher<'_> {
     fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
         self.interpreter.indirect_targets(jump)
     }
+
+    fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
+        self.stops.range(range).copied().collect()
+    }
 }
 
 impl GuestCode for Fetcher<'_> {
     fn read(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> bool {
-        self.fetch(address, buf, mode) == buf.len()
+        !self.has_stop(address, buf.len()) && self.fetch(address, buf, mode) == buf.len()
     }
 }
