@@ -5,7 +5,7 @@ use lstar_translator::foreach_host_op;
 use lstar_translator::host_op::{HostOp, StringOp};
 
 macro_rules! define_host_ops {
-    ($($(#[$doc:meta])* $name:ident $feature:ident $signature:ident [$($line:literal),+];)*) => {
+    ($($(#[$doc:meta])* $name:ident $feature:ident $signature:ident [$($line:literal),+] [$($byte:literal),*];)*) => {
         $(
             // SAFETY: reads and writes only the registers of its signature, and red-zone bytes below the stack pointer.
             // Only code that knows the convention calls it, and only on hosts that have the instruction.
@@ -81,6 +81,16 @@ pub(crate) fn string_address(op: StringOp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_operations_are_what_their_bytes_say() {
+        for op in HostOp::ALL.iter().copied().filter(|op| !op.code().is_empty()) {
+            let start = address(op) as *const u8;
+            // SAFETY: the function's code, which is readable and at least as long as it says.
+            let code: [u8; 6] = unsafe { core::ptr::read_unaligned(start.cast()) };
+            assert_eq!(code[..=op.code().len()], [op.code(), &[0xC3]].concat(), "{op:?}");
+        }
+    }
 
     /// The distance from one return to the next is the stride.
     #[test]

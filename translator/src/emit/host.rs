@@ -95,6 +95,9 @@ impl Emitter<'_> {
         if !self.host_has(op.feature()) {
             return Err(NotLifted);
         }
+        if !op.code().is_empty() {
+            return self.host_instruction(op.code(), op.signature(), arguments);
+        }
         let code = self.table_entry(offset_of!(VcpuBlock, host_ops) + 8 * op as usize);
         Ok(self.call_host(code, op.signature(), arguments))
     }
