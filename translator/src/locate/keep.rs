@@ -205,17 +205,25 @@ fn find(func: &Function, accesses: &HashMap<Inst, Access>) -> Vec<(Inst, Vec<Val
     }
 }
 
+/// The instruction before which the block is split, so that `values` live up to there.
+///
+/// Not directly behind the access, so that it can still be fused into its user. But where both halves of a vector are kept, what
+/// is computed from the access usually replaces them, and could not have their registers: in a loop that costs moves.
+fn split_point(func: &Function, access: Inst, values: &[Value]) -> Option<Inst> {
+    let is_vector = |value: Value| func.dfg.value_type(value).is_vector();
+    let replaces_vectors = values.iter().filter(|&&value| is_vector(value)).count() > 1
+        && func.dfg.inst_results(access).first().copied().is_some_and(is_vector);
+    let mut before = func.layout.next_inst(access)?;
+    while !replaces_vectors && !has_effect(func, before) {
+        before = func.layout.next_inst(before)?;
+    }
+    Some(before)
+}
+
 /// Keeps alive what sites need.
 pub(super) fn keep_alive(func: &mut Function, accesses: &HashMap<Inst, Access>) {
     for (inst, values) in find(func, accesses) {
-        // Not directly behind the access, so that it can still be fused into its user.
-        let mut before = inst;
-        while let Some(next) = func.layout.next_inst(before) {
-            before = next;
-            if has_effect(func, next) {
-                break;
-            }
-        }
+        let Some(before) = split_point(func, inst, &values) else { continue };
         let Some(old) = func.layout.inst_block(inst) else { continue };
         let new = func.dfg.make_block();
         let mut arguments = Vec::with_capacity(values.len());
