@@ -9,6 +9,7 @@ use crate::direct::DirectDispatch;
 use crate::io::afd::Afd;
 use crate::io::console::{Console, ConsoleEnd};
 use crate::io::file::{FileKind, FileObject};
+use crate::io::mailslot::Mailslots;
 use crate::io::pipe::PipeSystem;
 use crate::io::volume::Found;
 use crate::io::{FileSystem, Host, NtPath, StdStream, StreamType, Volume};
@@ -54,7 +55,8 @@ fn open(volumes: &[Volume], name: &str) -> Result<SectionFile, BootError> {
     let found = volumes[index].lookup(&path.parts).map_err(failed)?;
     let Found::File(mut node) = found else { return Err(failed(Status::OBJECT_NAME_NOT_FOUND)) };
     let file = volumes[index].open_file(&mut node, false).map_err(failed)?;
-    Ok(SectionFile { file, name: format!("{}{}", FileSystem::device_name(index), NtPath::display(&node.path())) })
+    let name = format!("{}{}", FileSystem::device_name(index), NtPath::display(&node.path()));
+    Ok(SectionFile { file, name, held: None })
 }
 
 fn open_image(volumes: &[Volume], name: &str) -> Result<Arc<Section>, BootError> {
@@ -202,6 +204,8 @@ pub(crate) fn prepare(
         priority_class: crate::process::information::NORMAL_CLASS,
         execute_flags: 0x4D,
         cookie: cookie(&mut *host),
+        debug_object: None,
+        debug_inherit: true,
         ended_threads: std::collections::BTreeMap::new(),
     };
     let mut files = FileSystem::new(volumes);
@@ -225,8 +229,11 @@ pub(crate) fn prepare(
         handles,
         files,
         pipes: PipeSystem::default(),
+        mailslots: Mailslots::default(),
         pending_io: BTreeMap::new(),
         waiting_io: BTreeMap::new(),
+        debug_answers: BTreeMap::new(),
+        debug_told: BTreeMap::new(),
         afd: Afd::new(network, resolver),
         registry,
         watches: crate::registry::notify::Watches::default(),

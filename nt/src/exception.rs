@@ -148,6 +148,7 @@ impl Kernel {
             FaultResolution::StackOverflow => Status::STACK_OVERFLOW,
             _ => Status::ACCESS_VIOLATION,
         };
+        let trap_rip = user.rip;
         let record = if vector == vector::PAGE_FAULT {
             ExceptionRecord::new(code, user.rip, &[access_kind(error), address])
         } else {
@@ -156,6 +157,13 @@ impl Kernel {
         if vector == vector::FAST_FAIL {
             self.end_with_exception(vcpu, &record, &user);
             return Ok(self.complete(vcpu, Outcome::ThreadEnded));
+        }
+        let rip_change = user.rip.wrapping_sub(trap_rip);
+        if let Some(outcome) = self.report_exception(&record, true, rip_change, frame_address) {
+            // The step is over for whoever goes on from here, too.
+            user.rip = trap_rip;
+            user.apply(vcpu, frame_address)?;
+            return Ok(self.complete(vcpu, outcome));
         }
         if self.raise(vcpu, &record, &mut user, frame_address)? {
             return Ok(GateAction::Resume);
@@ -219,7 +227,11 @@ impl Kernel {
                 record.flags = 1;
                 return record;
             }
-            vector::ASSERTION => Status::ASSERTION_FAILURE,
+            vector::ASSERTION => {
+                // Like a breakpoint it is reported at the instruction itself, INT 2Ch.
+                user.rip = user.rip.wrapping_sub(2);
+                Status::ASSERTION_FAILURE
+            }
             vector::DEBUG_SERVICE => Status::BREAKPOINT,
             vector::GENERAL_PROTECTION if self.is_privileged(vcpu, user.rip) => Status::PRIVILEGED_INSTRUCTION,
             // A selector or a non-canonical address: Windows cannot say more than this.
@@ -457,11 +469,16 @@ fn nt_raise_exception(
 ) -> Result<Outcome, Status> {
     let record = record.read(call)?;
     let mut user = call.read_context(context)?;
+    let frame = current_frame(call.vcpu);
+    if let Some(outcome) = call.kernel.report_exception(&record, first_chance, 0, frame) {
+        // That is what the debugger sees and may change.
+        user.apply(call.vcpu, frame)?;
+        return Ok(outcome);
+    }
     if !first_chance {
         call.kernel.end_with_exception(call.vcpu, &record, &user);
         return Ok(Outcome::ThreadEnded);
     }
-    let frame = current_frame(call.vcpu);
     let raised = call.kernel.raise(call.vcpu, &record, &mut user, frame)?;
     Ok(if raised { Outcome::Return(Status::SUCCESS) } else { Outcome::ThreadEnded })
 }

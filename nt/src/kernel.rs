@@ -9,10 +9,13 @@ use lstar_guest_images::GateId;
 use lstar_runtime::{Frames, GateAction, Registers, ServiceGate, SpaceId, Vcpu};
 
 use crate::crash::{CrashReport, LastException};
+use crate::debug::EventId;
 use crate::direct::DirectDispatch;
 use crate::io::afd::Afd;
-use crate::io::pipe::{PipeSystem, RequestId};
-use crate::io::pipe_services::PendingPipeIo;
+use crate::io::mailslot::Mailslots;
+use crate::io::pending::{PendingRequest, WaitingIo};
+use crate::io::pipe::PipeSystem;
+use crate::io::requests::RequestId;
 use crate::io::{FileSystem, Host, StdStream};
 use crate::lockstep::Lockstep;
 use crate::memory::section::Section;
@@ -33,8 +36,12 @@ use crate::trace::Tracer;
 
 /// Every service declaration of the crate.
 pub const SERVICE_TABLES: &[&[Service]] = &[
+    crate::debug::SERVICES,
     crate::exception::SERVICES,
+    crate::io::change_services::SERVICES,
+    crate::io::mailslot_services::SERVICES,
     crate::io::pipe_services::SERVICES,
+    crate::io::scatter::SERVICES,
     crate::io::services::SERVICES,
     crate::io::transfer::SERVICES,
     crate::io::control::SERVICES,
@@ -149,12 +156,18 @@ pub struct Kernel {
     pub files: FileSystem,
     /// Named pipes.
     pub pipes: PipeSystem,
-    /// Operations on pipes whose callers did not wait for them.
-    pub pending_io: BTreeMap<RequestId, PendingPipeIo>,
-    /// Threads that wait for an operation on a pipe.
-    pub waiting_io: BTreeMap<RequestId, ThreadId>,
+    /// Mailslots.
+    pub mailslots: Mailslots,
+    /// Operations whose callers did not wait for them.
+    pub pending_io: BTreeMap<RequestId, PendingRequest>,
+    /// Threads that wait for an operation of their own.
+    pub waiting_io: BTreeMap<RequestId, WaitingIo>,
     /// Sockets.
     pub afd: Afd,
+    /// What debuggers have made of exceptions, until the threads learn of it.
+    pub debug_answers: BTreeMap<EventId, Status>,
+    /// Events that debuggers' threads are being told.
+    pub debug_told: BTreeMap<ThreadId, EventId>,
     /// The registry.
     pub registry: Registry,
     /// Who watches it.

@@ -7,6 +7,7 @@
 mod boot;
 pub mod context;
 pub mod crash;
+pub mod debug;
 pub mod direct;
 pub mod exception;
 pub mod io;

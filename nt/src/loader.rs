@@ -9,6 +9,7 @@ use crate::context::{CONTEXT_SIZE, UserContext, flags};
 use crate::kernel::Kernel;
 use crate::memory::section::Section;
 use crate::memory::{PageProtection, Placement, exports::ImageReader};
+use crate::registry::value_type;
 use crate::service::Handle;
 use crate::status::Status;
 use crate::strings::{UnicodeString, utf16_bytes};
@@ -130,7 +131,7 @@ pub fn write_initial_context(
 ) -> Result<u64, Status> {
     let sp = stack_top - 0x28;
     let address = (sp - CONTEXT_SIZE as u64) & !63;
-    let mut user = UserContext { rip, ..UserContext::default() };
+    let mut user = UserContext { rip, ..UserContext::of_new_thread() };
     user.set_reg(Gpr::Rcx, rcx);
     user.set_reg(Gpr::Rdx, rdx);
     user.set_reg(Gpr::Rsp, sp);
@@ -242,6 +243,7 @@ mod peb {
     pub const PARAMETERS: u64 = 0x20;
     pub const API_SET_MAP: u64 = 0x68;
     pub const PROCESSOR_COUNT: u64 = 0xB8;
+    pub const GLOBAL_FLAG: u64 = 0xBC;
     pub const CRITICAL_SECTION_TIMEOUT: u64 = 0xC0;
     pub const HEAP_SEGMENT_RESERVE: u64 = 0xC8;
     pub const OS_MAJOR: u64 = 0x118;
@@ -254,6 +256,30 @@ mod peb {
 /// Allocates the PEB; [`fill_peb`] fills it once the rest is known.
 pub fn allocate_peb(kernel: &mut Kernel, space: &mut AddressSpace) -> Result<u64, Status> {
     kernel.memory.allocate(space, PEB_SIZE, PageProtection::READWRITE, Placement::default())
+}
+
+/// NtGlobalFlag: the system's, or what is set for programs of this name.
+fn global_flag(kernel: &Kernel) -> u32 {
+    const SYSTEM: &str = "Machine\\System\\CurrentControlSet\\Control\\Session Manager";
+    const PROGRAMS: &str = "Machine\\Software\\Microsoft\\Windows NT\\CurrentVersion\\Image File Execution Options";
+    let registry = &kernel.registry;
+    let flag = |path: &str| {
+        let key = registry.open(registry.root(), path).ok()?;
+        let value = registry.key(key).ok()?.value("GlobalFlag")?;
+        match value.kind {
+            value_type::DWORD => Some(u32::from_le_bytes(value.data.get(..4)?.try_into().ok()?)),
+            value_type::SZ => {
+                let units: Vec<u16> =
+                    value.data.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+                let text = String::from_utf16_lossy(&units);
+                let digits = text.trim_end_matches('\0').trim();
+                u32::from_str_radix(digits.trim_start_matches("0x").trim_start_matches("0X"), 16).ok()
+            }
+            _ => None,
+        }
+    };
+    let of_program = flag(&format!("{PROGRAMS}\\{}", kernel.process.file_name()));
+    of_program.or_else(|| flag(SYSTEM)).unwrap_or(0)
 }
 
 /// Fills the PEB.
@@ -274,6 +300,7 @@ pub fn fill_peb(kernel: &Kernel, space: &mut AddressSpace, parameters: u64, api_
     ];
     let narrow = [
         (peb::PROCESSOR_COUNT, 1),
+        (peb::GLOBAL_FLAG, global_flag(kernel)),
         (peb::OS_MAJOR, version::MAJOR),
         (peb::OS_MAJOR + 4, version::MINOR),
         (peb::OS_BUILD, version::BUILD),

@@ -43,7 +43,7 @@ fn file_name(kind: u32, id: u32) -> Result<String, Status> {
 impl Call<'_, '_> {
     fn map_nls(&mut self, name: &str) -> Result<(u64, u64), Status> {
         let file = File::open(self.kernel.system.system32.join(name)).map_err(|_| Status::OBJECT_NAME_NOT_FOUND)?;
-        let file = SectionFile { file, name: format!("\\SystemRoot\\System32\\{name}") };
+        let file = SectionFile { file, name: format!("\\SystemRoot\\System32\\{name}"), held: None };
         let space = &mut *self.vcpu.memory;
         let section = Section::of_file(space, file, 0, PageProtection::READONLY, attributes::COMMIT)?;
         let size = section.size;

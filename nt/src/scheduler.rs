@@ -4,7 +4,7 @@
 //! own kernel stack. When its wait ends it returns from there. Switches happen only at gates and, when a time slice is
 //! used up, in user mode; the guest kernel's code is never interrupted by one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lstar_arch::{Gpr, Privilege};
@@ -36,6 +36,8 @@ pub struct Scheduler {
     switched_at: u64,
     /// Threads blocked.
     waiting: usize,
+    /// Processes whose debuggers have not continued them.
+    pub frozen: BTreeSet<ProcessId>,
 }
 
 /// What follows a service.
@@ -51,6 +53,11 @@ enum Settled {
 }
 
 impl Scheduler {
+    /// Whether a thread may run: neither it is suspended nor its process held by a debugger.
+    fn may_run(&self, thread: &Thread) -> bool {
+        thread.suspend_count == 0 && !self.frozen.contains(&thread.process)
+    }
+
     /// The running thread.
     #[must_use]
     pub fn current(&self) -> Option<&Thread> {
@@ -120,7 +127,7 @@ impl Kernel {
                 Outcome::Return(status) => {
                     vcpu.set_reg(Gpr::Rax, u64::from(status.0));
                     self.wake(vcpu);
-                    if self.scheduler.current().is_some_and(|thread| thread.suspend_count == 0) {
+                    if self.scheduler.current().is_some_and(|thread| self.scheduler.may_run(thread)) {
                         return Settled::Resume;
                     }
                     self.requeue(vcpu);
@@ -287,7 +294,7 @@ impl Kernel {
             let next = scheduler
                 .ready
                 .iter()
-                .position(|id| scheduler.threads.get(id).is_some_and(|thread| thread.suspend_count == 0));
+                .position(|id| scheduler.threads.get(id).is_some_and(|thread| scheduler.may_run(thread)));
             if let Some(id) = next.and_then(|position| scheduler.ready.remove(position)) {
                 match self.install(vcpu, id) {
                     Some(action) => return action,
@@ -344,6 +351,7 @@ impl Kernel {
         self.scheduler.current = id;
         let thread = self.scheduler.threads.get_mut(&id)?;
         thread.state = ThreadState::Running;
+        thread.initial_context = None;
         let context = thread.context.take()?;
         let continuation = thread.continuation.take();
         let (slot, process) = (thread.slot, thread.process);

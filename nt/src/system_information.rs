@@ -236,9 +236,9 @@ fn time_zone() -> Vec<u8> {
         bytes
     };
     let mut bytes = vec![0; 4];
-    bytes.extend(padded("@tzres.dll,-272", 64));
+    bytes.extend(padded("Greenwich Standard Time", 64));
     bytes.extend([0; 20]);
-    bytes.extend(padded("@tzres.dll,-271", 64));
+    bytes.extend(padded("Greenwich Daylight Time", 64));
     bytes.extend([0; 20]);
     bytes.extend(padded("Greenwich Standard Time", 256));
     bytes.resize(432, 0);

@@ -1,7 +1,6 @@
 //! Services of the system as a whole: information, time, locale, atoms, identifiers, power, and refusals.
 
 use crate::io::info::Bytes;
-use crate::object::Handle;
 use crate::service::Call;
 use crate::services;
 use crate::status::Status;
@@ -58,12 +57,6 @@ services! { pub SERVICES;
     NtDisplayString(text: UserPtr<crate::strings::UnicodeString>) = display_string;
     /// Tells a licence value.
     NtQueryLicenseValue(name: UserPtr<crate::strings::UnicodeString>, kind: UserPtr<u32>, buffer: u64, length: u32, returned: UserPtr<u32>) = query_license;
-    /// Makes a debug object.
-    NtCreateDebugObject(out: UserPtr<Handle>, access: u32, attributes: crate::object::support::AttributesPtr, flags: u32) = create_debug_object;
-    /// Starts to debug a process: refused.
-    NtDebugActiveProcess(process: Handle, debug: Handle) = refuse_debugging;
-    /// Ends debugging a process: none is debugged.
-    NtRemoveProcessDebug(process: Handle, debug: Handle) = refuse_debugging;
     /// Debugs the kernel: no debugger is there.
     NtSystemDebugControl(command: u32, input: u64, input_length: u32, output: u64, output_length: u32, returned: UserPtr<u32>) = refuse_kernel_debugging;
     /// Loads a driver: refused.
@@ -299,26 +292,6 @@ fn query_license(
         return Err(Status::BUFFER_TOO_SMALL);
     }
     call.write_user(buffer, data)
-}
-
-fn create_debug_object(
-    call: &mut Call<'_, '_>,
-    out: UserPtr<Handle>,
-    access: u32,
-    attributes: crate::object::support::AttributesPtr,
-    flags: u32,
-) -> Result<Status, Status> {
-    /// DEBUG_KILL_ON_CLOSE.
-    const KILL_ON_CLOSE: u32 = 1;
-    out.write(call, Handle::NULL)?;
-    if flags & !KILL_ON_CLOSE != 0 {
-        return Err(Status::INVALID_PARAMETER);
-    }
-    call.create_object(out, access, attributes, crate::object::Body::DebugObject)
-}
-
-fn refuse_debugging(_call: &mut Call<'_, '_>, _process: Handle, _debug: Handle) -> Status {
-    Status::ACCESS_DENIED
 }
 
 fn refuse_kernel_debugging(

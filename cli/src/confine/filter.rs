@@ -30,6 +30,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_faccessat2,
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,
+    libc::SYS_linkat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_readlinkat,

@@ -8,7 +8,7 @@ use super::pipe_services;
 use super::services::IoStatusPtr;
 use super::transfer::Completion;
 use super::{afd, console};
-use crate::object::{Handle, ObjectId, ObjectType};
+use crate::object::{Body, Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::services;
 use crate::status::Status;
@@ -23,7 +23,7 @@ services! { pub SERVICES;
     NtCancelIoFile(file: Handle, io_status: IoStatusPtr) = cancel;
     /// Cancels one operation on a file, or all.
     NtCancelIoFileEx(file: Handle, target: u64, io_status: IoStatusPtr) = cancel_ex;
-    /// Cancels a thread's synchronous operation; none is ever pending.
+    /// Cancels what a thread waits for in a service.
     NtCancelSynchronousIoFile(thread: Handle, target: u64, io_status: IoStatusPtr) = cancel_synchronous;
 }
 
@@ -152,9 +152,16 @@ fn cancel_ex(call: &mut Call<'_, '_>, handle: Handle, target: u64, io_status: Io
 fn cancel_synchronous(
     call: &mut Call<'_, '_>,
     thread: Handle,
-    _target: u64,
-    _io_status: IoStatusPtr,
+    target: u64,
+    io_status: IoStatusPtr,
 ) -> Result<(), Status> {
-    call.object(thread, Some(ObjectType::Thread), 0)?;
-    Err(Status::NOT_FOUND)
+    /// THREAD_TERMINATE.
+    const TERMINATE: u32 = 1;
+    let id = call.object(thread, Some(ObjectType::Thread), TERMINATE)?;
+    let Body::Thread { id: thread, .. } = *call.kernel.objects.body(id)? else {
+        return Err(Status::OBJECT_TYPE_MISMATCH);
+    };
+    let status = if call.kernel.cancel_waiting(thread, target) { Status::SUCCESS } else { Status::NOT_FOUND };
+    call.write_io_status(io_status, status, 0)?;
+    if status.is_error() { Err(status) } else { Ok(()) }
 }

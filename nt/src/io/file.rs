@@ -7,6 +7,7 @@ use super::afd::{OfflineSocket, Socket};
 use super::console::ConsoleEnd;
 use super::directory::Enumeration;
 use super::host::StdStream;
+use super::mailslot::MailslotId;
 use super::pipe::PipeEnd;
 use super::volume::Directory;
 use crate::object::ObjectId;
@@ -50,6 +51,12 @@ pub enum FileKind {
     Pipe(PipeEnd),
     /// The device that pipes are made on.
     PipeRoot,
+    /// The reading end of a mailslot.
+    Mailslot(MailslotId),
+    /// An end of a mailslot to write to.
+    MailslotWriter(MailslotId),
+    /// The device that mailslots are made on.
+    MailslotRoot,
 }
 
 /// An open file.
@@ -180,12 +187,21 @@ impl FileObject {
         self.options & SYNCHRONOUS_IO != 0
     }
 
+    /// Whether user APCs and alerts end an operation that its caller waits for.
+    #[must_use]
+    pub fn is_alertable(&self) -> bool {
+        /// FILE_SYNCHRONOUS_IO_ALERT.
+        const ALERTABLE: u32 = 0x10;
+        self.options & ALERTABLE != 0
+    }
+
     /// DEVICE_TYPE for NtQueryVolumeInformationFile.
     #[must_use]
     pub fn device_type(&self) -> u32 {
         match self.kind {
             FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Redirected(_) => 0x7,
             FileKind::Stream(_) | FileKind::Socket(_) | FileKind::Pipe(_) | FileKind::PipeRoot => 0x11,
+            FileKind::Mailslot(_) | FileKind::MailslotWriter(_) | FileKind::MailslotRoot => 0xC,
             FileKind::Null => 0x15,
             FileKind::Console(_) => 0x50,
             // FILE_DEVICE_KSEC.

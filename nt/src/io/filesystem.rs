@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
+use super::changes::{Action, Changes, filter};
 use super::directory::{Enumeration, matches};
 use super::file::{self, FileKind, FileObject};
 use super::info::{ATTRIBUTE_READONLY, ATTRIBUTES_KEPT, FileStat, OpenFacts, VolumeFacts};
+use super::mapped::{MappedFiles, MappedUse, MappingKind};
 use super::path::{NtPath, fold};
+use super::requests::RequestId;
 use super::status_of_io;
 use super::volume::{Found, Quota, Volume};
 use crate::status::Status;
@@ -87,6 +90,10 @@ pub struct FileSystem {
     by_path: HashMap<(usize, String), u64>,
     next: u64,
     quota: Rc<Quota>,
+    /// Watched directories.
+    pub changes: Changes,
+    /// Files that sections show.
+    mapped: MappedFiles,
 }
 
 /// Times to set; zero keeps, -1 keeps too (it would stop the system's own updates).
@@ -201,6 +208,7 @@ impl FileSystem {
             FileKind::Disk { volume: request.volume, path: node.path(), file }
         };
         let object = self.register(request, kind)?;
+        self.report_name(&object, Action::Added);
         if let (Some((index, path)), kept) = (object.location(), request.attributes & ATTRIBUTES_KEPT)
             && kept != 0
             && let Some(volume) = self.volumes.get_mut(index)
@@ -246,7 +254,14 @@ impl FileSystem {
                 {
                     volume.is_writable().then_some(()).ok_or(Status::MEDIA_WRITE_PROTECTED)?;
                 }
+                if request.options & options::DELETE_ON_CLOSE != 0 && stat.attributes & ATTRIBUTE_READONLY != 0 {
+                    return Err(Status::CANNOT_DELETE);
+                }
+                self.check_mapping(request, &node.path(), overwrite)?;
                 self.check_sharing(request, &node.path())?;
+                if overwrite && self.mapped.is_mapped(&Self::key(request.volume, &node.path())) {
+                    return Err(Status::USER_MAPPED_FILE);
+                }
                 let file = self.volume(request.volume)?.open_file(&mut node, wants_write)?;
                 if overwrite {
                     self.resize(stat.size, 0)?;
@@ -258,7 +273,11 @@ impl FileSystem {
                     4 | 5 => CreateResult::Overwritten,
                     _ => CreateResult::Opened,
                 };
-                Ok((self.register(request, kind)?, result))
+                let object = self.register(request, kind)?;
+                if overwrite {
+                    self.report_modified(&object, filter::ATTRIBUTES | filter::SIZE | filter::LAST_WRITE);
+                }
+                Ok((object, result))
             }
             Found::Missing(..) => Err(Status::OBJECT_NAME_NOT_FOUND),
         }
@@ -283,6 +302,21 @@ impl FileSystem {
             wanted != 0 && held != 0 && (wanted & !share != 0 || held & !request.share != 0)
         });
         if conflict { Err(Status::SHARING_VIOLATION) } else { Ok(()) }
+    }
+
+    /// A section that shows the file counts like an opening that nobody closes.
+    fn check_mapping(&self, request: &CreateRequest, path: &[String], overwrite: bool) -> Result<(), Status> {
+        const SHARE_WRITE: u32 = 2;
+        let key = Self::key(request.volume, path);
+        let image = self.mapped.has_image(&key);
+        let writes = overwrite || request.access & file::WRITE_DATA != 0;
+        if self.mapped.is_written(&key) && request.share & SHARE_WRITE == 0 || image && writes {
+            return Err(Status::SHARING_VIOLATION);
+        }
+        if image && request.options & options::DELETE_ON_CLOSE != 0 {
+            return Err(Status::CANNOT_DELETE);
+        }
+        Ok(())
     }
 
     fn register(&mut self, request: &CreateRequest, kind: FileKind) -> Result<FileObject, Status> {
@@ -315,6 +349,7 @@ impl FileSystem {
         openings.by.retain(|&(number, ..)| number != opening);
         openings.locks.retain(|lock| lock.opening != opening);
         openings.delete_pending |= object.delete_on_close;
+        let directory = matches!(object.kind, FileKind::Directory { .. });
         // The host's file must be closed before its name goes, as everything else sees it.
         drop(object);
         if !openings.by.is_empty() {
@@ -329,7 +364,57 @@ impl FileSystem {
             && let Some(volume) = self.volumes.get_mut(openings.volume)
         {
             // A directory that was filled meanwhile stays, as on NTFS; closing cannot fail.
-            let _ = volume.delete(&openings.path);
+            if volume.delete(&openings.path).is_ok() {
+                self.report(openings.volume, directory, &[(Action::Removed, &openings.path)]);
+            }
+        }
+    }
+
+    /// Names of files or directories came or went.
+    fn report(&mut self, volume: usize, directory: bool, what: &[(Action, &[String])]) {
+        let changed = if directory { filter::DIRECTORY_NAME } else { filter::FILE_NAME };
+        self.changes.report(volume, changed, what);
+    }
+
+    fn report_name(&mut self, object: &FileObject, action: Action) {
+        if let (true, Some((volume, path))) = (self.changes.is_watching(), object.location()) {
+            let directory = matches!(object.kind, FileKind::Directory { .. });
+            self.report(volume, directory, &[(action, path)]);
+        }
+    }
+
+    /// Tells those who watch its directory that a file has changed; `changed` has bits of [`filter`].
+    pub fn report_modified(&mut self, object: &FileObject, changed: u32) {
+        if let (true, Some((volume, path))) = (self.changes.is_watching(), object.location()) {
+            self.changes.report(volume, changed, &[(Action::Modified, path)]);
+        }
+    }
+
+    /// A request for what changes in an open directory.
+    pub fn watch(
+        &mut self,
+        object: &FileObject,
+        wanted: u32,
+        subtree: bool,
+        request: RequestId,
+        length: usize,
+    ) -> Result<(), Status> {
+        let FileKind::Directory { volume, directory, .. } = &object.kind else {
+            return Err(Status::INVALID_PARAMETER);
+        };
+        let openings = self.openings(object).ok_or(Status::INVALID_HANDLE)?;
+        if openings.delete_pending {
+            return Err(Status::DELETE_PENDING);
+        }
+        let (_, opening) = object.opening.ok_or(Status::INVALID_HANDLE)?;
+        self.changes.watch(opening, *volume, &directory.path, wanted, subtree, request, length);
+        Ok(())
+    }
+
+    /// The last handle to a file object is gone, although the object may live on.
+    pub fn cleanup(&mut self, object: &FileObject) {
+        if let (true, Some((_, opening))) = (self.changes.is_watching(), object.opening) {
+            self.changes.close(opening, Status::NOTIFY_CLEANUP);
         }
     }
 
@@ -437,6 +522,16 @@ impl FileSystem {
 
     /// FileBasicInformation: times and attributes.
     pub fn set_basic(&mut self, object: &FileObject, times: NewTimes, attributes: u32) -> Result<(), Status> {
+        self.change_basic(object, times, attributes)?;
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        let changed = bit(attributes != 0, filter::ATTRIBUTES)
+            | bit(times.last_write > 0, filter::LAST_WRITE)
+            | bit(times.last_access > 0, filter::LAST_ACCESS);
+        self.report_modified(object, changed);
+        Ok(())
+    }
+
+    fn change_basic(&mut self, object: &FileObject, times: NewTimes, attributes: u32) -> Result<(), Status> {
         let (index, path) = object.location().ok_or(Status::INVALID_DEVICE_REQUEST)?;
         let path = path.to_vec();
         let volume = self.volumes.get_mut(index).ok_or(Status::NO_SUCH_DEVICE)?;
@@ -498,6 +593,9 @@ impl FileSystem {
             {
                 return Err(Status::DIRECTORY_NOT_EMPTY);
             }
+            if self.mapped.is_mapped(&Self::key(index, path)) {
+                return Err(Status::CANNOT_DELETE);
+            }
         }
         if posix && delete {
             return self.unlink_now(object);
@@ -517,7 +615,9 @@ impl FileSystem {
         openings.unlinked = true;
         openings.delete_pending = true;
         self.by_path.remove(&Self::key(index, &path));
-        self.volumes.get_mut(index).ok_or(Status::NO_SUCH_DEVICE)?.delete(&path)
+        self.volumes.get_mut(index).ok_or(Status::NO_SUCH_DEVICE)?.delete(&path)?;
+        self.report(index, matches!(object.kind, FileKind::Directory { .. }), &[(Action::Removed, &path)]);
+        Ok(())
     }
 
     /// FileRenameInformation: moves to a path on the same volume.
@@ -529,6 +629,7 @@ impl FileSystem {
         let (from, own) = (from.to_vec(), object.opening.map(|(id, _)| id));
         if let Some(target) = self.by_path.get(&Self::key(index, &to.parts))
             && Some(*target) != own
+            && replace
         {
             return Err(Status::ACCESS_DENIED);
         }
@@ -550,10 +651,47 @@ impl FileSystem {
             self.by_path.remove(&Self::key(index, &from));
             self.by_path.insert(Self::key(index, &target), id);
             if let Some(openings) = self.open.get_mut(&id) {
-                openings.path = target;
+                openings.path.clone_from(&target);
             }
         }
+        // Into another directory it is a new name there.
+        let parent = |path: &[String]| path.split_last().map(|(_, parents)| fold(&parents.join("\\")));
+        let moved = parent(&from) != parent(&target);
+        let actions = if moved { [Action::Removed, Action::Added] } else { [Action::RenamedOld, Action::RenamedNew] };
+        let directory = matches!(object.kind, FileKind::Directory { .. });
+        self.report(index, directory, &[(actions[0], &from), (actions[1], &target)]);
         Ok(())
+    }
+
+    /// FileLinkInformation: gives a file another name on the same volume.
+    pub fn link(&mut self, object: &FileObject, to: &NtPath, replace: bool) -> Result<(), Status> {
+        let FileKind::Disk { volume: index, path, .. } = &object.kind else {
+            return Err(match object.kind {
+                FileKind::Directory { .. } => Status::FILE_IS_A_DIRECTORY,
+                _ => Status::INVALID_DEVICE_REQUEST,
+            });
+        };
+        if replace && self.by_path.contains_key(&Self::key(*index, &to.parts)) {
+            return Err(Status::ACCESS_DENIED);
+        }
+        let volume = self.volumes.get_mut(*index).ok_or(Status::NO_SUCH_DEVICE)?;
+        let target = volume.link(path, &to.parts, replace)?;
+        self.report(*index, false, &[(Action::Added, &target)]);
+        Ok(())
+    }
+
+    /// A section of an open file is about to be made: what it holds as long as it shows the file.
+    pub fn map(&mut self, object: &FileObject, kind: MappingKind) -> Option<MappedUse> {
+        let (volume, path) = object.location()?;
+        Some(self.mapped.add(Self::key(volume, path), kind))
+    }
+
+    /// Whether an open file may become shorter: not while a section shows it.
+    pub fn check_truncation(&self, object: &FileObject) -> Result<(), Status> {
+        match object.location() {
+            Some((volume, path)) if self.mapped.is_mapped(&Self::key(volume, path)) => Err(Status::USER_MAPPED_FILE),
+            _ => Ok(()),
+        }
     }
 
     /// Locks a range; a lock that is held by someone else is refused.

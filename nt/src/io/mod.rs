@@ -5,6 +5,8 @@
 //! leads out of a mount. Everything that does not concern disks (console, time, entropy) goes through [`Host`].
 
 pub mod afd;
+pub mod change_services;
+pub mod changes;
 pub mod console;
 pub mod control;
 pub mod directory;
@@ -12,9 +14,15 @@ pub mod file;
 pub mod filesystem;
 pub mod host;
 pub mod info;
+pub mod mailslot;
+pub mod mailslot_services;
+pub mod mapped;
 pub mod path;
+pub mod pending;
 pub mod pipe;
 pub mod pipe_services;
+pub mod requests;
+pub mod scatter;
 pub mod services;
 pub mod terminal;
 pub mod transfer;

@@ -6,11 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::requests::{Done, RequestId, Requests};
 use crate::process::ProcessId;
 use crate::status::Status;
-
-/// Number of a submitted operation.
-pub type RequestId = u64;
 
 /// Which end of a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,17 +79,6 @@ pub struct PipeParameters {
     pub timeout: i64,
 }
 
-/// How an operation ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Done {
-    /// Status.
-    pub status: Status,
-    /// IO_STATUS_BLOCK.Information.
-    pub information: u64,
-    /// What was read.
-    pub data: Vec<u8>,
-}
-
 #[derive(Debug)]
 struct Message {
     data: Vec<u8>,
@@ -152,8 +139,8 @@ pub struct PipeSystem {
     instances: BTreeMap<u64, Instance>,
     /// By name in capitals.
     pipes: BTreeMap<String, Pipe>,
-    done: BTreeMap<RequestId, Done>,
-    next: u64,
+    /// The operations, and those of mailslots and directories, which end in the same way.
+    pub requests: Requests,
 }
 
 /// What FilePipeLocalInformation tells.
@@ -193,29 +180,36 @@ pub struct Peek {
 impl PipeSystem {
     /// A number for an operation.
     pub fn request(&mut self) -> RequestId {
-        self.next += 1;
-        self.next
+        self.requests.number()
     }
 
     fn finish(&mut self, request: RequestId, status: Status, information: u64) {
-        self.done.insert(request, Done { status, information, data: Vec::new() });
+        self.requests.finish(request, Done { status, information, data: Vec::new() });
     }
 
     /// Whether an operation has ended.
     #[must_use]
     pub fn is_done(&self, request: RequestId) -> bool {
-        self.done.contains_key(&request)
+        self.requests.is_done(request)
     }
 
     /// How an operation ended, once it has.
     pub fn take(&mut self, request: RequestId) -> Option<Done> {
-        self.done.remove(&request)
+        self.requests.take(request)
     }
 
     /// Whether a name has an instance.
     #[must_use]
     pub fn exists(&self, name: &str) -> bool {
         self.pipes.contains_key(&name.to_uppercase())
+    }
+
+    /// Whether a name has as many instances as it may have.
+    #[must_use]
+    pub fn is_full(&self, name: &str) -> bool {
+        let Some(pipe) = self.pipes.get(&name.to_uppercase()) else { return false };
+        let first = pipe.instances.first().and_then(|id| self.instances.get(id));
+        first.is_some_and(|first| pipe.instances.len() as u64 >= u64::from(first.parameters.max_instances))
     }
 
     /// Makes an instance; with an empty name one that only [`PipeSystem::connect_to`] reaches.
@@ -368,6 +362,22 @@ impl PipeSystem {
         }
     }
 
+    /// Whether an end may ask and be answered in one operation.
+    pub fn check_transceive(&mut self, end: PipeEnd) -> Result<(), Status> {
+        let instance = self.instance(end)?;
+        if instance.state != State::Connected {
+            return Err(Status::INVALID_PIPE_STATE);
+        }
+        if !instance.modes[end.side as usize].messages {
+            return Err(Status::INVALID_READ_MODE);
+        }
+        let queue = &instance.queues[end.side as usize];
+        if !queue.messages.is_empty() || !queue.readers.is_empty() {
+            return Err(Status::PIPE_BUSY);
+        }
+        Ok(())
+    }
+
     /// Reads up to `length` bytes, or from one message.
     pub fn read(&mut self, end: PipeEnd, request: RequestId, length: usize) -> Result<(), Status> {
         let instance = self.instance(end)?;
@@ -425,9 +435,6 @@ impl PipeSystem {
     /// Waits until the other end has read everything.
     pub fn flush(&mut self, end: PipeEnd, request: RequestId) -> Result<(), Status> {
         let instance = self.instance(end)?;
-        if instance.state == State::Disconnected {
-            return Err(Status::PIPE_DISCONNECTED);
-        }
         let peer = end.side.peer();
         if !instance.open[peer as usize] {
             // Nobody will read, and nothing waits to be read.
@@ -465,15 +472,17 @@ impl PipeSystem {
             let flushed = Done { status: Status::SUCCESS, information: 0, data: Vec::new() };
             done.extend(queue.flushers.drain(..).map(|request| (request, flushed.clone())));
         }
-        self.done.extend(done);
+        for (request, done) in done {
+            self.requests.finish(request, done);
+        }
     }
 
     /// Looks at what can be read.
     pub fn peek(&mut self, end: PipeEnd, length: usize) -> Result<Peek, Status> {
         let instance = self.instance(end)?;
         match instance.state {
-            State::Disconnected => return Err(Status::PIPE_DISCONNECTED),
-            State::Listening => return Err(Status::INVALID_PIPE_STATE),
+            // A client that was disconnected has no instance any more.
+            State::Disconnected | State::Listening => return Err(Status::INVALID_PIPE_STATE),
             State::Connected | State::Closing => {}
         }
         let queue = &instance.queues[end.side as usize];
@@ -497,6 +506,9 @@ impl PipeSystem {
     /// Closes an end: the other one reads what is left, and then learns of it.
     pub fn close(&mut self, end: PipeEnd) {
         let Ok(instance) = self.instance(end) else { return };
+        if !instance.open[end.side as usize] {
+            return;
+        }
         let (side, peer) = (end.side as usize, end.side.peer() as usize);
         instance.open[side] = false;
         if instance.state == State::Connected {
@@ -506,7 +518,7 @@ impl PipeSystem {
         done.extend(instance.listeners.drain(..).map(|request| (request, Status::CANCELLED)));
         // What was meant for this end is lost.
         let own = &mut instance.queues[side];
-        done.extend(own.readers.drain(..).map(|reader| (reader.request, Status::CANCELLED)));
+        done.extend(own.readers.drain(..).map(|reader| (reader.request, Status::PIPE_BROKEN)));
         done.extend(own.messages.drain(..).filter_map(|message| message.writer).map(|w| (w, Status::PIPE_BROKEN)));
         done.extend(own.flushers.drain(..).map(|request| (request, Status::PIPE_BROKEN)));
         // Readers at the other end wait only while there is nothing to read.
@@ -718,8 +730,12 @@ mod tests {
         let late = pipes.request();
         pipes.flush(server, late).unwrap();
         assert_eq!(pipes.take(late).unwrap().status, Status::SUCCESS);
+        assert_eq!(pipes.flush(client, late), Ok(()), "closed, but of this connection");
+        pipes.take(late);
         pipes.disconnect(server).unwrap();
-        assert_eq!(pipes.flush(server, late), Err(Status::PIPE_DISCONNECTED));
+        pipes.flush(server, late).unwrap();
+        assert_eq!(pipes.take(late).unwrap().status, Status::SUCCESS);
+        assert_eq!(pipes.flush(client, late), Err(Status::PIPE_DISCONNECTED));
     }
 
     #[test]

@@ -1,21 +1,21 @@
-//! Named pipes as files: creating, opening, transfers, control codes; completion of operations that wait.
+//! Named pipes as files: creating, opening, transfers, control codes.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
 use super::file::{self, FileKind, FileObject};
 use super::info::{Answer, Bytes};
-use super::pipe::{Done, PipeEnd, PipeParameters, RequestId, Side};
+use super::pending::{Waiting, deliver, settle};
+use super::pipe::{PipeEnd, PipeParameters, Side};
+use super::requests::Done;
 use super::services::IoStatusPtr;
 use super::transfer::Completion;
 use crate::kernel::Kernel;
 use crate::object::support::AttributesPtr;
-use crate::object::{Body, CompletionPacket, Handle, ObjectId, ObjectType};
-use crate::process::ProcessId;
+use crate::object::{Body, Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::services;
 use crate::status::Status;
 use crate::strings::ObjectAttributes;
-use crate::thread::{Apc, ThreadId};
-use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
+use crate::user_ptr::{UserBuffer, UserPtr};
 use crate::wait::Wait;
 
 services! { pub SERVICES;
@@ -25,7 +25,10 @@ services! { pub SERVICES;
 
 /// FSCTL_PIPE_*.
 pub(super) mod code {
+    pub const ASSIGN_EVENT: u32 = 0x11_0000;
     pub const DISCONNECT: u32 = 0x11_0004;
+    pub const QUERY_EVENT: u32 = 0x11_0010;
+    pub const SET_CLIENT_PROCESS: u32 = 0x11_0024;
     pub const LISTEN: u32 = 0x11_0008;
     pub const PEEK: u32 = 0x11_400C;
     pub const TRANSCEIVE: u32 = 0x11_C017;
@@ -35,66 +38,6 @@ pub(super) mod code {
     pub const GET_CONNECTION_ATTRIBUTE: u32 = 0x11_0030;
 }
 
-/// Who asked for an operation that is not complete yet, and how its end is told.
-#[derive(Debug)]
-pub struct PendingIo {
-    /// The process that memory belongs to.
-    pub(super) process: ProcessId,
-    /// The thread that gets the APC.
-    pub(super) thread: ThreadId,
-    /// The file; referenced.
-    pub(super) file: ObjectId,
-    event: Option<ObjectId>,
-    apc: u64,
-    apc_context: u64,
-    /// Address of the IO_STATUS_BLOCK.
-    pub(super) io_status: u64,
-    /// It does not end with its thread: only a completion port learns of its end.
-    pub(super) outlives_thread: bool,
-}
-
-impl PendingIo {
-    /// An operation of the calling thread; the file and the event are referenced until it completes.
-    pub(super) fn of(call: &mut Call<'_, '_>, id: ObjectId, completion: Completion) -> Result<Self, Status> {
-        let event = match completion.event {
-            Handle::NULL => None,
-            event => Some(call.object(event, Some(ObjectType::Event), 2)?),
-        };
-        if let Some(id) = event {
-            call.kernel.objects.reference(id);
-        }
-        call.kernel.objects.reference(id);
-        let port = call.kernel.file(id)?.completion.is_some();
-        Ok(Self {
-            outlives_thread: port && completion.apc_context != 0 && event.is_none(),
-            process: call.kernel.process.id,
-            thread: call.thread,
-            file: id,
-            event,
-            apc: completion.apc,
-            apc_context: completion.apc_context,
-            io_status: completion.io_status.address(),
-        })
-    }
-}
-
-/// An operation on a pipe that a caller did not wait for.
-#[derive(Debug)]
-pub struct PendingPipeIo {
-    io: PendingIo,
-    /// Where what it reads goes.
-    buffer: u64,
-}
-
-/// Whether the caller of an operation waits for it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Waiting {
-    /// If it has opened the file for synchronous I/O.
-    AsOpened,
-    /// In any case.
-    Always,
-}
-
 impl Kernel {
     fn pipe_end(&self, id: ObjectId) -> Option<PipeEnd> {
         match self.file(id).ok()?.kind {
@@ -102,137 +45,6 @@ impl Kernel {
             _ => None,
         }
     }
-
-    /// Completes operations on pipes and sockets whose callers went on in the meantime.
-    pub(crate) fn deliver_io(&mut self, space: &mut lstar_runtime::AddressSpace) {
-        self.advance_network(space);
-        loop {
-            let mut pending = self.pending_io.keys();
-            let Some(&request) = pending.find(|&&request| self.pipes.is_done(request)) else { return };
-            if let (Some(pending), Some(done)) = (self.pending_io.remove(&request), self.pipes.take(request)) {
-                self.complete_io(space, pending.io, done.status, done.information, &[(pending.buffer, done.data)]);
-            }
-        }
-    }
-
-    /// Completes an operation: results are written in its process, its end is told.
-    pub(super) fn complete_io(
-        &mut self,
-        space: &mut lstar_runtime::AddressSpace,
-        io: PendingIo,
-        status: Status,
-        information: u64,
-        writes: &[(u64, Vec<u8>)],
-    ) {
-        if let Ok(previous) = self.enter_process(space, io.process) {
-            let block = [u64::from(status.0), information].map(u64::to_le_bytes).concat();
-            // What the caller has unmapped in the meantime is its loss.
-            let user = lstar_arch::Privilege::User;
-            for (address, bytes) in writes {
-                let _ = self.memory.write(space, *address, bytes, user);
-            }
-            let _ = self.memory.write(space, io.io_status, &block, user);
-            let _ = self.enter_process(space, previous);
-        }
-        let has_event = io.event.is_some();
-        if let Some(id) = io.event {
-            if let Ok(Body::Event(event)) = self.objects.body_mut(id) {
-                event.set(true);
-            }
-            self.objects.dereference(id);
-        }
-        if io.apc != 0 {
-            if let Ok(thread) = self.scheduler.thread_mut(io.thread) {
-                let arguments = [io.apc_context, io.io_status, 0];
-                thread.apcs.push_back(Apc { routine: io.apc, arguments });
-            }
-        } else if let Ok(file) = self.file(io.file)
-            && let Some((port, key)) = file.completion
-            && io.apc_context != 0
-            && let Ok(Body::IoCompletion(port)) = self.objects.body_mut(port)
-        {
-            port.packets.push_back(CompletionPacket { key, context: io.apc_context, status, information });
-        }
-        if let Ok(file) = self.file_mut(io.file) {
-            file.signaled |= !has_event || file.is_synchronous();
-        }
-        self.objects.dereference(io.file);
-    }
-
-    /// Takes back what a thread that ends was doing with pipes.
-    pub(crate) fn cancel_io_of(&mut self, thread: ThreadId) {
-        self.afd.cancel_thread(thread);
-        let own = |pending: &PendingPipeIo| pending.io.thread == thread;
-        let pending = self.pending_io.iter().filter(|(_, pending)| own(pending)).map(|(&request, _)| request);
-        let waiting = self.waiting_io.iter().filter(|(_, waiter)| **waiter == thread).map(|(&request, _)| request);
-        let requests: Vec<RequestId> = pending.chain(waiting).collect();
-        for request in requests {
-            self.pipes.cancel(request);
-            if self.waiting_io.remove(&request).is_some() {
-                self.pipes.take(request);
-            }
-        }
-    }
-
-    /// Cancels pending operations on a file, of one thread or all, the one with an IO_STATUS_BLOCK or all; says
-    /// whether there was any.
-    pub(super) fn cancel_pending(&mut self, file: ObjectId, thread: Option<ThreadId>, io_status: u64) -> bool {
-        let matches = |PendingPipeIo { io, .. }: &PendingPipeIo| {
-            io.file == file
-                && thread.is_none_or(|thread| thread == io.thread)
-                && (io_status == 0 || io_status == io.io_status)
-        };
-        let requests: Vec<RequestId> =
-            self.pending_io.iter().filter(|(_, io)| matches(io)).map(|(&request, _)| request).collect();
-        requests.iter().filter(|&&request| self.pipes.cancel(request)).count() > 0
-    }
-}
-
-impl PipeEnd {
-    /// Ends an operation that was just submitted: now, later with STATUS_PENDING, or with a wait.
-    fn settle(
-        call: &mut Call<'_, '_>,
-        id: ObjectId,
-        request: RequestId,
-        completion: Completion,
-        buffer: u64,
-        wait: Waiting,
-    ) -> Result<Outcome, Status> {
-        if let Some(done) = call.kernel.pipes.take(request) {
-            return deliver(call, id, completion, buffer, &done).map(Outcome::Return);
-        }
-        if wait == Waiting::Always || call.kernel.file(id)?.is_synchronous() {
-            call.kernel.objects.reference(id);
-            call.kernel.waiting_io.insert(request, call.thread);
-            let wait = Wait::until("a pipe", move |kernel, _| kernel.pipes.is_done(request).then_some(Status::SUCCESS));
-            return Ok(Outcome::Wait(wait.then(move |call, _| {
-                call.kernel.waiting_io.remove(&request);
-                let status = match call.kernel.pipes.take(request) {
-                    Some(done) => deliver(call, id, completion, buffer, &done).unwrap_or_else(|status| status),
-                    None => Status::CANCELLED,
-                };
-                call.kernel.objects.dereference(id);
-                call.kernel.reap();
-                Outcome::Return(status)
-            })));
-        }
-        let io = PendingIo::of(call, id, completion)?;
-        call.kernel.pending_io.insert(request, PendingPipeIo { io, buffer });
-        Ok(Outcome::Return(Status::PENDING))
-    }
-}
-
-/// Hands the result of an operation to its caller.
-fn deliver(
-    call: &mut Call<'_, '_>,
-    id: ObjectId,
-    completion: Completion,
-    buffer: u64,
-    done: &Done,
-) -> Result<Status, Status> {
-    call.write_user(buffer, &done.data)?;
-    completion.finish(call, id, done.status, done.information)?;
-    Ok(done.status)
 }
 
 /// NtReadFile.
@@ -246,7 +58,7 @@ pub(super) fn read(
     let end = call.kernel.pipe_end(id).ok_or(Status::INVALID_DEVICE_REQUEST)?;
     let request = call.kernel.pipes.request();
     call.kernel.pipes.read(end, request, length as usize)?;
-    PipeEnd::settle(call, id, request, completion, buffer, Waiting::AsOpened)
+    settle(call, id, request, completion, buffer, Waiting::AsOpened)
 }
 
 /// NtWriteFile.
@@ -261,7 +73,7 @@ pub(super) fn write(
     let data = UserBuffer::new(buffer, u64::from(length)).read(call)?;
     let request = call.kernel.pipes.request();
     call.kernel.pipes.write(end, request, data)?;
-    PipeEnd::settle(call, id, request, completion, 0, Waiting::AsOpened)
+    settle(call, id, request, completion, 0, Waiting::AsOpened)
 }
 
 /// NtFlushBuffersFile: waits for the reader.
@@ -271,7 +83,7 @@ pub(super) fn flush(call: &mut Call<'_, '_>, id: ObjectId, io_status: IoStatusPt
     call.kernel.pipes.flush(end, request)?;
     let completion = Completion { event: Handle::NULL, apc: 0, apc_context: 0, io_status };
     completion.begin(call, id)?;
-    PipeEnd::settle(call, id, request, completion, 0, Waiting::Always)
+    settle(call, id, request, completion, 0, Waiting::Always)
 }
 
 /// NtFsControlFile on a pipe.
@@ -292,7 +104,7 @@ pub(super) fn control(
         code::LISTEN => {
             let request = call.kernel.pipes.request();
             call.kernel.pipes.listen(end, request)?;
-            PipeEnd::settle(call, id, request, completion, 0, Waiting::AsOpened)
+            settle(call, id, request, completion, 0, Waiting::AsOpened)
         }
         code::DISCONNECT => {
             call.kernel.pipes.disconnect(end)?;
@@ -302,7 +114,8 @@ pub(super) fn control(
             const HEAD: usize = 0x10;
             let room = (output.1 as usize).checked_sub(HEAD).ok_or(Status::INFO_LENGTH_MISMATCH)?;
             let peek = call.kernel.pipes.peek(end, room)?;
-            let more = peek.data.len() < peek.available as usize && room > 0;
+            // Bytes have no end that could be missing.
+            let more = peek.data.len() < peek.message_length as usize;
             let head = [peek.state as u32, peek.available, peek.messages, peek.message_length];
             let bytes = Bytes::default().u32s(&head).bytes(&peek.data).0;
             plain(call, bytes, if more { Status::BUFFER_OVERFLOW } else { Status::SUCCESS })
@@ -310,12 +123,13 @@ pub(super) fn control(
         code::TRANSCEIVE => {
             let data = UserBuffer::new(input.0, u64::from(input.1)).read(call)?;
             let pipes = &mut call.kernel.pipes;
+            pipes.check_transceive(end)?;
             let (sent, answer) = (pipes.request(), pipes.request());
             pipes.write(end, sent, data)?;
             pipes.read(end, answer, output.1 as usize)?;
             // The answer says that the question was read.
             pipes.take(sent);
-            PipeEnd::settle(call, id, answer, completion, output.0, Waiting::AsOpened)
+            settle(call, id, answer, completion, output.0, Waiting::AsOpened)
         }
         code::IMPERSONATE => plain(call, Vec::new(), Status::SUCCESS),
         code::GET_PIPE_ATTRIBUTE | code::GET_CONNECTION_ATTRIBUTE => {
@@ -343,8 +157,10 @@ pub(super) fn root_control(
     input: (u64, u32),
 ) -> Result<Outcome, Status> {
     const HEAD: usize = 0xE;
-    if code != code::WAIT {
-        return Err(Status::INVALID_DEVICE_REQUEST);
+    match code {
+        code::WAIT => {}
+        code::ASSIGN_EVENT | code::QUERY_EVENT | code::SET_CLIENT_PROCESS => return Err(Status::NOT_SUPPORTED),
+        _ => return Err(Status::INVALID_DEVICE_REQUEST),
     }
     let bytes = UserBuffer::new(input.0, u64::from(input.1.min(0x1_0000))).read(call)?;
     let (Some(head), Some(name)) = (bytes.get(..HEAD), bytes.get(HEAD..)) else {
@@ -398,6 +214,10 @@ fn create_named_pipe(
     const CREATE: u32 = 2;
     const FILE_OPENED: u64 = 1;
     const FILE_CREATED: u64 = 2;
+    out.write(call, Handle::NULL)?;
+    if attributes.is_null() {
+        return Err(Status::INVALID_PARAMETER);
+    }
     let attributes = attributes.read_attributes(call)?;
     let timeout = timeout.read_optional(call)?.unwrap_or(-500_000);
     let directions = share & (SHARE_READ | SHARE_WRITE);
@@ -409,6 +229,7 @@ fn create_named_pipe(
     let exists = !name.is_empty() && call.kernel.pipes.exists(&name);
     match disposition {
         OPEN if !exists => return Err(Status::OBJECT_NAME_NOT_FOUND),
+        CREATE if exists && call.kernel.pipes.is_full(&name) => return Err(Status::INSTANCE_NOT_AVAILABLE),
         CREATE if exists => return Err(Status::ACCESS_DENIED),
         _ => {}
     }
@@ -467,6 +288,9 @@ pub(super) fn connect(
 /// FilePipeInformation (23) and FilePipeLocalInformation (24); `None` for other classes and files.
 pub(super) fn query(kernel: &Kernel, id: ObjectId, class: u32) -> Option<Result<Answer, Status>> {
     let end = kernel.pipe_end(id)?;
+    if matches!(class, 23 | 24) && kernel.file(id).is_ok_and(|file| file.access & file::READ_ATTRIBUTES == 0) {
+        return Some(Err(Status::ACCESS_DENIED));
+    }
     let Some(facts) = kernel.pipes.facts(end) else { return Some(Err(Status::PIPE_DISCONNECTED)) };
     let bytes = match class {
         23 => Bytes::default().u32s(&[facts.modes.0, facts.modes.1].map(u32::from)),
@@ -500,6 +324,9 @@ pub(super) fn query(kernel: &Kernel, id: ObjectId, class: u32) -> Option<Result<
 pub(super) fn set_modes(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<bool, Status> {
     let Some(end) = call.kernel.pipe_end(id) else { return Ok(false) };
     let [messages, nonblocking] = crate::object::support::read_information::<[u32; 2]>(call, buffer)?;
+    if call.kernel.file(id)?.access & file::WRITE_ATTRIBUTES == 0 {
+        return Err(Status::ACCESS_DENIED);
+    }
     if messages > 1 || nonblocking > 1 {
         return Err(Status::INVALID_PARAMETER);
     }

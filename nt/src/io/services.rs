@@ -1,11 +1,13 @@
 //! Services that open, query and change files.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
+use super::changes::filter;
 use super::console::ConsoleEnd;
 use super::directory::{EntryLayout, fill};
 use super::file::{self, FileKind, FileObject};
 use super::filesystem::{CreateRequest, CreateResult, FileSystem, NewTimes, options};
 use super::info::{self, Answer, Bytes};
+use super::mailslot_services;
 use super::path::NtPath;
 use super::pipe::PipeEnd;
 use super::pipe_services;
@@ -53,6 +55,8 @@ enum Target {
     Device(FileKind, String),
     /// A pipe by its name, or by a server's end.
     Pipe(String, Option<PipeEnd>),
+    /// A mailslot by its name.
+    Mailslot(String),
 }
 
 /// Follows the name of a file, absolute or relative to an open directory.
@@ -87,6 +91,8 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
         (Device::Random, None | Some("")) => Ok(Target::Device(FileKind::Random, path)),
         (Device::NamedPipe, None | Some("")) => Ok(Target::Device(FileKind::PipeRoot, path)),
         (Device::NamedPipe, Some(rest)) => Ok(Target::Pipe(rest.to_owned(), None)),
+        (Device::Mailslot, None | Some("")) => Ok(Target::Device(FileKind::MailslotRoot, path)),
+        (Device::Mailslot, Some(rest)) => Ok(Target::Mailslot(rest.to_owned())),
         (Device::Registry, _) => Err(Status::OBJECT_TYPE_MISMATCH),
         _ => Err(Status::OBJECT_NAME_NOT_FOUND),
     }
@@ -118,6 +124,14 @@ pub(super) fn locate_pipe(call: &Call<'_, '_>, attributes: &ObjectAttributes) ->
     }
 }
 
+/// The name of a mailslot to be made.
+pub(super) fn locate_mailslot(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<String, Status> {
+    match locate(call, attributes)? {
+        Target::Mailslot(name) if !name.is_empty() => Ok(name),
+        _ => Err(Status::OBJECT_NAME_INVALID),
+    }
+}
+
 /// Opens a file by its name to make a section of it.
 pub fn open_section_file(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<SectionFile, Status> {
     let Target::Volume(volume, path) = locate(call, attributes)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
@@ -127,7 +141,7 @@ pub fn open_section_file(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> 
     let Found::File(mut node) = found else { return Err(Status::FILE_IS_A_DIRECTORY) };
     let file = volumes[volume].open_file(&mut node, false)?;
     let name = format!("{}{}", FileSystem::device_name(volume), NtPath::display(&node.path()));
-    Ok(SectionFile { file, name })
+    Ok(SectionFile { file, name, held: None })
 }
 
 fn relative(file: &FileObject, name: &str) -> Result<Target, Status> {
@@ -136,6 +150,7 @@ fn relative(file: &FileObject, name: &str) -> Result<Target, Status> {
             return Ok(Target::Pipe(file.name.trim_start_matches('\\').to_owned(), Some(end)));
         }
         FileKind::PipeRoot => return Ok(Target::Pipe(name.to_owned(), None)),
+        FileKind::MailslotRoot => return Ok(Target::Mailslot(name.to_owned())),
         _ => {}
     }
     if name.starts_with('\\') {
@@ -161,7 +176,7 @@ fn locate_path(call: &mut Call<'_, '_>, attributes: AttributesPtr) -> Result<(us
     let attributes = attributes.read_attributes(call)?;
     match locate(call, &attributes)? {
         Target::Volume(volume, path) => Ok((volume, path)),
-        Target::Device(..) | Target::Pipe(..) => Err(Status::INVALID_DEVICE_REQUEST),
+        Target::Device(..) | Target::Pipe(..) | Target::Mailslot(_) => Err(Status::INVALID_DEVICE_REQUEST),
     }
 }
 
@@ -181,9 +196,10 @@ fn open(
     io_status: IoStatusPtr,
     wish: &Wish,
 ) -> Result<(), Status> {
+    // A failure leaves no handle.
+    out.write(call, Handle::NULL)?;
     let attributes = attributes.read_attributes(call)?;
-    // FILE_READ_ATTRIBUTES comes with every opening.
-    let access = ObjectType::File.map_access(wish.access) | file::READ_ATTRIBUTES;
+    let access = ObjectType::File.map_access(wish.access);
     let (object, result) = match locate(call, &attributes)? {
         Target::Volume(volume, path) => call.kernel.files.create(&CreateRequest {
             volume,
@@ -198,6 +214,10 @@ fn open(
         Target::Pipe(name, server) => {
             let mut end = pipe_services::connect(call, &name, server, access)?;
             end.options = wish.options;
+            (end, CreateResult::Opened)
+        }
+        Target::Mailslot(name) => {
+            let end = mailslot_services::open(call.kernel, &name, access, wish.options)?;
             (end, CreateResult::Opened)
         }
         Target::Device(kind, name) => (FileObject::device(kind, &name, access, wish.options), CreateResult::Opened),
@@ -313,6 +333,9 @@ fn query_information(
     if let Some(facts) = pipe_services::query(call.kernel, id, class) {
         return answer(call, io_status, UserBuffer::new(buffer, u64::from(length)), &facts?);
     }
+    if let Some(facts) = mailslot_services::query(call.kernel, id, class) {
+        return answer(call, io_status, UserBuffer::new(buffer, u64::from(length)), &facts?);
+    }
     let file = call.kernel.file(id)?;
     let answer_bytes = match class {
         // FileIoCompletionNotificationInformation.
@@ -412,8 +435,8 @@ fn set_information(
         }
         // FileRenameInformation, FileRenameInformationEx.
         0xA | 0x41 => rename(call, id, buffer)?,
-        // FileLinkInformation.
-        0xB => return Err(Status::NOT_SUPPORTED),
+        // FileLinkInformation, FileLinkInformationEx.
+        0xB | 0x48 => link(call, id, buffer)?,
         // FileDispositionInformation.
         0xD => {
             let delete = read_information::<u8>(call, buffer)? != 0;
@@ -438,16 +461,27 @@ fn set_information(
         // FileValidDataLengthInformation has nothing to do.
         0x13 | 0x14 | 0x27 => {
             let size = read_information::<i64>(call, buffer)?;
-            let size = u64::try_from(size).map_err(|_| Status::INVALID_PARAMETER)?;
             let file = call.kernel.file(id)?;
             if file.access & (file::WRITE_DATA | file::APPEND_DATA) == 0 {
                 return Err(Status::ACCESS_DENIED);
             }
+            let size = u64::try_from(size).map_err(|_| Status::INVALID_PARAMETER)?;
             let host = file.host_file().ok_or(Status::INVALID_PARAMETER)?;
             let current = host.metadata().map_err(|error| super::status_of_io(&error))?.len();
+            // All that was written is valid already.
+            if class == 0x27 && (size == 0 || size > current) {
+                return Err(Status::INVALID_PARAMETER);
+            }
+            if class != 0x27 && size < current {
+                call.kernel.files.check_truncation(file)?;
+            }
             if class == 0x14 || class == 0x13 && size < current {
                 call.kernel.files.resize(current, size)?;
                 host.set_len(size).map_err(|error| super::status_of_io(&error))?;
+                let Kernel { objects, files, .. } = &mut *call.kernel;
+                if let Body::File(file) = objects.body(id)? {
+                    files.report_modified(file, filter::SIZE);
+                }
             }
         }
         // FilePipeInformation: read mode and completion mode of a stream are what they are.
@@ -458,6 +492,8 @@ fn set_information(
                 return Err(Status::OBJECT_TYPE_MISMATCH);
             }
         }
+        // FileMailslotSetInformation.
+        0x1B => mailslot_services::set(call, id, buffer)?,
         // FileCompletionInformation.
         0x1E => {
             let [port, key] = read_information::<[u64; 2]>(call, buffer)?;
@@ -476,7 +512,11 @@ fn set_information(
         }
         // FileIoPriorityHintInformation.
         0x2B => {
-            read_information::<u32>(call, buffer)?;
+            /// MaxIoPriorityTypes.
+            const PRIORITIES: u32 = 5;
+            if read_information::<u32>(call, buffer)? >= PRIORITIES {
+                return Err(Status::INVALID_PARAMETER);
+            }
         }
         _ => return Err(Status::INVALID_INFO_CLASS),
     }
@@ -495,8 +535,9 @@ fn set_disposition(
     files.set_disposition(file, delete, posix, force)
 }
 
-/// FILE_RENAME_INFORMATION: flags, root directory at 8, length of the name at 10h, name at 14h.
-fn rename(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(), Status> {
+/// FILE_RENAME_INFORMATION and FILE_LINK_INFORMATION: flags, root directory at 8, length of the name at 10h, name at 14h.
+/// The result is whether an existing file is replaced, and the new path, which must be on the file's own volume.
+fn read_new_name(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(bool, NtPath), Status> {
     if buffer.length < 0x18 {
         return Err(Status::INFO_LENGTH_MISMATCH);
     }
@@ -521,15 +562,27 @@ fn rename(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(
         let attributes = ObjectAttributes { root_directory: root, name: Some(units), ..Default::default() };
         match locate(call, &attributes)? {
             Target::Volume(volume, path) => (volume, path),
-            Target::Device(..) | Target::Pipe(..) => return Err(Status::NOT_SAME_DEVICE),
+            Target::Device(..) | Target::Pipe(..) | Target::Mailslot(_) => return Err(Status::NOT_SAME_DEVICE),
         }
     };
     if volume != own_volume {
         return Err(Status::NOT_SAME_DEVICE);
     }
+    Ok((replace & 1 != 0, to))
+}
+
+fn rename(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(), Status> {
+    let (replace, to) = read_new_name(call, id, buffer)?;
     let Kernel { objects, files, .. } = &mut *call.kernel;
     let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
-    files.rename(file, &to, replace & 1 != 0)
+    files.rename(file, &to, replace)
+}
+
+fn link(call: &mut Call<'_, '_>, id: ObjectId, buffer: UserBuffer) -> Result<(), Status> {
+    let (replace, to) = read_new_name(call, id, buffer)?;
+    let Kernel { objects, files, .. } = &mut *call.kernel;
+    let Body::File(file) = objects.body(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
+    files.link(file, &to, replace)
 }
 
 /// FILE_OBJECTID_BUFFER: what tells two files apart.

@@ -4,8 +4,10 @@
 use std::os::unix::fs::FileExt as _;
 
 use super::afd;
+use super::changes::filter;
 use super::console::{self, ConsoleEnd};
 use super::file::{self, FileKind};
+use super::mailslot_services;
 use super::pipe_services;
 use super::services::IoStatusPtr;
 use super::status_of_io;
@@ -85,8 +87,49 @@ impl Completion {
         self.announce(call, id, status, 0)
     }
 
+    /// Completes an operation on a disk file: on one that was opened for asynchronous I/O it is done at once, but its
+    /// caller learns of that as if it had taken a while, as since Windows Vista.
+    pub(super) fn finish_disk(
+        self,
+        call: &mut Call<'_, '_>,
+        id: ObjectId,
+        status: Status,
+        information: u64,
+    ) -> Result<Outcome, Status> {
+        if !call.kernel.file(id)?.is_synchronous() {
+            return self.finish_pended(call, id, status, information);
+        }
+        self.finish(call, id, status, information)?;
+        Ok(Outcome::Return(status))
+    }
+
+    /// The same whatever the file was opened for.
+    pub(super) fn finish_pended(
+        self,
+        call: &mut Call<'_, '_>,
+        id: ObjectId,
+        status: Status,
+        information: u64,
+    ) -> Result<Outcome, Status> {
+        call.write_io_status(self.io_status, status, information)?;
+        self.announce_to(call, id, status, information, true)?;
+        Ok(Outcome::Return(Status::PENDING))
+    }
+
     /// Event, APC or completion port.
     fn announce(self, call: &mut Call<'_, '_>, id: ObjectId, status: Status, information: u64) -> Result<(), Status> {
+        self.announce_to(call, id, status, information, false)
+    }
+
+    /// The same; of an operation that was pending a completion port is always told.
+    fn announce_to(
+        self,
+        call: &mut Call<'_, '_>,
+        id: ObjectId,
+        status: Status,
+        information: u64,
+        pended: bool,
+    ) -> Result<(), Status> {
         /// FILE_SKIP_COMPLETION_PORT_ON_SUCCESS.
         const SKIP_PORT: u32 = 1;
         if self.event != Handle::NULL
@@ -97,6 +140,9 @@ impl Completion {
         let file = call.kernel.file_mut(id)?;
         file.signaled |= self.event == Handle::NULL || file.is_synchronous();
         if self.apc != 0 {
+            if status.is_error() && !pended {
+                return Ok(());
+            }
             let apc = Apc { routine: self.apc, arguments: [self.apc_context, self.io_status.address(), 0] };
             call.kernel.scheduler.thread_mut(call.thread)?.apcs.push_back(apc);
             return Ok(());
@@ -104,8 +150,7 @@ impl Completion {
         let file = call.kernel.file(id)?;
         if let Some((port, key)) = file.completion
             && self.apc_context != 0
-            && file.completion_flags & SKIP_PORT == 0
-            && !status.is_error()
+            && (pended || file.completion_flags & SKIP_PORT == 0 && !status.is_error())
             && let Ok(Body::IoCompletion(port)) = call.kernel.objects.body_mut(port)
         {
             port.packets.push_back(CompletionPacket { key, context: self.apc_context, status, information });
@@ -115,12 +160,15 @@ impl Completion {
 }
 
 /// Where a transfer starts.
-enum Start {
+pub(super) enum Start {
+    /// At an offset.
     At(u64),
+    /// Behind the last byte.
     End,
 }
 
-fn start_of(call: &mut Call<'_, '_>, id: ObjectId, offset: UserPtr<i64>) -> Result<Start, Status> {
+/// What an offset argument means.
+pub(super) fn start_of(call: &mut Call<'_, '_>, id: ObjectId, offset: UserPtr<i64>) -> Result<Start, Status> {
     const WRITE_TO_END: i64 = -1;
     const USE_POSITION: i64 = -2;
     let offset = offset.read_optional(call)?;
@@ -141,6 +189,7 @@ enum Source {
     Pipe,
     Socket,
     Console(ConsoleEnd),
+    Mailslot,
 }
 
 fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
@@ -150,10 +199,13 @@ fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
         FileKind::Null => Ok(Source::Null),
         FileKind::Pipe(_) => Ok(Source::Pipe),
         FileKind::Console(end) => Ok(Source::Console(*end)),
+        FileKind::Mailslot(_) | FileKind::MailslotWriter(_) => Ok(Source::Mailslot),
         FileKind::Socket(_) => Ok(Source::Socket),
-        FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::PipeRoot | FileKind::Random => {
-            Err(Status::INVALID_DEVICE_REQUEST)
-        }
+        FileKind::Directory { .. }
+        | FileKind::Volume(_)
+        | FileKind::PipeRoot
+        | FileKind::MailslotRoot
+        | FileKind::Random => Err(Status::INVALID_DEVICE_REQUEST),
     }
 }
 
@@ -172,6 +224,10 @@ fn read_file(
     let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
     let length = length as usize;
     let completion = Completion { event, apc, apc_context, io_status };
+    // What is wrong with the caller's memory is found before anything happens.
+    if io_status.is_null() || !call.kernel.memory.may_write(buffer, length as u64) {
+        return Err(Status::ACCESS_VIOLATION);
+    }
     completion.begin(call, id)?;
     let (total, end) = match source_of(call, id)? {
         Source::Disk => {
@@ -182,7 +238,8 @@ fn read_file(
             if file.is_synchronous() {
                 file.set_position(start.saturating_add(total));
             }
-            (total, Status::END_OF_FILE)
+            let status = if total == 0 && length > 0 { Status::END_OF_FILE } else { Status::SUCCESS };
+            return completion.finish_disk(call, id, status, total);
         }
         Source::Stream(super::StdStream::Input) => return Ok(read_input(call, id, completion, buffer, length)),
         Source::Stream(_) => return Err(Status::ACCESS_DENIED),
@@ -190,9 +247,8 @@ fn read_file(
         Source::Console(end) => {
             return console::read_file(call, id, end, completion, UserBuffer::new(buffer, length as u64));
         }
-        Source::Pipe => {
-            return pipe_services::read(call, id, completion, buffer, length as u32);
-        }
+        Source::Pipe => return pipe_services::read(call, id, completion, buffer, length as u32),
+        Source::Mailslot => return mailslot_services::read(call, id, completion, buffer, length as u32),
         Source::Socket => return afd::control::read(call, id, completion, UserBuffer::new(buffer, length as u64)),
     };
     let status = if total == 0 && length > 0 { end } else { Status::SUCCESS };
@@ -231,7 +287,14 @@ fn read_input(call: &mut Call<'_, '_>, id: ObjectId, completion: Completion, buf
     }))
 }
 
-fn read_disk(call: &mut Call<'_, '_>, id: ObjectId, start: u64, buffer: u64, length: usize) -> Result<u64, Status> {
+/// Reads from a disk file; the result is less than `length` at its end.
+pub(super) fn read_disk(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    start: u64,
+    buffer: u64,
+    length: usize,
+) -> Result<u64, Status> {
     let mut data = vec![0; length.min(CHUNK)];
     let mut total = 0u64;
     while (total as usize) < length {
@@ -275,36 +338,21 @@ fn write_file(
             let start = match start_of(call, id, offset)? {
                 // Without FILE_WRITE_DATA all writes append.
                 Start::At(at) if access & file::WRITE_DATA != 0 => at,
-                _ => {
-                    let host = call.kernel.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
-                    host.metadata().map_err(|error| status_of_io(&error))?.len()
-                }
+                _ => call.kernel.size_of_disk_file(id)?,
             };
-            let kernel = &*call.kernel;
-            let file = kernel.file(id)?;
-            kernel.files.check_locks(file, start, u64::from(length), true)?;
-            let host = file.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
-            let size = host.metadata().map_err(|error| status_of_io(&error))?.len();
-            let end = start.checked_add(u64::from(length)).ok_or(Status::INVALID_PARAMETER)?;
-            kernel.files.resize(size, size.max(end))?;
-            for_each_chunk(call, buffer, length, |call, done, data| {
-                let at =
-                    start.checked_add(done).filter(|&at| at <= i64::MAX as u64).ok_or(Status::INVALID_PARAMETER)?;
-                let host = call.kernel.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
-                host.write_all_at(data, at).map_err(|error| status_of_io(&error))
-            })?;
+            write_disk(call, id, start, buffer, length)?;
             let file = call.kernel.file_mut(id)?;
             if file.is_synchronous() {
                 file.set_position(start.saturating_add(u64::from(length)));
             }
+            return completion.finish_disk(call, id, Status::SUCCESS, u64::from(length));
         }
         Source::Stream(super::StdStream::Input) => return Err(Status::ACCESS_DENIED),
         Source::Stream(stream) => for_each_chunk(call, buffer, length, |call, _, data| {
             call.kernel.host.write(stream, data).map_err(|error| status_of_io(&error))
         })?,
-        Source::Pipe => {
-            return pipe_services::write(call, id, completion, buffer, length);
-        }
+        Source::Pipe => return pipe_services::write(call, id, completion, buffer, length),
+        Source::Mailslot => return mailslot_services::write(call, id, completion, buffer, length),
         Source::Socket => {
             return afd::control::write(call, id, completion, UserBuffer::new(buffer, u64::from(length)));
         }
@@ -319,6 +367,42 @@ fn write_file(
     Ok(Outcome::Return(Status::SUCCESS))
 }
 
+/// Writes to a disk file.
+pub(super) fn write_disk(
+    call: &mut Call<'_, '_>,
+    id: ObjectId,
+    start: u64,
+    buffer: u64,
+    length: u32,
+) -> Result<(), Status> {
+    let size = call.kernel.size_of_disk_file(id)?;
+    let kernel = &*call.kernel;
+    kernel.files.check_locks(kernel.file(id)?, start, u64::from(length), true)?;
+    let end = start.checked_add(u64::from(length)).ok_or(Status::INVALID_PARAMETER)?;
+    kernel.files.resize(size, size.max(end))?;
+    for_each_chunk(call, buffer, length, |call, done, data| {
+        let at = start.checked_add(done).filter(|&at| at <= i64::MAX as u64).ok_or(Status::INVALID_PARAMETER)?;
+        let host = call.kernel.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        host.write_all_at(data, at).map_err(|error| status_of_io(&error))
+    })?;
+    if call.kernel.files.changes.is_watching() {
+        let crate::kernel::Kernel { objects, files, .. } = &mut *call.kernel;
+        if let Ok(Body::File(file)) = objects.body(id) {
+            let grown = if end > size { filter::SIZE } else { 0 };
+            files.report_modified(file, filter::LAST_WRITE | grown);
+        }
+    }
+    Ok(())
+}
+
+impl crate::kernel::Kernel {
+    /// Size of a disk file.
+    pub(super) fn size_of_disk_file(&self, id: ObjectId) -> Result<u64, Status> {
+        let host = self.file(id)?.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+        Ok(host.metadata().map_err(|error| status_of_io(&error))?.len())
+    }
+}
+
 /// Hands the caller's buffer over in pieces.
 fn for_each_chunk<'a, 'm>(
     call: &mut Call<'a, 'm>,
@@ -329,7 +413,8 @@ fn for_each_chunk<'a, 'm>(
     let mut done = 0u64;
     while done < u64::from(length) {
         let size = (u64::from(length) - done).min(CHUNK as u64);
-        let data = UserBuffer::new(buffer.wrapping_add(done), size).read(call)?;
+        let data = UserBuffer::new(buffer.wrapping_add(done), size).read(call);
+        let data = data.map_err(|_| Status::INVALID_USER_BUFFER)?;
         consume(call, done, &data)?;
         done += size;
     }

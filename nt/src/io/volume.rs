@@ -562,6 +562,40 @@ impl Volume {
         Ok(target)
     }
 
+    /// Gives a file another name on the volume. The target's parent must exist.
+    pub fn link(&mut self, from: &[String], to: &[String], replace: bool) -> Result<Vec<String>, Status> {
+        if !self.is_writable() {
+            return Err(Status::MEDIA_WRITE_PROTECTED);
+        }
+        let Found::File(mut source) = self.lookup(from)? else { return Err(Status::OBJECT_NAME_NOT_FOUND) };
+        let (name, parent) = to.split_last().ok_or(Status::OBJECT_NAME_INVALID)?;
+        let Found::Directory(parent) = self.lookup(parent)? else { return Err(Status::OBJECT_PATH_NOT_FOUND) };
+        let target = joined(&parent.path, name);
+        match self.lookup(&target)? {
+            Found::Missing(..) => {}
+            Found::Directory(_) if replace => return Err(Status::ACCESS_DENIED),
+            Found::Directory(_) => return Err(Status::OBJECT_NAME_COLLISION),
+            Found::File(_) if !replace => return Err(Status::OBJECT_NAME_COLLISION),
+            // Already a name of this file.
+            Found::File(node) if key_of(&node.path()) == key_of(&source.path()) => return Ok(node.path()),
+            Found::File(node) => {
+                let stat = self.stat(&Found::File(node.clone()))?;
+                if stat.st_mode & 0o222 == 0 {
+                    return Err(Status::ACCESS_DENIED);
+                }
+                self.remove_upper(&node.path(), AtFlags::empty())?;
+            }
+        }
+        if source.layer == Layer::Lower {
+            self.copy_up(&mut source)?;
+        }
+        let folder = source.parent.layer(source.layer).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+        let new = self.upper_of(&parent)?;
+        rustix::fs::linkat(folder, source.name.as_str(), &new, name.as_str(), AtFlags::empty()).map_err(status_of)?;
+        self.hide(&target);
+        Ok(target)
+    }
+
     fn copy_tree_up(&self, directory: &Directory) -> Result<(), Status> {
         if directory.lower.is_none() {
             return Ok(());

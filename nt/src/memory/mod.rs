@@ -90,6 +90,31 @@ impl MemoryManager {
         Ok(())
     }
 
+    /// Whether a service could write there: all pages are committed, or will be at the first touch, and writable.
+    #[must_use]
+    pub fn may_write(&self, address: u64, length: u64) -> bool {
+        let Some(end) = address.checked_add(length) else { return false };
+        let mut at = address;
+        while at < end {
+            let Some((_, vad)) = self.vads.find(at) else { return false };
+            let (run, protection) = vad.run_at(at & !(PAGE_SIZE - 1));
+            at = match (protection, &vad.backing) {
+                (_, Backing::Stack { .. }) => vad.end,
+                (Some(protection), _) => {
+                    let writable = protection.access().contains(lstar_runtime::Protection::WRITE);
+                    if protection.is_guard() || !writable && !protection.is_copy() {
+                        return false;
+                    }
+                    run
+                }
+                // Committed through another view, perhaps.
+                (None, Backing::View { .. }) => run,
+                (None, _) => return false,
+            };
+        }
+        true
+    }
+
     fn serve_fault(&mut self, space: &mut AddressSpace, fault: PageFault) -> Result<(), Status> {
         match self.resolve_fault(space, fault.address, fault.code) {
             FaultResolution::Retry => Ok(()),

@@ -11,6 +11,7 @@ use rangemap::RangeSet;
 
 use super::image::{ImageError, ImageHeaders};
 use super::protection::PageProtection;
+use crate::io::mapped::MappedUse;
 use crate::status::Status;
 
 /// SEC_* allocation attributes.
@@ -40,6 +41,8 @@ pub struct SectionFile {
     pub file: File,
     /// Its name in the NT name space ("\Device\HarddiskVolume3\a.dll").
     pub name: String,
+    /// Makes the file count as mapped.
+    pub held: Option<MappedUse>,
 }
 
 /// What a section holds.

@@ -10,7 +10,9 @@ use super::section::{Section, SectionFile, attributes as sec};
 use super::services::{ExtendedParameter, placement_of_zero_bits, read_placement};
 use super::vad::Placement;
 use super::view::ViewRequest;
+use crate::debug::Event;
 use crate::io::FileObject;
+use crate::io::mapped::MappingKind;
 use crate::object::{Body, ObjectType};
 use crate::process::access;
 use crate::service::{Call, Handle};
@@ -59,18 +61,24 @@ impl Call<'_, '_> {
     }
 
     /// The host file behind a file handle, opened once more for a section.
-    fn section_file(&self, handle: Handle, access: u32) -> Result<SectionFile, Status> {
-        let kernel = &self.kernel;
+    fn section_file(&mut self, handle: Handle, access: u32, kind: MappingKind) -> Result<SectionFile, Status> {
+        let kernel = &mut *self.kernel;
         let object = kernel.objects.by_handle(&kernel.handles, handle, Some(ObjectType::File), access)?;
         let Body::File(file) = kernel.objects.body(object)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
-        file_of(file)
+        let held = kernel.files.map(file, kind);
+        Ok(SectionFile { held, ..file_of(file)? })
     }
+}
+
+fn mapping_kind(protection: PageProtection) -> MappingKind {
+    let writes = protection.access().contains(lstar_runtime::Protection::WRITE) && !protection.is_copy();
+    if writes { MappingKind::WritableData } else { MappingKind::Data }
 }
 
 fn file_of(file: &FileObject) -> Result<SectionFile, Status> {
     let host = file.host_file().ok_or(Status::INVALID_FILE_FOR_SECTION)?;
     let host = host.try_clone().map_err(|_| Status::INSUFFICIENT_RESOURCES)?;
-    Ok(SectionFile { file: host, name: file.full_name() })
+    Ok(SectionFile { file: host, name: file.full_name(), held: None })
 }
 
 #[expect(clippy::too_many_arguments, reason = "the service has as many")]
@@ -123,13 +131,13 @@ fn nt_create_section(
     let section = match (allocation_attributes & sec::IMAGE != 0, file.is_null()) {
         (true, true) => return Err(Status::INVALID_FILE_FOR_SECTION),
         (true, false) => {
-            let file = call.section_file(file, 0)?;
+            let file = call.section_file(file, 0, MappingKind::Image)?;
             let attributes = allocation_attributes & !sec::COMMIT | sec::FILE;
             Section::of_image(file, attributes)?
         }
         (false, true) => Section::of_memory(call.vcpu.memory, size, protection, allocation_attributes)?,
         (false, false) => {
-            let file = call.section_file(file, file_access(protection))?;
+            let file = call.section_file(file, file_access(protection), mapping_kind(protection))?;
             Section::of_file(call.vcpu.memory, file, size, protection, allocation_attributes)?
         }
     };
@@ -263,6 +271,10 @@ fn map_view(
     })?;
     base.write(call, address)?;
     view_size.write(call, mapped)?;
+    if section.image().is_some() && target == call.kernel.process.id {
+        let image = section.file.as_ref().map_or_else(String::new, |file| file.name.clone());
+        call.kernel.report(target, call.thread, Event::ImageMapped { image, base: address });
+    }
     Ok(status)
 }
 
@@ -281,7 +293,14 @@ fn nt_unmap_view_of_section_ex(
         return Err(Status::INVALID_PARAMETER_3);
     }
     let preserve = flags & MEM_PRESERVE_PLACEHOLDER != 0;
-    call.attached(target, |call| call.kernel.memory.unmap_view(call.vcpu.memory, address, preserve))?;
+    let image = call.attached(target, |call| {
+        let image = call.kernel.memory.vads.find(address).filter(|(_, vad)| vad.is_image()).map(|(start, _)| start);
+        call.kernel.memory.unmap_view(call.vcpu.memory, address, preserve)?;
+        Ok(image)
+    })?;
+    if let Some(base) = image.filter(|_| target == call.kernel.process.id) {
+        call.kernel.report(target, call.thread, Event::ImageUnmapped { base });
+    }
     Ok(Status::SUCCESS)
 }
 

@@ -400,6 +400,12 @@ impl Vad {
         Ok(())
     }
 
+    /// Whether it is a view of an image.
+    #[must_use]
+    pub fn is_image(&self) -> bool {
+        matches!(&self.backing, Backing::View { section, .. } if section.image().is_some())
+    }
+
     /// The run of pages around `page` that share state and protection: its end and, when committed, its protection.
     #[must_use]
     pub fn run_at(&self, page: u64) -> (u64, Option<PageProtection>) {

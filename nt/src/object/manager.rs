@@ -47,8 +47,8 @@ pub struct ObjectManager {
     slots: Vec<Slot>,
     free: Vec<u32>,
     dead: Vec<(ObjectId, Body)>,
-    /// Jobs without handles.
-    closed_jobs: Vec<ObjectId>,
+    /// Jobs, files and debug objects that have lost their last handle.
+    closed: Vec<ObjectId>,
     root: ObjectId,
 }
 
@@ -92,7 +92,7 @@ impl ObjectManager {
             slots: vec![Slot { generation: 0, object: Some(object) }],
             free: Vec::new(),
             dead: Vec::new(),
-            closed_jobs: Vec::new(),
+            closed: Vec::new(),
             root,
         }
     }
@@ -211,8 +211,8 @@ impl ObjectManager {
     fn handle_closed(&mut self, id: ObjectId) {
         if let Some(object) = self.get_mut(id) {
             object.handle_count = object.handle_count.saturating_sub(1);
-            if object.handle_count == 0 && matches!(object.body, Body::Job(_)) {
-                self.closed_jobs.push(id);
+            if object.handle_count == 0 && matches!(object.body, Body::Job(_) | Body::File(_) | Body::DebugObject(_)) {
+                self.closed.push(id);
             }
             self.collect(id);
         }
@@ -273,9 +273,9 @@ impl ObjectManager {
         }
     }
 
-    /// Jobs whose last handle was closed since the last call.
-    pub fn take_closed_jobs(&mut self) -> Vec<ObjectId> {
-        std::mem::take(&mut self.closed_jobs)
+    /// Jobs, files and debug objects whose last handle was closed since the last call. Some are dead already.
+    pub fn take_closed(&mut self) -> Vec<ObjectId> {
+        std::mem::take(&mut self.closed)
     }
 
     /// Bodies of objects that died since the last call.

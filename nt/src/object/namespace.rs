@@ -228,6 +228,7 @@ impl ObjectManager {
         self.create_at("\\Device\\Null", Body::Device(Device::Null))?;
         self.create_at("\\Device\\ConDrv", Body::Device(Device::Console))?;
         self.create_at("\\Device\\NamedPipe", Body::Device(Device::NamedPipe))?;
+        self.create_at("\\Device\\Mailslot", Body::Device(Device::Mailslot))?;
         self.create_at("\\Device\\Afd", Body::Device(Device::Sockets))?;
         for device in ["\\Device\\CNG", "\\Device\\KsecDD"] {
             self.create_at(device, Body::Device(Device::Random))?;
@@ -236,6 +237,7 @@ impl ObjectManager {
         for (name, target) in [
             ("NUL", "\\Device\\Null"),
             ("PIPE", "\\Device\\NamedPipe"),
+            ("MAILSLOT", "\\Device\\Mailslot"),
             ("CON", "\\Device\\ConDrv\\Console"),
             ("CONIN$", "\\Device\\ConDrv\\CurrentIn"),
             ("CONOUT$", "\\Device\\ConDrv\\CurrentOut"),

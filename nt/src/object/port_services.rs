@@ -85,13 +85,13 @@ fn set_completion_ex(
     set_completion(call, handle, key, context, status, information)
 }
 
-/// Waits until the port has a packet, then lets `take` deliver.
+/// Waits until the port has a packet, then lets `take` deliver; without the port when the wait has ended otherwise.
 fn wait_for_packet(
     call: &mut Call<'_, '_>,
     handle: Handle,
     timeout: UserPtr<i64>,
     alertable: bool,
-    take: impl FnOnce(&mut Call<'_, '_>, ObjectId) -> Result<(), Status> + 'static,
+    take: impl FnOnce(&mut Call<'_, '_>, Option<ObjectId>) -> Result<(), Status> + 'static,
 ) -> Result<Outcome, Status> {
     let deadline = call.deadline(timeout)?;
     let id = call.object(handle, Some(ObjectType::IoCompletion), BIT_1)?;
@@ -102,7 +102,7 @@ fn wait_for_packet(
         port.claim(thread).then_some(Status::SUCCESS)
     });
     Ok(Outcome::Wait(wait.with_deadline(deadline).alertable(alertable).then(move |call, status| {
-        let result = if status == Status::SUCCESS { take(call, id) } else { Ok(()) };
+        let result = take(call, (status == Status::SUCCESS).then_some(id));
         if let Ok(port) = port(call.kernel, id) {
             port.release_claim(call.thread);
         }
@@ -121,6 +121,7 @@ fn remove_completion(
     timeout: UserPtr<i64>,
 ) -> Result<Outcome, Status> {
     wait_for_packet(call, handle, timeout, false, move |call, id| {
+        let Some(id) = id else { return Ok(()) };
         let Some(packet) = port(call.kernel, id)?.packets.pop_front() else { return Ok(()) };
         key.write(call, packet.key)?;
         context.write(call, packet.context)?;
@@ -141,6 +142,8 @@ fn remove_completion_ex(
         return Err(Status::INVALID_PARAMETER);
     }
     wait_for_packet(call, handle, timeout, alertable, move |call, id| {
+        // Whoever got nothing is told of one, too.
+        let Some(id) = id else { return removed.write(call, 1) };
         let mut bytes = Bytes::default();
         let mut taken = 0;
         // Packets promised to other threads stay.

@@ -5,6 +5,8 @@ use super::namespace::Vacancy;
 use super::{Body, Handle, ObjectId, ObjectType, Resolved};
 use crate::io::FileKind;
 use crate::io::info::Answer;
+use crate::io::mailslot::MailslotId;
+use crate::io::pipe::PipeEnd;
 use crate::kernel::Kernel;
 use crate::service::Call;
 use crate::status::Status;
@@ -27,6 +29,23 @@ pub fn wanted_name(attributes: &ObjectAttributes) -> Result<String, Status> {
         (None, Handle::NULL) => Err(Status::OBJECT_PATH_SYNTAX_BAD),
         (None, _) if attributes.name.is_some() => Ok(String::new()),
         (None, _) => Err(Status::OBJECT_NAME_INVALID),
+    }
+}
+
+/// What somebody at another end learns of when a file is closed.
+enum EndToClose {
+    None,
+    Pipe(PipeEnd),
+    Mailslot(MailslotId),
+}
+
+impl EndToClose {
+    fn of(kind: &FileKind) -> Self {
+        match *kind {
+            FileKind::Pipe(end) => Self::Pipe(end),
+            FileKind::Mailslot(slot) => Self::Mailslot(slot),
+            _ => Self::None,
+        }
     }
 }
 
@@ -68,10 +87,31 @@ impl Kernel {
         Some(if name.is_empty() { kind.to_owned() } else { format!("{kind} {name}") })
     }
 
+    /// The last handle to a file is gone. Operations that are still under way keep the object, and end now.
+    fn cleanup_file(&mut self, id: ObjectId) {
+        let Ok(Body::File(file)) = self.objects.body(id) else { return };
+        self.files.cleanup(file);
+        let end = EndToClose::of(&file.kind);
+        self.close_end(end);
+    }
+
+    fn close_end(&mut self, end: EndToClose) {
+        match end {
+            EndToClose::Pipe(end) => self.pipes.close(end),
+            EndToClose::Mailslot(slot) => self.close_mailslot(slot),
+            EndToClose::None => {}
+        }
+    }
+
     /// Tidies up behind objects that died: files close, timers are disarmed.
     pub fn reap(&mut self) {
-        for job in self.objects.take_closed_jobs() {
-            self.job_closed(job);
+        for id in self.objects.take_closed() {
+            match self.objects.body(id) {
+                Ok(Body::Job(_)) => self.job_closed(id),
+                Ok(Body::File(_)) => self.cleanup_file(id),
+                Ok(Body::DebugObject(_)) => self.debug_object_closed(id),
+                _ => {}
+            }
         }
         // Closing can let other objects die.
         loop {
@@ -85,15 +125,13 @@ impl Kernel {
                         if let Some((port, _)) = file.completion {
                             self.objects.dereference(port);
                         }
-                        match &file.kind {
-                            FileKind::Pipe(end) => self.pipes.close(*end),
-                            FileKind::Socket(socket) => {
-                                if let Some(event) = socket.event_object() {
-                                    self.objects.dereference(event);
-                                }
-                            }
-                            _ => {}
+                        self.close_end(EndToClose::of(&file.kind));
+                        if let FileKind::Socket(socket) = &file.kind
+                            && let Some(event) = socket.event_object()
+                        {
+                            self.objects.dereference(event);
                         }
+                        self.files.cleanup(&file);
                         self.files.close(*file);
                     }
                     Body::Job(job) => {

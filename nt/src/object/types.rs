@@ -2,6 +2,7 @@
 
 use super::namespace::{Directory, SymbolicLink};
 use super::sync::{Event, IoCompletion, Job, KeyedEvent, Mutant, Semaphore, Timer, WaitOutcome};
+use crate::debug::DebugObject;
 use crate::io::FileObject;
 use crate::registry::KeyObject;
 use crate::token::Token;
@@ -135,6 +136,8 @@ pub enum Device {
     Console,
     /// `\Device\NamedPipe`.
     NamedPipe,
+    /// `\Device\Mailslot`.
+    Mailslot,
     /// `\Device\Afd`: sockets.
     Sockets,
     /// `\Device\CNG` and `\Device\KsecDD`: random numbers.
@@ -188,8 +191,8 @@ pub enum Body {
         /// Set when it ends: waits are satisfied.
         ended: bool,
     },
-    /// A debug object. Nothing is debugged through it yet: it only exists.
-    DebugObject,
+    /// A debug object.
+    DebugObject(DebugObject),
     /// A section: index into the memory manager's sections.
     Section(u64),
 }
@@ -215,7 +218,7 @@ impl Body {
             Self::Process { .. } => ObjectType::Process,
             Self::Thread { .. } => ObjectType::Thread,
             Self::Section(_) => ObjectType::Section,
-            Self::DebugObject => ObjectType::DebugObject,
+            Self::DebugObject(_) => ObjectType::DebugObject,
         }
     }
 
@@ -230,6 +233,7 @@ impl Body {
             Self::Job(job) => Some(job.signaled),
             Self::Process { ended, .. } | Self::Thread { ended, .. } => Some(*ended),
             Self::File(file) => Some(file.signaled),
+            Self::DebugObject(object) => Some(object.is_signaled()),
             Self::IoCompletion(port) => Some(!port.packets.is_empty()),
             // Not made to be waited for: waits for it end at once.
             Self::KeyedEvent(_) => Some(true),

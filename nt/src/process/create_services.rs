@@ -28,6 +28,8 @@ mod flag {
     pub const BREAKAWAY: u32 = 0x1;
     pub const INHERIT_HANDLES: u32 = 0x4;
     pub const SUSPENDED: u32 = 0x200;
+    /// PROCESS_CREATE_FLAGS_NO_DEBUG_INHERIT.
+    pub const NO_DEBUG_INHERIT: u32 = 0x2;
     /// THREAD_CREATE_FLAGS_CREATE_SUSPENDED.
     pub const THREAD_SUSPENDED: u32 = 0x1;
 }
@@ -35,6 +37,7 @@ mod flag {
 /// PS_ATTRIBUTE_NUM values: the low half of an attribute.
 mod attribute {
     pub const PARENT_PROCESS: u16 = 0;
+    pub const DEBUG_OBJECT: u16 = 1;
     pub const CLIENT_ID: u16 = 3;
     pub const TEB_ADDRESS: u16 = 4;
     pub const IMAGE_NAME: u16 = 5;
@@ -67,6 +70,7 @@ struct Wishes {
     parent: Option<ProcessId>,
     handles: Option<Vec<Handle>>,
     jobs: Vec<ObjectId>,
+    debug: Option<ObjectId>,
     priority_class: Option<u8>,
     error_mode: Option<u32>,
     outputs: Vec<Attribute>,
@@ -97,6 +101,10 @@ fn read_wishes(call: &mut Call<'_, '_>, list: UserPtr<u64>) -> Result<Wishes, St
             attribute::HANDLE_LIST => {
                 wishes.handles = Some(UserPtr::<Handle>::new(value).read_array(call, (size / 8).min(MAX_LISTED))?);
             }
+            attribute::DEBUG_OBJECT => {
+                const PROCESS_ASSIGN: u32 = 2;
+                wishes.debug = Some(call.object(Handle(value), Some(ObjectType::DebugObject), PROCESS_ASSIGN)?);
+            }
             attribute::JOB_LIST => {
                 const JOB_ASSIGN: u32 = 1;
                 for job in UserPtr::<Handle>::new(value).read_array(call, (size / 8).min(MAX_LISTED))? {
@@ -112,8 +120,7 @@ fn read_wishes(call: &mut Call<'_, '_>, list: UserPtr<u64>) -> Result<Wishes, St
                 wishes.error_mode = Some(UserPtr::<u32>::new(value).read(call)?);
             }
             attribute::CLIENT_ID | attribute::TEB_ADDRESS | attribute::IMAGE_INFO => wishes.outputs.push(entry),
-            // Debug port, token, affinities, mitigations and protection levels: one processor, one user, nothing to
-            // mitigate, and debuggers attach by other means.
+            // Token, affinities, mitigations and protection levels: one processor, one user, nothing to mitigate.
             _ => {}
         }
     }
@@ -397,6 +404,8 @@ fn create(
         priority_class: wishes.priority_class.unwrap_or(super::information::NORMAL_CLASS),
         execute_flags: kernel.process.execute_flags,
         cookie: u32::from_le_bytes(cookie),
+        debug_object: None,
+        debug_inherit: process_flags & flag::NO_DEBUG_INHERIT == 0,
         ended_threads: std::collections::BTreeMap::new(),
     };
     kernel.others.insert(id, ProcessState { process, memory: MemoryManager::default(), handles });
@@ -467,6 +476,9 @@ fn nt_create_user_process(
     // Outputs are probed before anything is made.
     process.write(call, Handle::NULL)?;
     thread.write(call, Handle::NULL)?;
+    if thread_flags & !flag::THREAD_SUSPENDED != 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
     let process_attributes = process_attributes.read_attributes_optional(call)?;
     let thread_attributes = thread_attributes.read_attributes_optional(call)?;
     let wishes = read_wishes(call, list)?;
@@ -483,6 +495,12 @@ fn nt_create_user_process(
     if let Err(status) = finished {
         call.kernel.end_process(call.vcpu, id, status);
         return Err(status);
+    }
+    // Whoever debugs the parent debugs its children, if that is wanted.
+    let parent = wishes.parent.unwrap_or(call.kernel.process.id);
+    let inherited = call.kernel.process_by_id(parent).filter(|parent| parent.debug_inherit);
+    if let Some(object) = wishes.debug.or_else(|| inherited.and_then(|parent| parent.debug_object)) {
+        call.kernel.debug_process(call.vcpu.memory, id, object)?;
     }
     Ok(Status::SUCCESS)
 }

@@ -78,6 +78,8 @@ crate::guest_struct! {
     }
 }
 
+/// The right to everything.
+const MAXIMUM_ALLOWED: u32 = 0x200_0000;
 /// VM_COUNTERS without PrivateUsage.
 const VM_COUNTERS_SIZE: u64 = 0x58;
 /// Base priority of the normal class.
@@ -144,7 +146,11 @@ fn nt_query_information_process(
             let times = [at(process.created), ended, 0, busy as i64];
             output.write_struct(call, &times)?
         }
-        class::DEBUG_PORT | class::WOW64 => output.write_struct(call, &0u64)?,
+        class::DEBUG_PORT => {
+            let port = if process.debug_object.is_some() { u64::MAX } else { 0 };
+            output.write_struct(call, &port)?
+        }
+        class::WOW64 => output.write_struct(call, &0u64)?,
         class::DEFAULT_HARD_ERROR_MODE => {
             let mode = process.hard_error_mode;
             number(call, mode)?
@@ -177,10 +183,20 @@ fn nt_query_information_process(
             return write_text(call, &text, output, returned);
         }
         class::DEBUG_OBJECT_HANDLE => {
+            let object = process.debug_object;
+            if output.length != 8 {
+                return Err(Status::INFO_LENGTH_MISMATCH);
+            }
             output.write_struct(call, &0u64)?;
-            return Err(Status::PORT_NOT_SET);
+            let object = object.ok_or(Status::PORT_NOT_SET)?;
+            let kernel = &mut *call.kernel;
+            let handle = kernel.objects.open(&mut kernel.handles, object, MAXIMUM_ALLOWED, 0)?;
+            output.write_struct(call, &handle.0)?
         }
-        class::DEBUG_FLAGS => number(call, 1)?,
+        class::DEBUG_FLAGS => {
+            let inherit = u32::from(process.debug_inherit);
+            number(call, inherit)?
+        }
         class::IO_PRIORITY => number(call, 2)?,
         class::PAGE_PRIORITY => number(call, 5)?,
         class::EXECUTE_FLAGS => {
@@ -281,6 +297,14 @@ fn nt_set_information_process(
             expect(4)?;
             let flags = buffer.cast::<u32>().read(call)?;
             own(call, target)?.execute_flags = flags;
+        }
+        class::DEBUG_FLAGS => {
+            expect(4)?;
+            let inherit = buffer.cast::<u32>().read(call)?;
+            if inherit > 1 {
+                return Err(Status::INVALID_PARAMETER);
+            }
+            own(call, target)?.debug_inherit = inherit != 0;
         }
         class::THREAD_STACK_ALLOCATION => allocate_stack(call, buffer, length)?,
         // Hints to a scheduler and a working-set manager that have nothing to decide, and policies that forbid what the

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use lstar_runtime::{AddressSpace, SpaceId, Vcpu};
 
+use crate::debug::Event;
 use crate::kernel::Kernel;
 use crate::memory::MemoryManager;
 use crate::memory::image::SectionImageInformation;
@@ -109,6 +110,10 @@ pub struct Process {
     pub execute_flags: u32,
     /// ProcessCookie.
     pub cookie: u32,
+    /// What it is debugged through; referenced.
+    pub debug_object: Option<ObjectId>,
+    /// Its children are debugged with it.
+    pub debug_inherit: bool,
     /// Exit statuses of threads that have ended.
     pub ended_threads: BTreeMap<ThreadId, Status>,
 }
@@ -257,6 +262,9 @@ impl Kernel {
             process.ended_threads.insert(id, status);
             process.instructions += thread.instructions;
         }
+        if !thread.hidden {
+            self.report(thread.process, id, Event::ThreadExited(status));
+        }
         self.cancel_io_of(id);
         if let Ok(previous) = self.enter_process(vcpu.memory, thread.process) {
             self.memory.release(vcpu.memory, thread.stack);
@@ -292,8 +300,16 @@ impl Kernel {
             self.crash = report.filter(|_| status.0 >= 0x8000_0000).map(Box::new);
         }
         let threads: Vec<ThreadId> = self.scheduler.threads_of(id).map(|thread| thread.id).collect();
+        // Of all its threads' ends a debugger learns by that of the process.
+        if let Some(&thread) = threads.first() {
+            self.report(id, thread, Event::ProcessExited(status));
+        }
+        let debug_object = self.process.debug_object.take();
         for thread in threads {
             self.end_thread(vcpu, thread, status);
+        }
+        if let Some(object) = debug_object {
+            self.objects.dereference(object);
         }
         self.memory.flush_all(vcpu.memory);
         self.process.exit_status = Some(status);

@@ -174,9 +174,6 @@ const MACHINE: KeyTable = &[
         &[
             ("Display", Text("(UTC+00:00) Monrovia, Reykjavik")),
             ("Dlt", Text("Greenwich Daylight Time")),
-            ("MUI_Display", Text("@tzres.dll,-270")),
-            ("MUI_Dlt", Text("@tzres.dll,-271")),
-            ("MUI_Std", Text("@tzres.dll,-272")),
             ("Std", Text("Greenwich Standard Time")),
             ("TZI", Bytes(&fixed_zone(0))),
         ],
@@ -186,9 +183,6 @@ const MACHINE: KeyTable = &[
         &[
             ("Display", Text("(UTC) Coordinated Universal Time")),
             ("Dlt", Text("Coordinated Universal Time")),
-            ("MUI_Display", Text("@tzres.dll,-930")),
-            ("MUI_Dlt", Text("@tzres.dll,-931")),
-            ("MUI_Std", Text("@tzres.dll,-932")),
             ("Std", Text("Coordinated Universal Time")),
             ("TZI", Bytes(&fixed_zone(0))),
         ],

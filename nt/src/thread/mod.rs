@@ -164,6 +164,9 @@ pub struct Thread {
     pub instructions: u64,
     /// Not reported to debuggers (ThreadHideFromDebugger).
     pub hidden: bool,
+    /// Before its first instruction: the CONTEXT in its process's memory that it continues with once ntdll has set up the
+    /// thread. That is what others see and change as its registers.
+    pub initial_context: Option<u64>,
 }
 
 impl fmt::Debug for Thread {

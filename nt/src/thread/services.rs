@@ -3,7 +3,8 @@
 use lstar_arch::Gpr;
 
 use super::{Apc, Thread, ThreadId, ThreadState, initial_registers};
-use crate::context::{CONTEXT_SIZE, UserContext, context_flags};
+use crate::context::{CONTEXT_SIZE, UserContext, context_flags, flags};
+use crate::debug::Event;
 use crate::kernel::Kernel;
 use crate::loader::{self, TebParameters};
 use crate::object::{Body, ObjectType};
@@ -116,7 +117,10 @@ fn nt_create_thread_ex(
     let thread = call.kernel.scheduler.thread_mut(id)?;
     thread.suspend_count = u32::from(flags & CREATE_SUSPENDED != 0);
     thread.hidden = flags & HIDE_FROM_DEBUGGER != 0;
-    let (object, teb) = (thread.object, thread.teb);
+    let (object, teb, hidden) = (thread.object, thread.teb, thread.hidden);
+    if !hidden {
+        call.kernel.report(target, id, Event::ThreadCreated { start });
+    }
     let kernel = &mut *call.kernel;
     let new = kernel.objects.open(&mut kernel.handles, object, access, attributes.flags.bits())?;
     handle.write(call, new)?;
@@ -177,6 +181,7 @@ pub fn create_thread(
         created,
         instructions: 0,
         hidden: false,
+        initial_context: Some(context_address),
     });
     Ok(id)
 }
@@ -310,7 +315,8 @@ fn nt_alert_thread_by_thread_id(call: &mut Call<'_, '_>, thread: u64) -> Result<
         Some(target) => target.alerted_by_id = true,
         // One that has ended and is still held takes no notice.
         None => {
-            call.kernel.thread_object(id).ok_or(Status::INVALID_CID)?;
+            let held = |body: &Body| matches!(body, Body::Thread { id: held, .. } if *held == id);
+            call.kernel.objects.iter().find(|(_, object)| held(&object.body)).ok_or(Status::INVALID_CID)?;
         }
     }
     Ok(Status::SUCCESS)
@@ -351,6 +357,8 @@ fn nt_get_context_thread(call: &mut Call<'_, '_>, thread: Handle, context: UserP
     call.read_user(context.address(), &mut bytes)?;
     let user = if id == call.thread {
         call.user_context()?
+    } else if let Some((_, user)) = initial_context(call, id)? {
+        user
     } else {
         call.kernel.scheduler.thread_mut(id)?.user_context(call.vcpu.memory)?
     };
@@ -358,6 +366,20 @@ fn nt_get_context_thread(call: &mut Call<'_, '_>, thread: Handle, context: UserP
     user.store(&mut bytes, wanted);
     call.write_user(context.address(), &bytes)?;
     Ok(Status::SUCCESS)
+}
+
+/// The CONTEXT with which a thread that has not run yet will begin, and where it is.
+fn initial_context(call: &mut Call<'_, '_>, id: ThreadId) -> Result<Option<(u64, UserContext)>, Status> {
+    let thread = call.kernel.scheduler.thread_mut(id)?;
+    let (Some(address), process) = (thread.initial_context, thread.process) else { return Ok(None) };
+    let bytes = call.attached(process, |call| {
+        let mut bytes = [0; CONTEXT_SIZE];
+        call.read_user(address, &mut bytes)?;
+        Ok(bytes)
+    })?;
+    let mut user = UserContext::of_new_thread();
+    user.load(&bytes);
+    Ok(Some((address, user)))
 }
 
 fn nt_set_context_thread(call: &mut Call<'_, '_>, thread: Handle, context: UserPtr<u8>) -> Result<Outcome, Status> {
@@ -369,6 +391,16 @@ fn nt_set_context_thread(call: &mut Call<'_, '_>, thread: Handle, context: UserP
         user.set_reg(Gpr::Rax, u64::from(Status::SUCCESS.0));
         user.load(&bytes);
         return Ok(Outcome::Redirect(user.into()));
+    }
+    if let Some((address, mut user)) = initial_context(call, id)? {
+        user.load(&bytes);
+        let process = call.kernel.scheduler.thread_mut(id)?.process;
+        call.attached(process, |call| {
+            let mut stored = [0; CONTEXT_SIZE];
+            user.store(&mut stored, flags::ALL);
+            call.write_user(address, &stored)
+        })?;
+        return Ok(Outcome::Return(Status::SUCCESS));
     }
     let layout = call.kernel.layout;
     let target = call.kernel.scheduler.thread_mut(id)?;

@@ -10,7 +10,7 @@ use super::socket::State;
 use super::{HostSocket, NetworkAccess, Socket, address, code, options};
 use crate::io::file::{FileKind, READ_DATA};
 use crate::io::info::Bytes;
-use crate::io::pipe_services::PendingIo;
+use crate::io::pending::PendingIo;
 use crate::io::transfer::Completion;
 use crate::kernel::Kernel;
 use crate::object::{Body, Handle, ObjectId, ObjectType};

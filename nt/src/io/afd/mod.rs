@@ -30,7 +30,7 @@ pub use names::Resolver;
 pub use offline::OfflineSocket;
 pub use socket::HostSocket;
 
-use crate::io::pipe::RequestId;
+use crate::io::requests::RequestId;
 use crate::kernel::Kernel;
 use crate::object::{Body, ObjectId};
 use crate::status::Status;
