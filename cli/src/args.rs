@@ -131,6 +131,7 @@ Examples:
   lstar trace --filter 'Nt*File,!NtReadFile' -o calls.txt rg.exe -c TODO notes.txt
   lstar trace --json -o calls.jsonl ninja.exe --version
   lstar trace --summary hello.exe
+  lstar trace --functions 'kernel32!Create*,ntdll!Ldr*' hello.exe
   lstar trace --coverage hello.drcov hello.exe")]
 pub struct Trace {
     /// One JSON object a line
@@ -139,6 +140,10 @@ pub struct Trace {
     /// Only services of these names; * and ? match, ! in front takes out
     #[arg(long, value_name = "NAME,..")]
     pub filter: Option<String>,
+    /// Calls of exported functions of these names, with the first four arguments, as MODULE!NAME or NAME; * and ? match, !
+    /// in front takes out; without --filter, system calls are not written
+    #[arg(long, value_name = "NAME,..", conflicts_with = "summary")]
+    pub functions: Option<String>,
     /// Only a table of counts, errors and times in the end
     #[arg(long)]
     pub summary: bool,

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, LineWriter, Stderr, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use lstar_nt::function_trace::FunctionFilter;
 use lstar_nt::trace::{JsonSink, Summary, TextSink, TraceFilter, TraceRecord, TraceSink, Tracer};
 use lstar_runtime::MachineConfig;
 use serde_json::json;
@@ -40,8 +41,14 @@ pub fn run(args: &Trace) -> Result<u8> {
     } else {
         Box::new(TextSink::new(output))
     };
-    let filter = TraceFilter::parse(args.filter.as_deref().unwrap_or_default());
+    let filter = match &args.filter {
+        None if args.functions.is_some() => TraceFilter::none(),
+        filter => TraceFilter::parse(filter.as_deref().unwrap_or_default()),
+    };
     system.kernel.tracer = Some(Tracer::new(sink, filter));
+    if let Some(functions) = &args.functions {
+        system.kernel.trace_functions(system.machine.memory(), FunctionFilter::parse(functions));
+    }
     let end = run_guarded(&mut system, args.guest.timeout);
     // Hands over the calls that never returned, and closes the output.
     drop(system.kernel.tracer.take().map(Tracer::finish));
@@ -59,7 +66,7 @@ pub fn run(args: &Trace) -> Result<u8> {
 
 /// Whether nobody has asked for the calls.
 fn only_coverage(args: &Trace) -> bool {
-    args.coverage.is_some() && !args.json && args.output.is_none() && args.filter.is_none()
+    args.coverage.is_some() && !args.json && args.output.is_none() && args.filter.is_none() && args.functions.is_none()
 }
 
 /// Drops the calls.

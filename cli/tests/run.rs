@@ -273,6 +273,15 @@ fn system_calls_are_traced() {
         "{names:?}"
     );
     assert!(!names.contains(&"\"NtClose\"".to_owned()), "{names:?}");
+    let functions = ["--functions", "ntdll!Nt*File,!ntdll!NtReadFile"];
+    let text = trace(&functions);
+    let create = text.lines().find(|line| line.contains("ntdll.dll!NtCreateFile(")).expect("a line for the function");
+    assert!(create.contains("[demo.exe+0x") && !text.contains("NtReadFile("), "{text}");
+    assert!(text.lines().all(|line| line.contains("ntdll.dll!")), "services were not asked for: {text}");
+    let json: serde_json::Value =
+        serde_json::from_str(trace(&[&functions[..], &["--json"]].concat()).lines().next().expect("a line"))
+            .expect("JSON");
+    assert_eq!((json["module"].as_str(), json["arguments"].as_array().map(Vec::len)), (Some("ntdll.dll"), Some(4)));
     let table = trace(&["--summary"]);
     assert!(table.lines().any(|line| line.ends_with(" NtCreateFile")), "{table}");
     let counts: serde_json::Value = serde_json::from_str(&trace(&["--summary", "--json"])).expect("JSON");

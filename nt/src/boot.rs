@@ -247,6 +247,7 @@ pub(crate) fn prepare(
         last_exception: None,
         notes: Vec::new(),
         mapped_images: Vec::new(),
+        function_tracer: None,
         tracer: None,
         lockstep: None,
         noted: std::collections::BTreeSet::new(),

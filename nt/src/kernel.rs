@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_guest_images::GateId;
-use lstar_runtime::{Frames, GateAction, Registers, ServiceGate, SpaceId, Vcpu};
+use lstar_runtime::{AddressSpace, Frames, GateAction, Registers, ServiceGate, SpaceId, Vcpu};
 
 use crate::crash::{CrashReport, LastException};
 use crate::debug::EventId;
 use crate::direct::DirectDispatch;
+use crate::function_trace::FunctionTracer;
 use crate::io::afd::Afd;
 use crate::io::mailslot::Mailslots;
 use crate::io::pending::{PendingRequest, WaitingIo};
@@ -198,6 +199,8 @@ pub struct Kernel {
     pub mapped_images: Vec<MappedImage>,
     /// Who wants to know of every service.
     pub tracer: Option<Tracer>,
+    /// Functions whose calls the tracer is told of.
+    pub function_tracer: Option<FunctionTracer>,
     /// Records this run, or compares it with another.
     pub lockstep: Option<Lockstep>,
     pub(crate) noted: BTreeSet<String>,
@@ -235,6 +238,12 @@ impl ServiceGate for Kernel {
         Some(action)
     }
 
+    fn address_reached(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        self.clock.advance(vcpu.retired);
+        self.trace_function(vcpu);
+        GateAction::Resume
+    }
+
     fn code_changed(&mut self, range: Range<u64>) {
         if let Some(direct) = &mut self.direct {
             direct.code_changed(&range);
@@ -248,10 +257,10 @@ impl ServiceGate for Kernel {
 
 impl Kernel {
     /// Takes note of an image that has been mapped.
-    pub fn note_image(&mut self, space: SpaceId, start: u64, section: &Section) {
+    pub fn note_image(&mut self, space: &mut AddressSpace, start: u64, section: &Section) {
         let Some(headers) = section.image() else { return };
         let image = MappedImage {
-            space,
+            space: space.current_space(),
             range: start..start + u64::from(headers.size),
             entry: start + u64::from(headers.entry_rva),
             check_sum: headers.check_sum,
@@ -260,6 +269,7 @@ impl Kernel {
         if !self.mapped_images.contains(&image) {
             self.mapped_images.push(image);
         }
+        self.watch_functions(space, start, section);
     }
 
     fn event(&mut self, vcpu: &mut Vcpu<'_>, gate: GateId) -> GateAction {

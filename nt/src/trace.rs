@@ -14,6 +14,7 @@ use lstar_runtime::{AddressSpace, GateAction, Registers, Vcpu};
 use serde::Serialize;
 
 use crate::context::{TrapFrame, current_frame};
+use crate::function_trace::FunctionRecord;
 use crate::io::directory::matches;
 use crate::kernel::{Kernel, service_by_name};
 use crate::object::Handle;
@@ -67,6 +68,10 @@ pub struct TraceRecord {
 pub trait TraceSink: fmt::Debug {
     /// One call.
     fn record(&mut self, record: &TraceRecord);
+    /// A call of a function.
+    fn record_function(&mut self, record: &FunctionRecord) {
+        let _ = record;
+    }
 }
 
 /// Longest text that a trace shows of a name.
@@ -259,6 +264,12 @@ impl TraceFilter {
         Self { patterns: patterns.split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned).collect() }
     }
 
+    /// No service.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { patterns: vec!["!*".to_owned(), String::new()] }
+    }
+
     /// Whether calls of a service are recorded: the last pattern that matches decides.
     #[must_use]
     pub fn wants(&self, service: &str) -> bool {
@@ -286,6 +297,11 @@ impl Tracer {
         Self { sink, filter, pending: BTreeMap::new() }
     }
 
+    /// Hands on a call of a function.
+    pub(crate) fn record_function(&mut self, record: &FunctionRecord) {
+        self.sink.record_function(record);
+    }
+
     /// Gives the sink back; calls that never returned are handed to it first.
     #[must_use]
     pub fn finish(mut self) -> Box<dyn TraceSink> {
@@ -297,7 +313,7 @@ impl Tracer {
 }
 
 /// Guest memory as tracing reads it: without rights, and without the faults that a service's reads may cause.
-struct Observed<'a>(&'a AddressSpace);
+pub(crate) struct Observed<'a>(pub &'a AddressSpace);
 
 impl UserMemory for Observed<'_> {
     fn read_user(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Status> {
@@ -394,10 +410,18 @@ impl<W: Write + fmt::Debug> TraceSink for TextSink<W> {
         // A reader that went away is no reason to stop the guest.
         let _ = writeln!(self.out, "{record}");
     }
+    fn record_function(&mut self, record: &FunctionRecord) {
+        let _ = writeln!(self.out, "{record}");
+    }
 }
 
 impl<W: Write + fmt::Debug> TraceSink for JsonSink<W> {
     fn record(&mut self, record: &TraceRecord) {
+        if let Ok(line) = serde_json::to_string(record) {
+            let _ = writeln!(self.out, "{line}");
+        }
+    }
+    fn record_function(&mut self, record: &FunctionRecord) {
         if let Ok(line) = serde_json::to_string(record) {
             let _ = writeln!(self.out, "{line}");
         }

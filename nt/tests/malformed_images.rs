@@ -103,7 +103,8 @@ fn sections_of_malformed_images_are_refused_with_nts_statuses() {
         for _ in 0..2_000 {
             let path = folder.path.as_path().join("image");
             std::fs::write(&path, mutate(&original, &mut random)).unwrap();
-            let file = SectionFile { file: std::fs::File::open(&path).unwrap(), name: r"\image".to_owned() };
+            let file = std::fs::File::open(&path).unwrap();
+            let file = SectionFile { file, name: r"\image".to_owned(), held: None };
             match Section::of_image(file, SEC_IMAGE) {
                 Ok(_) => accepted += 1,
                 Err(error) => {

@@ -70,6 +70,12 @@ impl PageProtection {
         Self(self.0 & !GUARD)
     }
 
+    /// One of the PAGE_EXECUTE rights.
+    #[must_use]
+    pub const fn is_executable(self) -> bool {
+        self.0 & 0xF0 != 0
+    }
+
     /// PAGE_WRITECOPY or PAGE_EXECUTE_WRITECOPY.
     #[must_use]
     pub const fn is_copy(self) -> bool {

@@ -258,7 +258,7 @@ fn map_view(
         let memory = &mut call.kernel.memory;
         if section.image().is_some() {
             let mapped = memory.map_image(call.vcpu.memory, &section, wanted, placement)?;
-            call.kernel.note_image(call.vcpu.memory.current_space(), mapped.0, &section);
+            call.kernel.note_image(call.vcpu.memory, mapped.0, &section);
             Ok(mapped)
         } else {
             if !protection.is_compatible_with(section.protection) {

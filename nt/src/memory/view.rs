@@ -233,6 +233,14 @@ impl MemoryManager {
         }
     }
 
+    /// All images in the current process, with their bases.
+    pub fn images(&self) -> impl Iterator<Item = (u64, &Arc<Section>)> {
+        self.vads.iter().filter_map(|(start, vad)| match &vad.backing {
+            Backing::Image(section) => Some((start, section)),
+            _ => None,
+        })
+    }
+
     /// The image that holds an address: its base and file name without folders. For traces and crash reports.
     #[must_use]
     pub fn module_at(&self, address: u64) -> Option<(u64, &str)> {

@@ -96,10 +96,10 @@ impl Kernel {
         for dll in &images.preloaded {
             let mapped = self.memory.map_image(space, dll, None, Placement::default());
             let (base, ..) = mapped.map_err(failed("mapping a preloaded DLL"))?;
-            self.note_image(space.current_space(), base, dll);
+            self.note_image(space, base, dll);
         }
-        self.note_image(space.current_space(), image_base, &image);
-        self.note_image(space.current_space(), ntdll_base, &images.ntdll);
+        self.note_image(space, image_base, &image);
+        self.note_image(space, ntdll_base, &images.ntdll);
         self.process.image_base = image_base;
         self.process.ntdll_base = ntdll_base;
         let at = |rva: u64| if rva == 0 { 0 } else { ntdll_base + rva };

@@ -129,6 +129,7 @@ pub struct AddressSpace {
     /// Names the present contents of the kernel half; 0 while nobody has asked since the last change. See [`Pin`].
     epoch: u64,
     destroyed: Vec<SpaceId>,
+    hook_requests: Vec<(u64, bool)>,
 }
 
 impl AddressSpace {
@@ -147,6 +148,7 @@ impl AddressSpace {
             code_modified: false,
             epoch: 0,
             destroyed: Vec::new(),
+            hook_requests: Vec::new(),
             store,
         })
     }
@@ -191,6 +193,25 @@ impl AddressSpace {
     #[inline]
     pub(crate) fn spaces_changed(&self, space: SpaceId) -> bool {
         self.current != space || !self.destroyed.is_empty()
+    }
+
+    /// Asks for an address hook, as [`crate::Machine::hook_address`] makes it, from a service: it is there when guest code
+    /// runs next.
+    pub fn hook_address(&mut self, address: u64) {
+        self.hook_requests.push((address, true));
+        // The owner of cached code has something to do.
+        self.code_modified = true;
+    }
+
+    /// Asks for the removal of an address hook.
+    pub fn unhook_address(&mut self, address: u64) {
+        self.hook_requests.push((address, false));
+        self.code_modified = true;
+    }
+
+    /// Address hooks wanted since the last call: where, and whether or not.
+    pub(crate) fn take_hook_requests(&mut self) -> Vec<(u64, bool)> {
+        std::mem::take(&mut self.hook_requests)
     }
 
     /// Spaces destroyed since the last call.

@@ -536,6 +536,10 @@ impl Core {
             for modified in self.memory.take_modified() {
                 self.drop_modified(modified);
             }
+            let requests = self.memory.take_hook_requests();
+            if !requests.is_empty() {
+                self.set_hooks(requests);
+            }
         }
         self.follow_space() || stale
     }

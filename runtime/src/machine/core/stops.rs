@@ -51,6 +51,14 @@ impl Core {
         changed
     }
 
+    /// Adds (`true`) and removes address hooks.
+    pub(super) fn set_hooks(&mut self, changes: Vec<(u64, bool)>) {
+        for (address, on) in changes {
+            let _ = if on { self.stops.hooks.insert(address) } else { self.stops.hooks.remove(&address) };
+        }
+        self.apply_stops();
+    }
+
     /// Drops the code that does not fit the stops any more.
     fn apply_stops(&mut self) {
         let all: BTreeSet<u64> = &self.stops.breakpoints | &self.stops.hooks;
