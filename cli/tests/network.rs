@@ -73,6 +73,18 @@ fn everything_works_over_loopback() {
 
 #[test]
 #[ignore = "needs downloaded programs and DLLs"]
+fn programs_that_go_round_ws2_32_work_by_windows_own_codes() {
+    let (out, _) = run(&["--net", "loopback"], &["native"]);
+    assert_eq!(
+        out,
+        "native: open 0, bind 0, listen 0, connect 0, wait 0 from 127.0.0.1, accept 0\n\
+         native: send 0, 10 bytes, receive 0, 10 bytes: a question, peer 0 127.0.0.1\n\
+         native: send 0, 8 bytes, receive 0, 8 bytes: datagram from 127.0.0.1\n"
+    );
+}
+
+#[test]
+#[ignore = "needs downloaded programs and DLLs"]
 fn without_a_network_sockets_lead_nowhere_and_the_user_is_told() {
     let (out, error) =
         run(&["--stats"], &["outside", "127.0.0.1", "outside", "192.0.2.1", "lookup", "example.org", "80"]);

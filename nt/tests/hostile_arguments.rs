@@ -159,7 +159,10 @@ fn no_control_code_brings_a_socket_down() {
                     chunk.copy_from_slice(&(data + random.next() % 0x40 * 8).to_le_bytes());
                 }
             }
-            let shared = [0x1_2003, 0x1_200B, 0x1_2017, 0x1_2024, 0x1_202F, 0x1_2087, 0x1_208B];
+            let shared = [
+                0x1_2003, 0x1_2007, 0x1_200B, 0x1_200C, 0x1_2010, 0x1_2017, 0x1_201B, 0x1_201F, 0x1_2023, 0x1_2024,
+                0x1_202B, 0x1_202F, 0x1_203B, 0x1_203F, 0x1_2043, 0x1_2047, 0x1_2087, 0x1_208B,
+            ];
             let mut code = match random.next() % 4 {
                 0 => shared[random.next() as usize % shared.len()],
                 1 => 0x12_0000 | (200 + random.next() % 20) << 2,

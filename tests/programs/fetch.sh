@@ -57,7 +57,7 @@ for name in hello services processes console network limits; do
         continue
     fi
     if command -v x86_64-w64-mingw32-gcc >/dev/null; then
-        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lmswsock -lbcrypt -ladvapi32
+        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lmswsock -lbcrypt -ladvapi32 -lntdll
     else
         echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): $name.exe not built" >&2
         exit 1

@@ -1,6 +1,6 @@
 /* Sockets over loopback, as Winsock programs use them; prints what happened, and native Windows prints the same.
-   Usage: network [WORD]...: tcp udp select poll nonblocking overlapped events acceptex transmit names ipv6 outside NAME
-   lookup NAME PORT; without words: all that need nothing but loopback. */
+   Usage: network [WORD]...: tcp udp select poll nonblocking overlapped events acceptex names ipv6 apc
+   native outside NAME lookup NAME PORT; without words: all that need nothing but loopback and ws2_32. */
 #define _WIN32_WINNT 0x0600
 #include <winsock2.h>
 #include <ws2tcpip.h>
@@ -480,6 +480,125 @@ static void names(void)
     printf("names: gethostbyname %s\n", old ? inet_ntoa(*(struct in_addr *)old->h_addr_list[0]) : "nothing");
 }
 
+/* Sockets without ws2_32, by Windows' own control codes: what programs do that go round it. */
+typedef struct { LONG status; ULONG_PTR information; } io_block;
+typedef struct { USHORT length, maximum; WCHAR *buffer; } counted;
+typedef struct { ULONG length; HANDLE root; counted *name; ULONG flags; void *security, *quality; } attributes;
+LONG NTAPI NtCreateFile(HANDLE *, ULONG, attributes *, io_block *, LARGE_INTEGER *, ULONG, ULONG, ULONG, ULONG, void *, ULONG);
+LONG NTAPI NtDeviceIoControlFile(HANDLE, HANDLE, void *, void *, io_block *, ULONG, void *, ULONG, void *, ULONG);
+
+static LONG device(HANDLE file, ULONG code, void *in, ULONG in_length, void *out, ULONG out_length, ULONG_PTR *information)
+{
+    static HANDLE event;
+    io_block io;
+    LONG status;
+    if (!event)
+        event = CreateEventA(NULL, FALSE, FALSE, NULL);
+    status = NtDeviceIoControlFile(file, event, NULL, NULL, &io, code, in, in_length, out, out_length);
+    if (status == 0x103) {
+        WaitForSingleObject(event, INFINITE);
+        status = io.status;
+    }
+    if (information)
+        *information = io.information;
+    return status;
+}
+
+static LONG open_endpoint(int family, int type, int protocol, HANDLE *file)
+{
+    WCHAR text[] = L"\\Device\\Afd\\Endpoint";
+    counted name = { sizeof text - 2, sizeof text, text };
+    attributes about = { sizeof about, NULL, &name, 0x40, NULL, NULL };
+    io_block io;
+    struct {
+        ULONG next;
+        BYTE flags, name_length;
+        USHORT value_length;
+        char name[16];
+        ULONG endpoint_flags, group;
+        int family, type, protocol;
+        ULONG transport_length;
+        BYTE rest[6];
+    } packet = { 0, 0, 15, 30, "AfdOpenPacketXX", 0, 0, family, type, protocol, 0, { 0 } };
+    return NtCreateFile(file, 0xC0140000, &about, &io, NULL, 0, 3, 1, 0, &packet, 24 + 30);
+}
+
+static void native(void)
+{
+    struct { ULONG share; struct sockaddr_in address; } bound = { 2, loopback(0) };
+    struct { ULONG_PTR san; HANDLE root, endpoint; struct sockaddr_in address; } target;
+    struct { ULONG san, backlog, delayed; } listening = { 0, 5, 0 };
+    struct { LONG sequence; struct sockaddr_in address; } response;
+    struct { ULONG san; LONG sequence; HANDLE accepted; } accepting;
+    WSABUF part;
+    struct { WSABUF *parts; ULONG count, flags, transport; } transfer = { &part, 1, 0, 0x20 };
+    struct { WSABUF *parts; ULONG count, flags, transport; void *address; ULONG *length; } from;
+    struct {
+        WSABUF *parts; ULONG count, flags; void *request[5];
+        ULONG data_length; void *data; ULONG options_length; void *options; ULONG address_length; void *address;
+    } to;
+    struct sockaddr_in sender;
+    HANDLE server, client, peer, datagrams[2];
+    ULONG_PTR length = 0;
+    ULONG sender_length = sizeof sender;
+    char buffer[64] = "";
+    LONG status = open_endpoint(AF_INET, SOCK_STREAM, IPPROTO_TCP, &server);
+    printf("native: open %lx", status);
+    if (status) {
+        printf("\n");
+        return;
+    }
+    open_endpoint(AF_INET, SOCK_STREAM, IPPROTO_TCP, &client);
+    open_endpoint(AF_INET, SOCK_STREAM, IPPROTO_TCP, &peer);
+    printf(", bind %lx", device(server, 0x12003, &bound, sizeof bound, &bound.address, sizeof bound.address, NULL));
+    printf(", listen %lx", device(server, 0x1200B, &listening, sizeof listening, NULL, 0, NULL));
+    memset(&target, 0, sizeof target);
+    target.address = bound.address;
+    printf(", connect %lx", device(client, 0x12007, &target, sizeof target, NULL, 0, NULL));
+    status = device(server, 0x1200C, NULL, 0, &response, sizeof response, NULL);
+    printf(", wait %lx from %s", status, inet_ntoa(response.address.sin_addr));
+    accepting.san = 0;
+    accepting.sequence = response.sequence;
+    accepting.accepted = peer;
+    printf(", accept %lx\n", device(server, 0x12010, &accepting, sizeof accepting, NULL, 0, NULL));
+    part.buf = "a question";
+    part.len = 10;
+    transfer.transport = 0;
+    status = device(client, 0x1201F, &transfer, sizeof transfer, NULL, 0, &length);
+    printf("native: send %lx, %d bytes", status, (int)length);
+    part.buf = buffer;
+    part.len = sizeof buffer;
+    transfer.transport = 0x20;
+    status = device(peer, 0x12017, &transfer, sizeof transfer, NULL, 0, &length);
+    printf(", receive %lx, %d bytes: %s", status, (int)length, buffer);
+    status = device(peer, 0x1203F, NULL, 0, &sender, sizeof sender, NULL);
+    printf(", peer %lx %s\n", status, inet_ntoa(sender.sin_addr));
+    open_endpoint(AF_INET, SOCK_DGRAM, IPPROTO_UDP, &datagrams[0]);
+    open_endpoint(AF_INET, SOCK_DGRAM, IPPROTO_UDP, &datagrams[1]);
+    bound.address = loopback(0);
+    status = device(datagrams[0], 0x12003, &bound, sizeof bound, &bound.address, sizeof bound.address, NULL);
+    memset(&to, 0, sizeof to);
+    to.parts = &part;
+    to.count = 1;
+    to.address_length = sizeof bound.address;
+    to.address = &bound.address;
+    part.buf = "datagram";
+    part.len = 8;
+    status = device(datagrams[1], 0x12023, &to, sizeof to, NULL, 0, &length);
+    printf("native: send %lx, %d bytes", status, (int)length);
+    memset(&from, 0, sizeof from);
+    memset(buffer, 0, sizeof buffer);
+    from.parts = &part;
+    from.count = 1;
+    from.transport = 0x20;
+    from.address = &sender;
+    from.length = &sender_length;
+    part.buf = buffer;
+    part.len = sizeof buffer;
+    status = device(datagrams[0], 0x1201B, &from, sizeof from, NULL, 0, &length);
+    printf(", receive %lx, %d bytes: %s from %s\n", status, (int)length, buffer, inet_ntoa(sender.sin_addr));
+}
+
 /* What a sandbox may refuse: tells the error of each attempt. */
 static void outside(const char *host)
 {
@@ -547,6 +666,7 @@ static void run(const char *word)
     if (!strcmp(word, "events")) events();
     if (!strcmp(word, "acceptex")) acceptex();
     if (!strcmp(word, "names")) names();
+    if (!strcmp(word, "native")) native();
     fflush(stdout);
 }
 

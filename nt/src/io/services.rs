@@ -1,6 +1,7 @@
 //! Services that open, query and change files.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
+use super::afd::{self, Socket};
 use super::changes::filter;
 use super::console::ConsoleEnd;
 use super::directory::{EntryLayout, fill};
@@ -187,6 +188,8 @@ struct Wish {
     share: u32,
     disposition: u32,
     options: u32,
+    /// Address family, type and protocol of the socket that it is to be.
+    socket: Option<[u32; 3]>,
 }
 
 fn open(
@@ -201,6 +204,9 @@ fn open(
     let attributes = attributes.read_attributes(call)?;
     let access = ObjectType::File.map_access(wish.access);
     let (object, result) = match locate(call, &attributes)? {
+        Target::Volume(..) | Target::Pipe(..) | Target::Mailslot(..) if wish.socket.is_some() => {
+            return Err(Status::EAS_NOT_SUPPORTED);
+        }
         Target::Volume(volume, path) => call.kernel.files.create(&CreateRequest {
             volume,
             path,
@@ -220,7 +226,16 @@ fn open(
             let end = mailslot_services::open(call.kernel, &name, access, wish.options)?;
             (end, CreateResult::Opened)
         }
-        Target::Device(kind, name) => (FileObject::device(kind, &name, access, wish.options), CreateResult::Opened),
+        Target::Device(kind, name) => {
+            let kind = match (kind, wish.socket) {
+                (FileKind::Socket(_), Some(socket)) => {
+                    FileKind::Socket(Box::new(Socket::open(call.kernel.afd.access, socket)?))
+                }
+                (_, Some(_)) => return Err(Status::EAS_NOT_SUPPORTED),
+                (kind, None) => kind,
+            };
+            (FileObject::device(kind, &name, access, wish.options), CreateResult::Opened)
+        }
     };
     let body = Body::File(Box::new(object));
     let flags = attributes.flags.bits();
@@ -241,13 +256,12 @@ fn create_file(
     share: u32,
     disposition: u32,
     options: u32,
-    _ea: u64,
+    ea: u64,
     ea_length: u32,
 ) -> Result<(), Status> {
-    if ea_length != 0 {
-        return Err(Status::EAS_NOT_SUPPORTED);
-    }
-    open(call, out, attributes, io_status, &Wish { access, file_attributes, share, disposition, options })
+    // Extended attributes say what socket is to be made, and nothing else.
+    let socket = if ea_length == 0 { None } else { Some(afd::native::open_packet(call, ea, ea_length)?) };
+    open(call, out, attributes, io_status, &Wish { access, file_attributes, share, disposition, options, socket })
 }
 
 fn open_file(
@@ -259,7 +273,13 @@ fn open_file(
     share: u32,
     options: u32,
 ) -> Result<(), Status> {
-    open(call, out, attributes, io_status, &Wish { access, file_attributes: 0, share, disposition: 1, options })
+    open(
+        call,
+        out,
+        attributes,
+        io_status,
+        &Wish { access, file_attributes: 0, share, disposition: 1, options, socket: None },
+    )
 }
 
 fn delete_file(call: &mut Call<'_, '_>, attributes: AttributesPtr) -> Result<(), Status> {

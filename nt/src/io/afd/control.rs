@@ -89,7 +89,7 @@ pub(in crate::io) fn write(
 }
 
 /// Reads an array of WSABUF.
-fn buffers(call: &mut Call<'_, '_>, at: u64, count: u32) -> Result<Vec<UserBuffer>, Status> {
+pub(super) fn buffers(call: &mut Call<'_, '_>, at: u64, count: u32) -> Result<Vec<UserBuffer>, Status> {
     if count > MAX_BUFFERS {
         return Err(Status::INVALID_PARAMETER);
     }
@@ -98,7 +98,7 @@ fn buffers(call: &mut Call<'_, '_>, at: u64, count: u32) -> Result<Vec<UserBuffe
 }
 
 /// Looks at both ends of buffers before anything is received for them: what has been received cannot be put back.
-fn probe(call: &mut Call<'_, '_>, buffers: &[UserBuffer]) -> Result<(), Status> {
+pub(super) fn probe(call: &mut Call<'_, '_>, buffers: &[UserBuffer]) -> Result<(), Status> {
     for buffer in buffers.iter().filter(|buffer| buffer.length != 0) {
         let last = buffer.address.checked_add(buffer.length - 1).ok_or(Status::ACCESS_VIOLATION)?;
         for at in [buffer.address, last] {
@@ -108,30 +108,31 @@ fn probe(call: &mut Call<'_, '_>, buffers: &[UserBuffer]) -> Result<(), Status> 
     Ok(())
 }
 
-fn wide(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn wide(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-struct Session<'c, 'a, 'm> {
-    call: &'c mut Call<'a, 'm>,
-    id: ObjectId,
+/// A control code of one socket's file.
+pub(super) struct Session<'c, 'a, 'm> {
+    pub(super) call: &'c mut Call<'a, 'm>,
+    pub(super) id: ObjectId,
     completion: Completion,
     /// Where the input lies.
     source: u64,
-    output: UserBuffer,
+    pub(super) output: UserBuffer,
 }
 
 impl Session<'_, '_, '_> {
-    fn socket(&mut self) -> Result<&mut HostSocket, Status> {
+    pub(super) fn socket(&mut self) -> Result<&mut HostSocket, Status> {
         self.call.kernel.host_socket(self.id)
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         self.call.kernel.clock.interrupt_time()
     }
 
     /// Answers at once.
-    fn answer(self, bytes: &[u8]) -> Result<Outcome, Status> {
+    pub(super) fn answer(self, bytes: &[u8]) -> Result<Outcome, Status> {
         self.output.write(self.call, bytes)?;
         self.completion.finish(self.call, self.id, Status::SUCCESS, bytes.len() as u64)?;
         Ok(Outcome::Return(Status::SUCCESS))
@@ -148,7 +149,12 @@ impl Session<'_, '_, '_> {
         self.answer(&value.to_le_bytes())
     }
 
-    fn start(self, operation: Operation, answering: Answering, deadline: Option<u64>) -> Result<Outcome, Status> {
+    pub(super) fn start(
+        self,
+        operation: Operation,
+        answering: Answering,
+        deadline: Option<u64>,
+    ) -> Result<Outcome, Status> {
         start(self.call, self.id, self.completion, operation, answering, deadline)
     }
 
@@ -320,6 +326,7 @@ impl Session<'_, '_, '_> {
                 let answering = if forced != 0 { Answering::Overlapped } else { Answering::Direct };
                 self.start(Operation::Never, answering, None)
             }
+            _ if !options::is_option(code) => self.native(code, input),
             _ => {
                 let capacity = self.output.length;
                 let answer = options::control(self.socket()?, code, input, capacity as usize)?;

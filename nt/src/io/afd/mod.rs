@@ -2,7 +2,7 @@
 //!
 //! User-mode code opens the device and speaks to the file in control codes ([`code`]). Those below 2_0000h (device 1) are
 //! Windows' own, the others (device 12h) are what Wine's ws2_32 uses instead of Windows' undocumented ones (the header of
-//! its socket driver). Both meet in [`control`].
+//! its socket driver). Both meet in [`control`]; [`native`] has those of Windows' that Wine does without.
 //!
 //! What a guest reaches is for the user to say ([`NetworkAccess`]). Without a network sockets exist and lead nowhere
 //! ([`offline`]). With one each has a non-blocking socket of the host's ([`socket`]); operations that cannot be done at
@@ -15,6 +15,7 @@ pub mod address;
 pub mod control;
 pub mod errors;
 pub mod names;
+pub mod native;
 pub mod offline;
 pub mod options;
 pub mod poll;
@@ -120,6 +121,32 @@ pub mod code {
     pub const GET_ERROR: u32 = wine(222);
     /// SO_CONNECT_TIME.
     pub const CONNECT_TIME: u32 = wine(292);
+}
+
+/// Control codes of Windows' that Wine's ws2_32 has others for.
+pub mod native_code {
+    /// Connects.
+    pub const CONNECT: u32 = 0x1_2007;
+    /// Waits for a connection and gives it a number.
+    pub const WAIT_FOR_LISTEN: u32 = 0x1_200C;
+    /// Makes a numbered connection a socket's.
+    pub const ACCEPT: u32 = 0x1_2010;
+    /// Receives a datagram.
+    pub const RECEIVE_DATAGRAM: u32 = 0x1_201B;
+    /// Sends.
+    pub const SEND: u32 = 0x1_201F;
+    /// Sends a datagram.
+    pub const SEND_DATAGRAM: u32 = 0x1_2023;
+    /// Ends directions.
+    pub const DISCONNECT: u32 = 0x1_202B;
+    /// Sets a mode.
+    pub const SET_INFORMATION: u32 = 0x1_203B;
+    /// The peer's name.
+    pub const GET_PEER_NAME: u32 = 0x1_203F;
+    /// What the caller keeps with the socket.
+    pub const GET_CONTEXT: u32 = 0x1_2043;
+    /// Keeps something with the socket.
+    pub const SET_CONTEXT: u32 = 0x1_2047;
 }
 
 /// AFD_POLL_* events.

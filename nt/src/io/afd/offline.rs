@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::address::{self, AF_INET};
+use super::native;
 use super::poll::MAX_POLL;
 use super::{SOCK_DGRAM, SOCK_STREAM, Socket, code, event};
 use crate::io::file::FileKind;
@@ -132,6 +133,12 @@ impl OfflineSocket {
             return Err(Status::BUFFER_TOO_SMALL);
         }
         Ok(answer)
+    }
+
+    /// A created socket.
+    pub(super) fn of(kind: [u32; 3]) -> Result<Self, Status> {
+        super::check_kind(kind)?;
+        Ok(Self { kind, ..Self::default() })
     }
 
     fn create(&mut self, input: &[u8]) -> Result<(), Status> {
@@ -266,6 +273,8 @@ pub(super) fn control(
     input: &[u8],
     output: UserBuffer,
 ) -> Result<Outcome, Status> {
+    let (code, input) = native::as_wine(code, input);
+    let input = &input[..];
     if matches!(code, code::CONNECT | code::SEND_MESSAGE | code::TRANSMIT | code::LISTEN) {
         call.kernel
             .note("the program asked for the network, which is off; --net loopback or --net host allows it".into());

@@ -124,6 +124,8 @@ pub enum Operation {
     Send(Send),
     /// Accept as a new socket, whose handle goes there.
     Accept(u64),
+    /// Accept and keep: where the connection's number and its peer's name go.
+    WaitForListen(UserBuffer),
     /// Accept into a socket.
     AcceptInto(AcceptInto),
     /// Wait for the connection, then send.
@@ -140,7 +142,7 @@ impl Operation {
         match self {
             Self::Receive(_) => Some(0),
             Self::Send(_) => Some(1),
-            Self::Accept(_) | Self::AcceptInto(_) => Some(2),
+            Self::Accept(_) | Self::WaitForListen(_) | Self::AcceptInto(_) => Some(2),
             Self::Connect(_) | Self::Poll(_) | Self::Never => None,
         }
     }
@@ -151,7 +153,7 @@ impl Operation {
             Self::Receive(receive) if receive.urgent => event::OUT_OF_BAND,
             Self::Receive(_) => event::READ,
             Self::Send(_) | Self::Connect(_) => event::WRITE,
-            Self::Accept(_) | Self::AcceptInto(_) => event::ACCEPT,
+            Self::Accept(_) | Self::WaitForListen(_) | Self::AcceptInto(_) => event::ACCEPT,
             Self::Poll(_) | Self::Never => 0,
         }
     }
@@ -172,7 +174,7 @@ impl Operation {
             }
             Self::AcceptInto(accept) => vec![accept.socket],
             Self::Poll(poll) => poll.sockets(),
-            Self::Receive(_) | Self::Accept(_) | Self::Never => Vec::new(),
+            Self::Receive(_) | Self::Accept(_) | Self::WaitForListen(_) | Self::Never => Vec::new(),
         }
     }
 }
@@ -377,6 +379,7 @@ impl Kernel {
             Operation::Receive(receive) => self.receive(id, receive),
             Operation::Send(send) => self.send(space, id, send),
             Operation::Accept(output) => self.accept(id, *output),
+            Operation::WaitForListen(output) => self.wait_for_listen(id, *output),
             Operation::AcceptInto(accept) => self.accept_into(id, accept),
             Operation::Connect(send) => {
                 let now = self.clock.interrupt_time();
@@ -544,6 +547,19 @@ impl Kernel {
         self.watch(self.handles.get(handle)?.object);
         let bytes = (handle.0 as u32).to_le_bytes().to_vec();
         Ok(Done { writes: vec![(output, bytes)], information: 4, ..Done::default() })
+    }
+
+    fn wait_for_listen(&mut self, id: ObjectId, output: UserBuffer) -> Result<Done, Status> {
+        let mut connection = self.take_connection(id)?;
+        if let Some(object) = std::mem::take(&mut connection.events).object {
+            self.objects.dereference(object);
+        }
+        let peer = connection.peer()?;
+        let sequence = self.host_socket(id)?.keep(connection)?;
+        let mut bytes = [&sequence.to_le_bytes()[..], &peer].concat();
+        bytes.truncate(usize::try_from(output.length).unwrap_or(usize::MAX));
+        let information = bytes.len() as u64;
+        Ok(Done { information, writes: vec![(output.address, bytes)], ..Done::default() })
     }
 
     /// Takes a connection of a listening socket; it inherits the selected events.

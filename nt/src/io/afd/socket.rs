@@ -2,6 +2,7 @@
 //!
 //! The host's socket never blocks. What has to wait is a request (see [`super::request`]) that is tried again.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -97,6 +98,12 @@ pub struct HostSocket {
     given_name: Option<SocketAddr>,
     /// A connection that was accepted and put back.
     deferred: Option<Box<HostSocket>>,
+    /// Connections that were waited for, by their numbers, and the last number.
+    pub waiting: BTreeMap<u32, HostSocket>,
+    /// See there.
+    pub sequence: u32,
+    /// What the caller keeps with the socket.
+    pub context: Vec<u8>,
     /// Operations that would wait fail instead, unless they are asynchronous.
     pub nonblocking: bool,
     /// The guest receives no more.
@@ -164,6 +171,9 @@ impl HostSocket {
             name: None,
             given_name: None,
             deferred: None,
+            waiting: BTreeMap::new(),
+            sequence: 0,
+            context: Vec::new(),
             nonblocking: false,
             receive_shut: false,
             send_shut: false,
