@@ -1,7 +1,7 @@
 //! Operations that end later: what their callers get then, and how they are taken back.
 //!
 //! A component that cannot answer at once (pipes, mailslots, watched directories) notes the operation under a
-//! [`RequestId`] and finishes it in [`Requests`](super::requests::Requests) when it can. [`settle`] decides how the caller
+//! [`RequestId`] and finishes it in [`Requests`](super::requests::Requests) when it can. `settle` decides how the caller
 //! learns of it: at once, by a wait when the file was opened for synchronous I/O, else by event, APC or completion port.
 
 use super::requests::{Done, RequestId};
