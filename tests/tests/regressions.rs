@@ -239,6 +239,18 @@ const CASES: &[Case] = &[
         ..Case::EMPTY
     },
     Case {
+        name: "MAXSD of one denormal, taken for zero, is zero at a fault behind it, too",
+        code: &[
+            0xF2, 0x0F, 0x5F, 0xDB, // maxsd xmm3,xmm3
+            0x74, 0x06, // je short +6
+            0xC4, 0xC2, 0x5D, 0x3F, 0x24, 0x24, // vpmaxud ymm4,ymm4,[r12]
+        ],
+        mxcsr: 0x1FDA,
+        xmm: &[(3, 0x2A)],
+        expected: &[Expect::Vector(3, 0)],
+        ..Case::EMPTY
+    },
+    Case {
         name: "the first eight of ten bytes fault before the others are found to be non-canonical",
         code: &[
             0x42, 0xDB, 0xAC, 0x2E, 0xC0, 0xFF, 0xFF, 0xFF, // fld tbyte ptr [rsi+r13-40h]

@@ -10,6 +10,7 @@
 //! Pages from which code was fetched are write-protected in the windows. A write to one, from wherever, is recorded (see
 //! [`AddressSpace::take_modified`]) and lifts the protection; the owner of cached code must then drop what is stale.
 
+mod code_pages;
 mod frames;
 mod half;
 mod pins;
@@ -19,13 +20,13 @@ mod window;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use bitflags::bitflags;
 use lstar_arch::{GuestMemory, PAGE_SIZE, PageFault, PageFaultCode, Privilege};
 use lstar_translator::abi::{KERNEL_END, KERNEL_START, USER_END};
 
+pub use code_pages::ModifiedCode;
 use frames::FrameStore;
 pub use frames::Frames;
 use half::{Extent, Half};
@@ -100,15 +101,6 @@ pub struct SpaceId(u32);
 impl SpaceId {
     /// The space that a machine starts with.
     pub const FIRST: Self = Self(0);
-}
-
-/// Pages that held code and do not any more, or another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModifiedCode {
-    /// Whose; `None`: the kernel half's, everybody's.
-    pub space: Option<SpaceId>,
-    /// Which.
-    pub range: Range<u64>,
 }
 
 /// Guest memory: the current address space, and the others that can become it.
@@ -193,25 +185,6 @@ impl AddressSpace {
     #[inline]
     pub(crate) fn spaces_changed(&self, space: SpaceId) -> bool {
         self.current != space || !self.destroyed.is_empty()
-    }
-
-    /// Asks for an address hook, as [`crate::Machine::hook_address`] makes it, from a service: it is there when guest code
-    /// runs next.
-    pub fn hook_address(&mut self, address: u64) {
-        self.hook_requests.push((address, true));
-        // The owner of cached code has something to do.
-        self.code_modified = true;
-    }
-
-    /// Asks for the removal of an address hook.
-    pub fn unhook_address(&mut self, address: u64) {
-        self.hook_requests.push((address, false));
-        self.code_modified = true;
-    }
-
-    /// Address hooks wanted since the last call: where, and whether or not.
-    pub(crate) fn take_hook_requests(&mut self) -> Vec<(u64, bool)> {
-        std::mem::take(&mut self.hook_requests)
     }
 
     /// Spaces destroyed since the last call.
@@ -425,38 +398,6 @@ impl AddressSpace {
         self.check(address, buf.len() as u64, PRESENT, PageFaultCode::empty(), Privilege::Supervisor)?;
         self.copy_out(address, buf);
         Ok(())
-    }
-
-    /// Pages that held code and were written, unmapped or made non-executable since the last call. What was decoded or
-    /// translated from them is stale.
-    pub fn take_modified(&mut self) -> Vec<ModifiedCode> {
-        self.code_modified = false;
-        let modified = std::mem::take(&mut self.modified);
-        let page =
-            |(space, page)| ModifiedCode { space: (page < USER_END).then_some(space), range: page..page + PAGE_SIZE };
-        modified.into_iter().map(page).collect()
-    }
-
-    fn record_modified(&mut self, page: u64) {
-        self.modified.push((self.current, page & !(PAGE_SIZE - 1)));
-        self.code_modified = true;
-    }
-
-    fn note_code_writes(&mut self, address: u64, size: u64) {
-        if size == 0 {
-            return;
-        }
-        let first = address & !(PAGE_SIZE - 1);
-        let last = (address + size - 1) & !(PAGE_SIZE - 1);
-        for page in (first..=last).step_by(PAGE_SIZE as usize) {
-            let state = self.state(page);
-            if state & CODE != 0 {
-                self.half_mut(page).set_state(page, state & !CODE);
-                self.record_modified(page);
-                // Failing leaves the page write-protected in the windows: the next store faults and comes here again.
-                let _ = self.apply_views(page, PAGE_SIZE);
-            }
-        }
     }
 
     /// Checks that each page of the range has all bits of `need`; the fault names the first byte that fails.

@@ -112,7 +112,8 @@ pub(super) fn recipe(func: &Function, value: Value) -> Option<Recipe> {
         {
             computed(Operation::CompareFloat(float_relation(cond)), bits(args[0])?, &args)
         }
-        InstructionData::Ternary { opcode: Opcode::Select, args } if integer(args[0]) => {
+        // A choice of floating-point numbers can be MINSD and its like, which makes zeros of denormals if MXCSR says so.
+        InstructionData::Ternary { opcode: Opcode::Select, args } if integer(args[0]) && integer(value) => {
             // The width is that of what decides.
             computed(Operation::Select, bits(value).and(bits(args[0]))?, &args)
         }
