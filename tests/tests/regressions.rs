@@ -251,6 +251,16 @@ const CASES: &[Case] = &[
         ..Case::EMPTY
     },
     Case {
+        name: "CVTSI2SS of a constant rounds as MXCSR says",
+        code: &[
+            0x4C, 0x8D, 0x05, 0x3A, 0x00, 0x00, 0x00, // lea r8,[rip+3Ah]
+            0xF3, 0x49, 0x0F, 0x2A, 0xD0, // cvtsi2ss xmm2,r8
+        ],
+        mxcsr: 0x5FA0,
+        expected: &[Expect::Vector(2, 0x4D80_0003)],
+        ..Case::EMPTY
+    },
+    Case {
         name: "the first eight of ten bytes fault before the others are found to be non-canonical",
         code: &[
             0x42, 0xDB, 0xAC, 0x2E, 0xC0, 0xFF, 0xFF, 0xFF, // fld tbyte ptr [rsi+r13-40h]

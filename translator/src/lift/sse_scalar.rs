@@ -33,6 +33,8 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     })
 }
 
+// What is computed of constants while translating would be rounded otherwise than MXCSR says: operands are made opaque.
+
 fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     use Mnemonic as M;
     only_if(insn.op0_register().is_xmm())?;
@@ -46,7 +48,10 @@ fn arithmetic(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
         M::Subss | M::Subsd => e.b.ins().fsub(a, b),
         M::Mulss | M::Mulsd => e.b.ins().fmul(a, b),
         M::Divss | M::Divsd => e.b.ins().fdiv(a, b),
-        M::Sqrtss | M::Sqrtsd => e.b.ins().sqrt(b),
+        M::Sqrtss | M::Sqrtsd => {
+            let b = e.opaque(b);
+            e.b.ins().sqrt(b)
+        }
         // The second operand wins for equal (zeros of either sign) and unordered operands.
         M::Minss | M::Minsd => {
             let less = e.b.ins().fcmp(FloatCC::LessThan, a, b);
@@ -73,6 +78,7 @@ fn from_integer(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     let index = last_source(insn);
     let source = e.operand_type(insn, index)?;
     let value = e.read(insn, index, source)?;
+    let value = e.opaque(value);
     let value = e.b.ins().fcvt_from_sint(ty, value);
     e.merge_lane(insn, 0, value);
     Ok(())
@@ -103,6 +109,7 @@ fn promote(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
 
 fn demote(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let value = e.read_scalar(insn, last_source(insn), types::F64)?;
+    let value = e.opaque(value);
     let value = e.b.ins().fdemote(types::F32, value);
     e.merge_lane(insn, 0, value);
     Ok(())
