@@ -110,7 +110,7 @@ pub struct Run {
     /// Print it as one line of JSON
     #[arg(long, requires = "stats")]
     pub json: bool,
-    /// Tell perf(1) whose the translated code is, for `perf record lstar run --perf PROGRAM.exe`
+    /// Tell perf(1) whose the translated code is, for `perf record lstar run --perf PROGRAM.exe` (with TMPDIR unset)
     #[arg(long)]
     pub perf: bool,
     /// The guest.

@@ -11,13 +11,13 @@ use lstar_nt::system::System;
 
 use crate::coverage::image_at;
 
-/// The file of this process's map, where perf(1) looks for it whatever TMPDIR says. The folder is everybody's, so a file or link
-/// that somebody has put there is not followed.
+/// The file of this process's map, in the system's temporary folder: there perf(1) looks for it, which knows no TMPDIR. The
+/// folder is everybody's, so a file or link that somebody has put there is not followed.
 pub fn create() -> Result<BufWriter<File>> {
-    let path = format!("/tmp/perf-{}.map", process::id());
+    let path = std::env::temp_dir().join(format!("perf-{}.map", process::id()));
     let _ = std::fs::remove_file(&path);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    Ok(BufWriter::new(file.with_context(|| format!("cannot write {path}"))?))
+    Ok(BufWriter::new(file.with_context(|| format!("cannot write {}", path.display()))?))
 }
 
 /// Writes the map of what is translated now. perf reads it after the run.

@@ -41,10 +41,8 @@ pub fn run(args: &Trace) -> Result<u8> {
     } else {
         Box::new(TextSink::new(output))
     };
-    let filter = match &args.filter {
-        None if args.functions.is_some() => TraceFilter::none(),
-        filter => TraceFilter::parse(filter.as_deref().unwrap_or_default()),
-    };
+    let wanted = if args.functions.is_some() { "!*" } else { "" };
+    let filter = TraceFilter::parse(args.filter.as_deref().unwrap_or(wanted));
     system.kernel.tracer = Some(Tracer::new(sink, filter));
     if let Some(functions) = &args.functions {
         system.kernel.trace_functions(system.machine.memory(), FunctionFilter::parse(functions));

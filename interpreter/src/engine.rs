@@ -163,12 +163,6 @@ impl Interpreter {
         self.cache.executed()
     }
 
-    /// Whether [`Interpreter::run`] stops at an address.
-    #[must_use]
-    pub fn stops_at(&self, rip: u64) -> bool {
-        self.cache.stops_at(rip)
-    }
-
     /// From now on, [`Interpreter::run`] returns [`Outcome::Stop`] when RIP gets to `rip`, or does so no more.
     pub fn set_stop(&mut self, rip: u64, on: bool) {
         self.cache.set_stop(rip, on);

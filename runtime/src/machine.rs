@@ -233,12 +233,12 @@ impl Machine {
     /// and privilege level, before the instruction there executes. Code elsewhere runs as fast as before; what was translated
     /// or decoded from the address's page is made anew. [`Machine::step`] calls no hooks. Says whether it was new.
     pub fn hook_address(&mut self, address: u64) -> bool {
-        self.core.set_hook(address, true)
+        self.core.set_hooks(&[(address, true)])
     }
 
     /// Removes what [`Machine::hook_address`] has added; says whether there was anything.
     pub fn unhook_address(&mut self, address: u64) -> bool {
-        self.core.set_hook(address, false)
+        self.core.set_hooks(&[(address, false)])
     }
 
     /// The message of the hook whose panic ended a run with [`VmExit::HookPanicked`].

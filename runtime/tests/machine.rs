@@ -350,3 +350,44 @@ fn a_hook_that_panics_ends_the_run() {
         assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::Stopped);
     }
 }
+
+/// Asks for a hook in the first service, for its removal in the hundredth, and stops at the two hundredth.
+struct FromService {
+    address: u64,
+    served: u64,
+    arrivals: u64,
+}
+
+impl ServiceGate for FromService {
+    fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        self.served += 1;
+        match self.served {
+            1 => vcpu.memory.hook_address(self.address),
+            100 => vcpu.memory.unhook_address(self.address),
+            200 => return GateAction::Stop,
+            _ => {}
+        }
+        GateAction::Resume
+    }
+
+    fn address_reached(&mut self, _: &mut Vcpu<'_>) -> GateAction {
+        self.arrivals += 1;
+        GateAction::Resume
+    }
+}
+
+#[test]
+fn services_add_and_remove_hooks_while_the_guest_runs() {
+    for engine in ENGINES {
+        let mut machine = machine(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top).unwrap();
+            a.vmcall().unwrap();
+            a.inc(rbx).unwrap();
+            a.jmp(top).unwrap();
+        });
+        let mut gate = FromService { address: CODE + 3, served: 0, arrivals: 0 };
+        assert_eq!(machine.run(&mut gate, u64::MAX), VmExit::Stopped);
+        assert_eq!((gate.arrivals, machine.vcpu().reg(Gpr::Rbx)), (99, 199), "{engine:?}");
+    }
+}

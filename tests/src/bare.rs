@@ -1,6 +1,8 @@
 //! The guest kernel with user code above it and nothing behind its services: what tests of the system-call path and
 //! its benchmarks run on.
 
+use std::collections::BTreeMap;
+
 use iced_x86::code_asm::CodeAssembler;
 use lstar_arch::Gpr;
 use lstar_guest_images::image::map_pe;
@@ -31,6 +33,8 @@ pub struct Gate<'a> {
     pub direct: Option<DirectDispatch>,
     /// System calls that took the short cut.
     pub short_cuts: u64,
+    /// How often RIP got to each hooked address.
+    pub arrivals: BTreeMap<u64, u64>,
 }
 
 impl ServiceGate for Gate<'_> {
@@ -53,6 +57,11 @@ impl ServiceGate for Gate<'_> {
             }
             other => Some(other),
         }
+    }
+
+    fn address_reached(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
+        *self.arrivals.entry(vcpu.rip()).or_default() += 1;
+        GateAction::Resume
     }
 
     fn code_changed(&mut self, range: std::ops::Range<u64>) {
@@ -119,7 +128,7 @@ impl BareSystem {
             assert_eq!(GateId::from_id(id), Some(GateId::KernelStart));
             GateAction::Stop
         };
-        let mut gate = Gate { observer: &mut started, direct: None, short_cuts: 0 };
+        let mut gate = Gate { observer: &mut started, direct: None, short_cuts: 0, arrivals: BTreeMap::new() };
         assert_eq!(machine.run(&mut gate, 1_000_000), VmExit::Stopped, "the guest kernel starts");
         let thread_address = kernel.address_of("KiInitialThread").expect("symbol");
         let teb_field = thread_address + u64::from(kernel.fast_path.thread.teb);
@@ -157,14 +166,20 @@ impl BareSystem {
         DirectDispatch::new(self.kernel.fast_path.clone(), copy_end, self.machine.memory())
     }
 
-    /// Runs until the observer stops it.
+    /// Runs until the observer stops it; returns why, and how many calls took the short cut.
     pub fn run(&mut self, direct: bool, observer: &mut Observer<'_>) -> (VmExit, u64) {
+        let (exit, short_cuts, _) = self.run_hooked(direct, observer);
+        (exit, short_cuts)
+    }
+
+    /// The same, with how often RIP got to each hooked address.
+    pub fn run_hooked(&mut self, direct: bool, observer: &mut Observer<'_>) -> (VmExit, u64, BTreeMap<u64, u64>) {
         let direct = direct.then(|| self.direct_dispatch());
         // The gate's closure may borrow for less long than the observer's own type says.
         let mut forward = |vcpu: &mut Vcpu<'_>, id: u32| observer(vcpu, id);
-        let mut gate = Gate { observer: &mut forward, direct, short_cuts: 0 };
+        let mut gate = Gate { observer: &mut forward, direct, short_cuts: 0, arrivals: BTreeMap::new() };
         let exit = self.machine.run(&mut gate, u64::MAX);
-        (exit, gate.short_cuts)
+        (exit, gate.short_cuts, gate.arrivals)
     }
 
     /// All bytes of the kernel's writable sections, stacks included.

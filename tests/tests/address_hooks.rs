@@ -5,54 +5,19 @@ use std::collections::BTreeMap;
 
 use iced_x86::code_asm::*;
 use lstar_arch::Gpr;
-use lstar_nt::direct::DirectDispatch;
-use lstar_runtime::{Engine, GateAction, MachineConfig, Registers, ServiceGate, SyscallDispatch, Vcpu, VmExit};
+use lstar_runtime::{Engine, GateAction, MachineConfig, Registers, SyscallDispatch, Vcpu, VmExit};
 use lstar_tests::bare::{BareSystem, USER_CODE};
 
 const ROUNDS: u64 = 4000;
 const STOP: u32 = 1;
 
-/// Counts arrivals; serves the two services.
-struct Gate {
-    direct: Option<DirectDispatch>,
+/// What a run did.
+struct Run {
     arrivals: BTreeMap<u64, u64>,
     short_cuts: u64,
-}
-
-impl Gate {
-    fn serve(vcpu: &mut Vcpu<'_>) -> GateAction {
-        if vcpu.reg(Gpr::Rax) as u32 == STOP { GateAction::Stop } else { GateAction::Resume }
-    }
-}
-
-impl ServiceGate for Gate {
-    fn service(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
-        Self::serve(vcpu)
-    }
-
-    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
-        let direct = self.direct.as_mut()?;
-        if !direct.enter(vcpu) {
-            return None;
-        }
-        self.short_cuts += 1;
-        let action = Self::serve(vcpu);
-        if action == GateAction::Resume {
-            direct.leave(vcpu);
-        }
-        Some(action)
-    }
-
-    fn address_reached(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {
-        *self.arrivals.entry(vcpu.rip()).or_default() += 1;
-        GateAction::Resume
-    }
-
-    fn code_changed(&mut self, range: std::ops::Range<u64>) {
-        if let Some(direct) = &mut self.direct {
-            direct.code_changed(&range);
-        }
-    }
+    /// What the leaf function has added up.
+    sum: u64,
+    instructions: u64,
 }
 
 /// Addresses in the user program.
@@ -91,7 +56,7 @@ fn program(a: &mut CodeAssembler) -> Places {
     Places { leaf: addresses[leaf_at], stub: addresses[stub_at], back: addresses[back] }
 }
 
-fn run(engine: Engine, dispatch: SyscallDispatch, choose: impl FnOnce(Places, u64) -> Vec<u64>) -> (Gate, u64, u64) {
+fn run(engine: Engine, dispatch: SyscallDispatch, choose: impl FnOnce(Places, u64) -> Vec<u64>) -> Run {
     let config =
         MachineConfig { engine, dispatch, memory_limit: 1 << 30, hot_threshold: 10, ..MachineConfig::default() };
     let mut system = BareSystem::boot(config, &[(0, "NtEmpty", 0), (1, "NtStop", 0)], &[]);
@@ -101,11 +66,11 @@ fn run(engine: Engine, dispatch: SyscallDispatch, choose: impl FnOnce(Places, u6
     for address in choose(places, lstar) {
         system.machine.hook_address(address);
     }
-    let direct = (dispatch == SyscallDispatch::Direct).then(|| system.direct_dispatch());
-    let mut gate = Gate { direct, arrivals: BTreeMap::new(), short_cuts: 0 };
-    assert_eq!(system.machine.run(&mut gate, u64::MAX), VmExit::Stopped);
+    let mut serve = |_: &mut Vcpu<'_>, id: u32| if id == STOP { GateAction::Stop } else { GateAction::Resume };
+    let (exit, short_cuts, arrivals) = system.run_hooked(dispatch == SyscallDispatch::Direct, &mut serve);
+    assert_eq!(exit, VmExit::Stopped);
     let instructions = system.machine.statistics().instructions;
-    (gate, system.machine.vcpu().reg(Gpr::Rbx), instructions)
+    Run { arrivals, short_cuts, sum: system.machine.vcpu().reg(Gpr::Rbx), instructions }
 }
 
 const CONFIGURATIONS: [(Engine, SyscallDispatch); 3] = [
@@ -117,13 +82,13 @@ const CONFIGURATIONS: [(Engine, SyscallDispatch); 3] = [
 #[test]
 fn functions_and_stubs_are_seen_once_a_call() {
     for (engine, dispatch) in CONFIGURATIONS {
-        let (_, sum, instructions) = run(engine, dispatch, |_, _| Vec::new());
+        let plain = run(engine, dispatch, |_, _| Vec::new());
         let mut hooked = Places::default();
-        let (gate, same_sum, same_count) = run(engine, dispatch, |places, _| {
+        let gate = run(engine, dispatch, |places, _| {
             hooked = places;
             vec![places.leaf, places.stub, places.back]
         });
-        assert_eq!((same_sum, same_count), (sum, instructions), "{engine:?} {dispatch:?}");
+        assert_eq!((gate.sum, gate.instructions), (plain.sum, plain.instructions), "{engine:?} {dispatch:?}");
         for place in [hooked.leaf, hooked.stub, hooked.back] {
             assert_eq!(gate.arrivals.get(&place), Some(&ROUNDS), "{engine:?} {dispatch:?}");
         }
@@ -133,10 +98,10 @@ fn functions_and_stubs_are_seen_once_a_call() {
 #[test]
 fn hooks_in_the_entry_code_are_not_passed_by() {
     for (engine, dispatch) in CONFIGURATIONS {
-        let (plain, ..) = run(engine, dispatch, |_, _| Vec::new());
+        let plain = run(engine, dispatch, |_, _| Vec::new());
         assert_eq!(plain.short_cuts > 0, dispatch == SyscallDispatch::Direct, "{engine:?}");
         let mut entry = 0;
-        let (gate, ..) = run(engine, dispatch, |_, lstar| {
+        let gate = run(engine, dispatch, |_, lstar| {
             entry = lstar;
             vec![lstar]
         });

@@ -1,6 +1,6 @@
 //! Looks at a program file before anything is mapped, so that whatever cannot run is refused with one clear line.
 //!
-//! [`inspect`] reads headers only and trusts nothing in them; [`inspect_bytes`] does the same for bytes at hand.
+//! [`inspect`] reads headers and import names only and trusts nothing in them.
 //! [`missing_imports`] then checks that each DLL the program needs before its first instruction can be found.
 
 mod imports;
@@ -111,12 +111,7 @@ pub fn inspect(path: &Path, purpose: Purpose) -> Result<Inspection, ImageProblem
         return Err(ImageProblem::TooLong(metadata.len()));
     }
     let file = fs::File::open(path).map_err(ImageProblem::Unreadable)?;
-    inspect_file(&File { source: Source::File(&file), length: metadata.len() }, purpose)
-}
-
-/// Checks an image file's bytes.
-pub fn inspect_bytes(bytes: &[u8], purpose: Purpose) -> Result<Inspection, ImageProblem> {
-    inspect_file(&File { source: Source::Bytes(bytes), length: bytes.len() as u64 }, purpose)
+    inspect_file(&File { read_at: &|buf, offset| file.read_exact_at(buf, offset), length: metadata.len() }, purpose)
 }
 
 fn inspect_file(file: &File<'_>, purpose: Purpose) -> Result<Inspection, ImageProblem> {
@@ -251,17 +246,10 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
-/// Where a file's bytes come from.
-enum Source<'a> {
-    /// Memory.
-    Bytes(&'a [u8]),
-    /// A file, of which a program of many megabytes needs a few hundred bytes read.
-    File(&'a fs::File),
-}
-
-/// Bounds-checked reading of the file.
+/// Bounds-checked reading of the file: a few hundred bytes of many megabytes.
 struct File<'a> {
-    source: Source<'a>,
+    /// Fills a buffer from an offset; only asked for what is inside.
+    read_at: &'a dyn Fn(&mut [u8], u64) -> io::Result<()>,
     length: u64,
 }
 
@@ -276,13 +264,7 @@ impl File<'_> {
 
     fn read(&self, offset: u64, buf: &mut [u8], what: &str) -> Result<(), ImageProblem> {
         self.check(offset, buf.len() as u64, what)?;
-        match self.source {
-            Source::File(file) => file.read_exact_at(buf, offset).map_err(ImageProblem::Unreadable),
-            Source::Bytes(bytes) => {
-                buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
-                Ok(())
-            }
-        }
+        (self.read_at)(buf, offset).map_err(ImageProblem::Unreadable)
     }
 
     /// As many of `most` bytes as there are.

@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// As [`inspect`], for bytes at hand.
+fn inspect_bytes(bytes: &[u8], purpose: Purpose) -> Result<Inspection, ImageProblem> {
+    let read_at = |buf: &mut [u8], offset: u64| {
+        buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
+        Ok(())
+    };
+    inspect_file(&File { read_at: &read_at, length: bytes.len() as u64 }, purpose)
+}
+
 /// A minimal PE32+ program: headers, one section of code at 1000h with an import directory for `KERNEL32.dll`.
 fn good() -> Vec<u8> {
     let mut file = vec![0; 0x400];

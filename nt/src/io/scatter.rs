@@ -87,6 +87,8 @@ fn write_gather(
         Start::At(at) => at,
         Start::End => call.kernel.size_of_disk_file(id)?,
     };
+    // All of it, before any of it is written.
+    call.kernel.files.check_locks(call.kernel.file(id)?, at, u64::from(length), true)?;
     for segment in segments {
         write_disk(call, id, at, segment, PAGE_SIZE as u32)?;
         at = at.saturating_add(PAGE_SIZE);

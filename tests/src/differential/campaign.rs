@@ -330,7 +330,7 @@ impl Campaign<'_> {
                 super::Ending::Exception { vector: PAGE_FAULT, cr2, .. } => Some(cr2),
                 _ => None,
             });
-            if exposed.into_iter().any(|address| self.engines.iter().any(|engine| engine.exposes(address))) {
+            if { exposed }.any(|address| self.engines.iter().any(|engine| engine.exposes(address))) {
                 return Ran::Exposed;
             }
         }

@@ -538,7 +538,7 @@ impl Core {
             }
             let requests = self.memory.take_hook_requests();
             if !requests.is_empty() {
-                self.set_hooks(requests);
+                self.set_hooks(&requests);
             }
         }
         self.follow_space() || stale

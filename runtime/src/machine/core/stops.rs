@@ -43,20 +43,13 @@ impl Core {
         self.apply_stops();
     }
 
-    /// Adds or removes an address hook; says whether that changed anything.
-    pub fn set_hook(&mut self, address: u64, on: bool) -> bool {
+    /// Adds (`true`) and removes address hooks; says whether that changed anything.
+    pub fn set_hooks(&mut self, changes: &[(u64, bool)]) -> bool {
         let hooks = &mut self.stops.hooks;
-        let changed = if on { hooks.insert(address) } else { hooks.remove(&address) };
+        let set = |&(address, on): &(u64, bool)| if on { hooks.insert(address) } else { hooks.remove(&address) };
+        let changed = changes.iter().map(set).fold(false, |any, one| any | one);
         self.apply_stops();
         changed
-    }
-
-    /// Adds (`true`) and removes address hooks.
-    pub(super) fn set_hooks(&mut self, changes: Vec<(u64, bool)>) {
-        for (address, on) in changes {
-            let _ = if on { self.stops.hooks.insert(address) } else { self.stops.hooks.remove(&address) };
-        }
-        self.apply_stops();
     }
 
     /// Drops the code that does not fit the stops any more.
