@@ -19,7 +19,7 @@ pub mod registers;
 pub mod tables;
 pub mod transfer;
 
-pub use fast_call::{swapgs, syscall, sysenter, sysexit, sysret};
+pub use fast_call::{FastCall, swapgs, syscall, sysenter, sysexit, sysret};
 pub use flags::{cli, popf, pushf, sti};
 pub use registers::{
     clts, cpuid, hlt, invlpg, lmsw, mov_from_cr, mov_from_dr, mov_to_cr, mov_to_dr, rdbase, rdmsr, rdpid, rdpmc, rdtsc,

@@ -1,6 +1,6 @@
 //! Direct dispatch: the guest kernel's system-call entry and exit, done by the host instead of guest code.
 //!
-//! [`DirectDispatch::enter`] leaves the processor and memory as the entry code leaves them at the service gate of a
+//! [`DirectDispatch::enter`] leaves the processor and memory as SYSCALL and the entry code leave them at the service gate of a
 //! plain service stub, [`DirectDispatch::leave`] as the exit code leaves them behind SYSRETQ: every register, every
 //! byte of the trap frame, every flag. Both read the guest's own tables on each call, so that hooks of table entries
 //! work, and both decline whatever is out of the ordinary (an unknown number, a hooked entry, a pending APC, a fault)
@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 
+use lstar_arch::system::FastCall;
 use lstar_arch::{Gpr, GuestMemory, PAGE_SIZE, Privilege, Rflags, is_canonical};
 use lstar_guest_images::kernel::{FastPathLayout, MAX_STACK_ARGUMENTS};
 use lstar_guest_images::layout::{
@@ -88,6 +89,30 @@ impl Pins {
     }
 }
 
+/// What the last call has found: valid for the next one as long as it holds.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    call: FastCall,
+    pins: Pins,
+}
+
+impl Ready {
+    /// Whether SYSCALL now leads to the entry code, and that to these structures.
+    #[inline(always)]
+    fn holds(&self, vcpu: &mut Vcpu<'_>) -> bool {
+        let (cpu, memory) = vcpu.parts();
+        self.call.applies(cpu) && self.pins.current(&memory.pinned(), cpu.kernel_gs_base)
+    }
+
+    /// Whether the processor is still in the kernel that the call entered, on the same thread.
+    fn still_holds(&self, vcpu: &mut Vcpu<'_>) -> bool {
+        let (cpu, memory) = vcpu.parts();
+        self.call.is_behind(cpu)
+            && self.pins.current(&memory.pinned(), cpu.gs_base())
+            && cpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into()) == self.pins.trap_frame()
+    }
+}
+
 /// A table entry that was called before, and what its stub was found to be. The stub's page counts as fetched, so a
 /// change of it is reported; the entry itself is compared at each call.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +145,7 @@ pub struct DirectDispatch {
     /// KiSystemServiceCopyEnd.
     copy_end: u64,
     pristine: bool,
-    pins: Option<Pins>,
+    ready: Option<Ready>,
     /// By number: first those of the service table, then those of the shadow table.
     lines: Vec<Option<Line>>,
     /// Behind the gate of the stub that was entered last, if that is as it was.
@@ -137,13 +162,14 @@ impl DirectDispatch {
             pages.all(|page| memory.fetch(page, &mut [0], KERNEL).is_ok())
         };
         let pristine = fetch(&layout.code) && fetch(&layout.gate_stubs);
-        Self { layout, copy_end, pristine, pins: None, lines: vec![None; 2 * SERVICES], behind_gate: 0 }
+        Self { layout, copy_end, pristine, ready: None, lines: vec![None; 2 * SERVICES], behind_gate: 0 }
     }
 
     /// Takes note that guest code was overwritten: a change of the path's own code ends direct dispatch.
     pub fn code_changed(&mut self, range: &Range<u64>) {
         if range.start < self.layout.code.end && self.layout.code.start < range.end {
             self.pristine = false;
+            self.ready = None;
         }
         if range.start < self.layout.gate_stubs.end && self.layout.gate_stubs.start < range.end {
             self.lines.fill(None);
@@ -151,11 +177,11 @@ impl DirectDispatch {
         }
     }
 
-    /// From behind SYSCALL (RIP = LSTAR, CPL 0, GS not yet swapped) to the service gate. `false`, with the registers
-    /// unchanged, when the guest's code must run instead.
+    /// From a SYSCALL of 64-bit user code, RIP being behind it, to the service gate. `false`, with the registers unchanged,
+    /// when SYSCALL must execute and the guest's code run instead.
     #[inline]
     pub fn enter(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        if !self.pristine || vcpu.rip() != self.layout.lstar {
+        if !self.is_ready(vcpu) {
             return false;
         }
         let entered = match self.layout.build {
@@ -169,29 +195,35 @@ impl DirectDispatch {
         }
     }
 
-    /// From behind a plain stub's gate to behind SYSRETQ. `false`, with nothing changed, when the guest's code must run.
+    /// From behind a plain stub's gate to behind SYSRETQ, for the call that [`DirectDispatch::enter`] entered last on this
+    /// `vcpu`. `false`, with nothing changed, when the guest's code must run.
     #[inline]
     pub fn leave(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.pristine
-            && match self.layout.build {
-                Build::Windows7 => self.try_leave::<false>(vcpu),
-                Build::Windows11 => self.try_leave::<true>(vcpu),
-            }
-            .is_some()
+        match self.layout.build {
+            Build::Windows7 => self.try_leave::<false>(vcpu),
+            Build::Windows11 => self.try_leave::<true>(vcpu),
+        }
+        .is_some()
     }
 
-    /// Makes `pins` those of the thread that runs on `kpcr_base`; where that cannot be, there are none.
+    /// Sees to it that `ready` holds for a call now; `false` where the guest's code must run.
     #[inline(always)]
-    fn pin_current(&mut self, memory: &mut AddressSpace, kpcr_base: u64) {
-        if !self.pins.as_ref().is_some_and(|pins| pins.current(&memory.pinned(), kpcr_base)) {
-            self.pin_again(memory, kpcr_base);
-        }
+    fn is_ready(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.holds(vcpu)) || self.prepare(vcpu)
     }
 
     #[cold]
     #[inline(never)]
-    fn pin_again(&mut self, memory: &mut AddressSpace, kpcr_base: u64) {
-        self.pins = Pins::new(&self.layout, memory, kpcr_base);
+    fn prepare(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
+        self.ready = None;
+        if !self.pristine {
+            return false;
+        }
+        let kpcr_base = vcpu.kernel_gs_base();
+        let pins = Pins::new(&self.layout, vcpu.memory, kpcr_base);
+        let call = vcpu.fast_call().filter(|call| call.target() == self.layout.lstar);
+        self.ready = call.zip(pins).map(|(call, pins)| Ready { call, pins });
+        self.ready.as_ref().is_some_and(|ready| ready.holds(vcpu))
     }
 
     /// [`DirectDispatch::enter`] for a service that was not called yet, or whose table entry has changed.
@@ -238,9 +270,7 @@ impl DirectDispatch {
 
     #[inline(always)]
     fn try_enter<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Result<(), Refusal> {
-        let kpcr_base = vcpu.kernel_gs_base();
-        self.pin_current(vcpu.memory, kpcr_base);
-        let pins = self.pins.as_ref().ok_or(Refusal::Declined)?;
+        let Ready { call, pins } = self.ready.as_ref().ok_or(Refusal::Declined)?;
         let thread_at = const { build::<WINDOWS11>().thread_offsets() };
         let trap_frame = pins.trap_frame();
         let (cpu, memory) = vcpu.parts();
@@ -248,6 +278,8 @@ impl DirectDispatch {
         let user_rsp = cpu.reg(Gpr::Rsp);
         let rax = cpu.reg(Gpr::Rax);
         let r10 = cpu.reg(Gpr::R10);
+        // As SYSCALL leaves it in R11.
+        let user_flags = cpu.rflags() & !Rflags::RF.bits();
 
         // The entry code has written the frame and its other notes by the time it looks at the tables; doing so first
         // is right even if it has to do it again.
@@ -264,9 +296,9 @@ impl DirectDispatch {
 
         let stack = pinned.fields(&pins.stack).ok_or(Refusal::Declined)?;
         for (offset, value) in [
-            (frame::RIP, cpu.reg(Gpr::Rcx)),
+            (frame::RIP, cpu.rip()),
             (frame::SEG_CS, USER_CS),
-            (frame::EFLAGS, cpu.reg(Gpr::R11)),
+            (frame::EFLAGS, user_flags),
             (frame::RSP, user_rsp),
             (frame::SEG_SS, USER_SS),
             (frame::RBX, cpu.reg(Gpr::Rbx)),
@@ -279,7 +311,7 @@ impl DirectDispatch {
             (frame::R8, cpu.reg(Gpr::R8)),
             (frame::R9, cpu.reg(Gpr::R9)),
             (frame::R10, r10),
-            (frame::R11, cpu.reg(Gpr::R11)),
+            (frame::R11, user_flags),
         ] {
             stack.put_quad(IN_STACK + offset, value);
         }
@@ -337,8 +369,10 @@ impl DirectDispatch {
         stack.put_quad(top.wrapping_sub(pins.stack.address()) as u32, self.layout.service_return);
         self.behind_gate = line.target.wrapping_add(GATE_OFFSET);
 
+        call.enter(cpu);
+        // SWAPGS.
         let user_gs = cpu.gs_base();
-        cpu.set_gs_base(kpcr_base);
+        cpu.set_gs_base(pins.pcr.address());
         cpu.set_kernel_gs_base(user_gs);
         cpu.set_mxcsr(kernel_mxcsr);
         cpu.set_reg(Gpr::Rax, line.id);
@@ -358,18 +392,13 @@ impl DirectDispatch {
 
     #[inline(always)]
     fn try_leave<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
-        let rip = vcpu.rip();
-        let top = vcpu.reg(Gpr::Rsp);
-        let trap_frame = vcpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into());
-        self.pin_current(vcpu.memory, vcpu.gs_base());
-        let pins = self.pins.as_ref()?;
-        let behind_plain_gate = rip == self.behind_gate
-            || self.layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET))
-                && vcpu.memory.load::<1>(rip, KERNEL).ok()? == [RET];
-        if vcpu.cpl() != 0 || trap_frame != pins.trap_frame() || !behind_plain_gate {
+        let Ready { call, pins } = self.ready.as_ref()?;
+        if vcpu.is_touched() && !self.is_behind_gate(vcpu) {
             return None;
         }
-        let pinned = vcpu.memory.pinned();
+        let top = vcpu.reg(Gpr::Rsp);
+        let (cpu, memory) = vcpu.parts();
+        let pinned = memory.pinned();
         let stack = pinned.fields(&pins.stack)?;
         let below = top.wrapping_sub(pins.stack.address());
         if below >= BELOW as u64 || stack.quad(below as u32) != self.layout.service_return {
@@ -387,18 +416,13 @@ impl DirectDispatch {
         if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) || traps {
             return None;
         }
-        let (rcx, r11) = (vcpu.reg(Gpr::Rcx), vcpu.reg(Gpr::R11));
-        let (cpu, _) = vcpu.parts();
+        // SWAPGS and SYSRETQ.
+        cpu.set_gs_base(cpu.kernel_gs_base());
+        cpu.set_kernel_gs_base(pins.pcr.address());
+        call.leave(cpu, flags);
+        cpu.set_rip(return_rip);
         cpu.set_reg(Gpr::Rcx, return_rip);
         cpu.set_reg(Gpr::R11, flags);
-        if !vcpu.swapgs_sysretq() {
-            let (cpu, _) = vcpu.parts();
-            cpu.set_reg(Gpr::Rcx, rcx);
-            cpu.set_reg(Gpr::R11, r11);
-            return None;
-        }
-        vcpu.retired += LEFT;
-        let (cpu, _) = vcpu.parts();
         let r9 = if WINDOWS11 { 0 } else { rbp };
         cpu.set_reg(Gpr::Rbx, rbx);
         cpu.set_reg(Gpr::Rdi, rdi);
@@ -413,7 +437,18 @@ impl DirectDispatch {
             cpu.set_xmm(index, 0);
         }
         cpu.set_mxcsr(mxcsr);
+        vcpu.retired += LEFT;
         Some(())
+    }
+
+    /// Whether a call is still behind a plain stub's gate, after a service that may have changed registers.
+    #[inline(never)]
+    fn is_behind_gate(&self, vcpu: &mut Vcpu<'_>) -> bool {
+        let rip = vcpu.rip();
+        let behind_plain_gate = rip == self.behind_gate
+            || self.layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET))
+                && vcpu.memory.load::<1>(rip, KERNEL).is_ok_and(|byte| byte == [RET]);
+        behind_plain_gate && self.ready.as_ref().is_some_and(|ready| ready.still_holds(vcpu))
     }
 }
 

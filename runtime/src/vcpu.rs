@@ -1,6 +1,7 @@
 //! What code above the runtime sees of the processor while a guest is stopped at the service gate or between runs.
 
 use lstar_arch::control::efer;
+use lstar_arch::system::FastCall;
 use lstar_arch::{CpuState, DescriptorTable, Gpr, Rflags, Segment, SegmentIndex};
 use lstar_translator::abi::{KERNEL_START, USER_END};
 
@@ -177,7 +178,7 @@ pub struct Vcpu<'a> {
     pub memory: &'a mut AddressSpace,
     /// Guest instructions retired since the machine was made.
     pub retired: u64,
-    /// Registers may have been changed otherwise than by [`Vcpu::parts`] and [`Vcpu::swapgs_sysretq`].
+    /// See [`Vcpu::is_touched`].
     pub(crate) touched: bool,
 }
 
@@ -251,23 +252,28 @@ impl Vcpu<'_> {
     /// Registers and memory, to use side by side. For those who do what SYSCALL's entry and exit code does: they leave debug
     /// and control registers alone, and put back what user code had in RFLAGS and in the code segment.
     #[inline]
-    pub fn parts(&mut self) -> (&mut impl Registers, &mut AddressSpace) {
+    pub fn parts(&mut self) -> (&mut CpuState, &mut AddressSpace) {
         (&mut *self.cpu, &mut *self.memory)
     }
 
-    /// Executes SWAPGS and SYSRETQ; `false`, with nothing changed, where either would raise an exception.
-    #[inline(always)]
-    pub fn swapgs_sysretq(&mut self) -> bool {
-        let rip = self.cpu.rip;
-        if lstar_arch::system::swapgs(self.cpu).is_err() {
-            return false;
-        }
-        if lstar_arch::system::sysret(self.cpu, lstar_arch::system::OperandSize::Qword).is_err() {
-            self.cpu.rip = rip;
-            // SWAPGS is its own inverse.
-            return lstar_arch::system::swapgs(self.cpu).is_err();
-        }
-        true
+    /// Whether registers may have been changed otherwise than by [`Vcpu::parts`] and [`Vcpu::set_result`].
+    #[inline]
+    #[must_use]
+    pub fn is_touched(&self) -> bool {
+        self.touched
+    }
+
+    /// Sets RAX, in which a service returns its result. That it has changed need not be looked for: translated code
+    /// expects it.
+    #[inline]
+    pub fn set_result(&mut self, value: u64) {
+        self.cpu.set_reg(Gpr::Rax, value);
+    }
+
+    /// What SYSCALL and SYSRETQ now do; `None` where SYSCALL raises an exception.
+    #[must_use]
+    pub fn fast_call(&self) -> Option<FastCall> {
+        FastCall::new(self.cpu)
     }
 
     /// The IDTR (descriptor tables are set by the guest kernel itself).

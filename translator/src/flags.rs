@@ -113,11 +113,35 @@ impl LazyOp {
 
 /// The status flags (in RFLAGS positions) that operation `op` on these operands leaves; 0 for an unknown `op`.
 #[must_use]
+#[inline]
 pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
-    let Some((kind, bits)) = LazyOp::decode(op) else { return 0 };
     let b = LazyOp::operand(op).unwrap_or(b);
+    STATUS_OF[usize::from(op as u8)](a, b, c)
+}
+
+/// What computes the flags, by the low byte of the operation's number.
+static STATUS_OF: [fn(u64, u64, u64) -> u64; 256] = {
+    const fn of<const KIND: u64>(mut table: [fn(u64, u64, u64) -> u64; 256]) -> [fn(u64, u64, u64) -> u64; 256] {
+        let first = (KIND as usize) << 2;
+        table[first] = status_of::<KIND, 8>;
+        table[first + 1] = status_of::<KIND, 16>;
+        table[first + 2] = status_of::<KIND, 32>;
+        table[first + 3] = status_of::<KIND, 64>;
+        table
+    }
+    fn none(_: u64, _: u64, _: u64) -> u64 {
+        0
+    }
+    let table = of::<4>(of::<3>(of::<2>(of::<1>([none; 256]))));
+    let table = of::<8>(of::<7>(of::<6>(of::<5>(table))));
+    of::<12>(of::<11>(of::<10>(of::<9>(table))))
+};
+
+/// The flags for the operation whose [`FlagKind`] has the number `KIND`, on operands of `BITS` bits.
+fn status_of<const KIND: u64, const BITS: u32>(a: u64, b: u64, c: u64) -> u64 {
+    let Some((kind, _)) = LazyOp::decode(KIND << 2) else { return 0 };
     // Shifted left by this, an operand's sign is bit 63, and nothing is above it.
-    let unused = 64 - bits;
+    let unused = 64 - BITS;
     let mask = u64::MAX >> unused;
     let flag = |set: bool, bit: u64| if set { bit } else { 0 };
     let top = |value: u64, bit: u64| (value << unused >> 63) * bit;
@@ -144,7 +168,7 @@ pub fn status(op: u64, a: u64, b: u64, c: u64) -> u64 {
         }
         FlagKind::Shl => {
             let count = b as u32 & 63;
-            let carry = count <= bits && (a & mask).checked_shr(bits.wrapping_sub(count)).unwrap_or(0) & 1 != 0;
+            let carry = count <= BITS && (a & mask).checked_shr(BITS.wrapping_sub(count)).unwrap_or(0) & 1 != 0;
             let result = a << count;
             result_flags(result) | flag(carry, CF) | flag(carry != (top(result, 1) != 0), OF)
         }

@@ -12,11 +12,86 @@ use crate::state::{CpuState, Gpr};
 /// RFLAGS bits that SYSRET takes from R11 (SDM vol. 2, SYSRET).
 const SYSRET_RFLAGS: u64 = 0x3C_7FD7;
 
-#[inline]
-fn load_flat(cpu: &mut CpuState, code: Segment, stack: Segment, cpl: u8) {
-    *cpu.segment_mut(SegmentIndex::Cs) = code;
-    *cpu.segment_mut(SegmentIndex::Ss) = stack;
+/// SYSCALL of 64-bit code at CPL 3 and SYSRETQ back to it, with what they load worked out once for the MSRs that say it.
+#[derive(Clone, Copy, Debug)]
+pub struct FastCall {
+    efer: u64,
+    star: u64,
+    lstar: u64,
+    fmask: u64,
+    /// CS and SS behind SYSCALL.
+    kernel: [Segment; 2],
+    /// CS and SS behind SYSRETQ.
+    user: [Segment; 2],
+}
+
+impl FastCall {
+    /// For the MSRs that `cpu` now has; `None` where SYSCALL raises an exception.
+    #[must_use]
+    pub fn new(cpu: &CpuState) -> Option<Self> {
+        let mut there = cpu.clone();
+        syscall(&mut there).ok()?;
+        let mut back = there.clone();
+        // Any address will do: only the segments are looked at.
+        back.set_reg(Gpr::Rcx, 0);
+        sysret(&mut back, OperandSize::Qword).ok()?;
+        let segments = |cpu: &CpuState| [*cpu.segment(SegmentIndex::Cs), *cpu.segment(SegmentIndex::Ss)];
+        let (kernel, user) = (segments(&there), segments(&back));
+        Some(Self { efer: cpu.efer, star: cpu.star, lstar: cpu.lstar, fmask: cpu.fmask, kernel, user })
+    }
+
+    /// Whether SYSCALL would now do what [`FastCall::enter`] does.
+    #[inline(always)]
+    #[must_use]
+    pub fn applies(&self, cpu: &CpuState) -> bool {
+        self.is_current(cpu) && cpu.cpl == 3 && cpu.is_64bit()
+    }
+
+    /// Whether SYSRETQ to a canonical address would now do what [`FastCall::leave`] does.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_behind(&self, cpu: &CpuState) -> bool {
+        self.is_current(cpu) && cpu.cpl == 0 && cpu.is_64bit()
+    }
+
+    #[inline(always)]
+    fn is_current(&self, cpu: &CpuState) -> bool {
+        let changed = self.efer ^ cpu.efer | self.star ^ cpu.star | self.lstar ^ cpu.lstar | self.fmask ^ cpu.fmask;
+        changed == 0
+    }
+
+    /// Where SYSCALL leads.
+    #[must_use]
+    pub fn target(&self) -> u64 {
+        self.lstar
+    }
+
+    /// SYSCALL, where it [applies](Self::applies), but for the general-purpose registers and RIP.
+    #[inline(always)]
+    pub fn enter(&self, cpu: &mut CpuState) {
+        cpu.rflags = inside(cpu.rflags, cpu.fmask);
+        load_flat(cpu, &self.kernel, 0);
+    }
+
+    /// SYSRETQ, where it [leads back](Self::is_behind), but for RIP; `r11` is what R11 holds.
+    #[inline(always)]
+    pub fn leave(&self, cpu: &mut CpuState, r11: u64) {
+        cpu.rflags = r11 & SYSRET_RFLAGS | Rflags::FIXED.bits();
+        load_flat(cpu, &self.user, 3);
+    }
+}
+
+#[inline(always)]
+fn load_flat(cpu: &mut CpuState, [code, stack]: &[Segment; 2], cpl: u8) {
+    *cpu.segment_mut(SegmentIndex::Cs) = *code;
+    *cpu.segment_mut(SegmentIndex::Ss) = *stack;
     cpu.cpl = cpl;
+}
+
+/// RFLAGS behind SYSCALL.
+#[inline(always)]
+fn inside(rflags: u64, fmask: u64) -> u64 {
+    rflags & !(Rflags::RF | Rflags::VM).bits() & !fmask | Rflags::FIXED.bits()
 }
 
 /// SYSCALL. In compatibility mode an Intel processor raises #UD and an AMD one enters at CSTAR.
@@ -25,13 +100,12 @@ pub fn syscall(cpu: &mut CpuState) -> Result<(), Exception> {
     let long = cpu.is_64bit();
     require(cpu.efer & efer::SCE != 0, Exception::UD)?;
     require(long || cpu.model.vendor == Vendor::Amd, Exception::UD)?;
-    let image = cpu.rflags & !Rflags::RF.bits();
     cpu.set_reg(Gpr::Rcx, if long { cpu.rip } else { cpu.rip & 0xFFFF_FFFF });
-    cpu.set_reg(Gpr::R11, image);
-    cpu.rflags = image & !cpu.fmask & !Rflags::VM.bits() | Rflags::FIXED.bits();
+    cpu.set_reg(Gpr::R11, cpu.rflags & !Rflags::RF.bits());
+    cpu.rflags = inside(cpu.rflags, cpu.fmask);
     cpu.rip = if long { cpu.lstar } else { cpu.cstar };
     let selector = (cpu.star >> 32) as u16;
-    load_flat(cpu, Segment::flat_code64(selector & !3, 0), Segment::flat_data(selector.wrapping_add(8), 0), 0);
+    load_flat(cpu, &[Segment::flat_code64(selector & !3, 0), Segment::flat_data(selector.wrapping_add(8), 0)], 0);
     Ok(())
 }
 
@@ -55,7 +129,7 @@ pub fn sysret(cpu: &mut CpuState, size: OperandSize) -> Result<(), Exception> {
         Segment::flat_code32(selector | 3, 3)
     };
     cpu.rflags = cpu.reg(Gpr::R11) & SYSRET_RFLAGS | Rflags::FIXED.bits();
-    load_flat(cpu, code, Segment::flat_data(selector.wrapping_add(8) | 3, 3), 3);
+    load_flat(cpu, &[code, Segment::flat_data(selector.wrapping_add(8) | 3, 3)], 3);
     Ok(())
 }
 
@@ -68,7 +142,7 @@ pub fn sysenter(cpu: &mut CpuState) -> Result<(), Exception> {
     cpu.rflags &= !(Rflags::VM | Rflags::IF | Rflags::RF).bits();
     cpu.set_reg(Gpr::Rsp, rsp);
     cpu.rip = rip;
-    load_flat(cpu, Segment::flat_code64(selector, 0), Segment::flat_data(selector.wrapping_add(8), 0), 0);
+    load_flat(cpu, &[Segment::flat_code64(selector, 0), Segment::flat_data(selector.wrapping_add(8), 0)], 0);
     Ok(())
 }
 
@@ -89,7 +163,7 @@ pub fn sysexit(cpu: &mut CpuState, size: OperandSize) -> Result<(), Exception> {
         cpu.rip = rip & 0xFFFF_FFFF;
         (Segment::flat_code32(selector.wrapping_add(16) | 3, 3), selector.wrapping_add(24) | 3)
     };
-    load_flat(cpu, code, Segment::flat_data(stack, 3), 3);
+    load_flat(cpu, &[code, Segment::flat_data(stack, 3)], 3);
     Ok(())
 }
 

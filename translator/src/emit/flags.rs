@@ -3,8 +3,9 @@
 //! The formulas here are those of [`crate::flags::status`], in SSA form and for one bit at a time.
 
 use cranelift_codegen::ir::condcodes::{CondCode, FloatCC, IntCC};
-use cranelift_codegen::ir::{InstBuilder, InstructionData, Opcode, Type, Value, types};
+use cranelift_codegen::ir::{BlockArg, InstBuilder, InstructionData, Opcode, Type, Value, types};
 use iced_x86::ConditionCode;
+use lstar_arch::CpuState;
 use std::mem::offset_of;
 
 use super::{Emitter, SiteRecord};
@@ -246,8 +247,7 @@ impl Emitter<'_> {
             },
             Source::Nothing | Source::Registers(_) => self.iconst(types::I8, 0),
             Source::Memory => {
-                let zero = self.iconst(types::I64, 0);
-                let rflags = self.call_helper(Helper::ReadFlags, &[zero]);
+                let rflags = self.read_rflags();
                 for (bit, position) in self.local.flags.bits.clone().iter().zip(0..) {
                     if bit.is_none() {
                         let shifted =
@@ -262,6 +262,27 @@ impl Emitter<'_> {
         };
         self.local.flags.bits[flag] = Some(value);
         value
+    }
+
+    /// RFLAGS, with status flags that are in the block.
+    fn read_rflags(&mut self) -> Value {
+        let op = self.load_state(types::I64, offset_of!(VcpuBlock, lazy) + offset_of!(LazyFlags, op));
+        let (lazy, exact, join) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(lazy);
+        let rflags = self.b.append_block_param(join, types::I64);
+        self.b.ins().brif(op, lazy, &[], exact, &[]);
+        self.b.switch_to_block(lazy);
+        self.b.seal_block(lazy);
+        let zero = self.iconst(types::I64, 0);
+        let computed = self.call_helper(Helper::ReadFlags, &[zero]);
+        self.b.ins().jump(join, &[BlockArg::Value(computed)]);
+        self.b.switch_to_block(exact);
+        self.b.seal_block(exact);
+        let known = self.load_state(types::I64, offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags));
+        self.b.ins().jump(join, &[BlockArg::Value(known)]);
+        self.b.switch_to_block(join);
+        self.b.seal_block(join);
+        rflags
     }
 
     fn msb(&mut self, value: Value) -> Value {

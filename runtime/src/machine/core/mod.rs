@@ -395,22 +395,27 @@ impl Core {
 
     /// SYSCALL, from translated code. `Continue` when the call has already come back behind the instruction, and translated code
     /// can go on.
-    #[inline]
+    #[inline(always)]
     pub fn syscall(&mut self, next: u64) -> After {
-        let rip = next.wrapping_sub(2);
+        self.cpu_mut().rip = next;
+        match self.direct_dispatch(next) {
+            Some(after) => after,
+            None => self.syscall_architecturally(next),
+        }
+    }
+
+    #[inline(never)]
+    fn syscall_architecturally(&mut self, next: u64) -> After {
         let cpu = self.cpu_mut();
-        cpu.rip = next;
         let cpl = cpu.cpl;
         match system::syscall(cpu) {
             Ok(()) => {
                 self.statistics.syscalls += 1;
                 self.count_switch(cpl);
-                let after = self.direct_dispatch();
-                let back = cpl == 3 && self.cpu().cpl == 3 && self.cpu().rip == next;
-                if after == After::Continue && !back { After::Redirect } else { after }
+                After::Redirect
             }
             Err(exception) => {
-                self.cpu_mut().rip = rip;
+                self.cpu_mut().rip = next.wrapping_sub(2);
                 self.block_mut().budget += 1;
                 self.deliver(Event::Exception(exception))
             }
@@ -439,36 +444,48 @@ impl Core {
         }
     }
 
-    /// Lets the gate do the entry code's work, where that is wanted.
+    /// Lets the gate do the work of SYSCALL and the entry code, where that is wanted: `Continue` when the call has come back
+    /// to `next`. `None`, with nothing changed, when SYSCALL is to execute.
     #[inline(always)]
-    fn direct_dispatch(&mut self) -> After {
-        let Some(gate) = self.gate.filter(|_| self.dispatches_directly) else {
-            return After::Redirect;
-        };
+    fn direct_dispatch(&mut self, next: u64) -> Option<After> {
+        let gate = self.gate.filter(|_| self.dispatches_directly)?;
         // The guest code may not last as long as the run; then it must itself be where the run ends.
         if self.block().budget < MOST_DISPATCHED {
-            return After::Redirect;
+            return None;
         }
         let mut vcpu = self.vcpu();
         let before = vcpu.retired;
         // SAFETY: as in `service_gate`.
-        let action = unsafe { (*gate).system_call(&mut vcpu) };
+        let action = unsafe { (*gate).system_call(&mut vcpu) }?;
         let done = vcpu.retired.wrapping_sub(before);
         let touched = vcpu.touched;
-        self.block_mut().budget -= done as i64;
-        let Some(action) = action else { return After::Redirect };
-        self.count_switch(0);
+        let block = self.block_mut();
+        block.budget -= done as i64;
+        // Entry and exit code can change these only, by way of the trap frame.
+        let unusual = block.cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits()
+            | u64::from(!block.cpu.mxcsr & MXCSR_MASKS)
+            | block.cpu.rip ^ next;
+        self.statistics.syscalls += 1;
+        self.statistics.privilege_switches += 1;
         let stale = self.drop_stale();
+        if action == GateAction::Resume && !stale && !touched && unusual == 0 {
+            // Back in user mode: `next` is there.
+            self.statistics.privilege_switches += 1;
+            return Some(After::Continue);
+        }
+        Some(self.come_back(action, stale, next))
+    }
+
+    /// What follows a system call that has not simply come back.
+    #[inline(never)]
+    fn come_back(&mut self, action: GateAction, stale: bool, next: u64) -> After {
+        self.count_switch(0);
         match action {
-            // Entry and exit code can change these only, by way of the trap frame.
-            GateAction::Resume if !stale && !touched => {
-                let cpu = self.cpu();
-                let unusual =
-                    cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits() | u64::from(!cpu.mxcsr & MXCSR_MASKS);
-                if unusual != 0 && self.must_leave() { After::Redirect } else { After::Continue }
+            GateAction::Resume => {
+                let here = self.cpu().cpl == 3 && self.cpu().rip == next;
+                if !stale && here && !self.must_redispatch() { After::Continue } else { After::Redirect }
             }
-            GateAction::Resume if !stale && !self.must_redispatch() => After::Continue,
-            GateAction::Resume | GateAction::Redirect => After::Redirect,
+            GateAction::Redirect => After::Redirect,
             GateAction::Stop => {
                 self.exit = Some(VmExit::Stopped);
                 After::Exit
