@@ -63,6 +63,11 @@ pub struct TranslatorConfig {
     /// Look at the code at known exits, so that flags that it overwrites at once need not be stored. Whoever stops the guest
     /// between two regions then does not see them, so this is off unless asked for.
     pub look_ahead: bool,
+    /// Make small functions without calls part of the regions that call them.
+    pub inline_leaves: bool,
+    /// The same for functions with a SYSCALL in them: of use where calls come back to the region that makes them, that is, with
+    /// direct dispatch.
+    pub inline_system_calls: bool,
     /// Keep vector registers that are used for scalar double arithmetic only as two doubles.
     pub scalar_pairs: bool,
     /// What host processor code is made for.
@@ -87,6 +92,8 @@ impl Default for TranslatorConfig {
             precise: PreciseState::default(),
             known_targets: true,
             look_ahead: false,
+            inline_leaves: true,
+            inline_system_calls: false,
             scalar_pairs: true,
             host: HostTarget::default(),
             budget_checks: true,

@@ -14,6 +14,7 @@ use lstar_arch::PAGE_SIZE;
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
 use crate::effects::{ALL_FLAGS, Effects, FlagWrite, available, effects, is_mmx, is_x87, without_counts};
+use crate::leaf::{self, Leaf};
 use crate::lift::{self, Lifter};
 use lstar_arch::cpuid::Features;
 
@@ -33,6 +34,8 @@ pub(crate) enum Lowering {
     Check(Helper, u64),
     /// It ends its block; see [`Terminator`].
     Terminate,
+    /// A CALL that ends its block and goes on inside the region: see [`crate::leaf`].
+    Enter,
 }
 
 /// An instruction with what was found out about it.
@@ -50,7 +53,7 @@ impl Insn {
     /// Whether guest registers live only in the block while it executes.
     pub fn is_barrier(&self) -> bool {
         match self.lowering {
-            Lowering::Lift(_) => false,
+            Lowering::Lift(_) | Lowering::Enter => false,
             Lowering::Check(..) => true,
             Lowering::Terminate => self.is_host_call(),
         }
@@ -85,10 +88,14 @@ pub(crate) enum Terminator {
     IndirectJump(Rc<[Successor]>),
     /// CALL with a host call: where it continues.
     Call(Successor),
+    /// CALL of a function that is part of the region: its first block.
+    Enter(Successor),
     /// CALL as a jump out of the region.
     CallOut,
     /// Near RET.
     Return,
+    /// Near RET of a function that is part of the region: behind the call.
+    Leave(Successor),
     /// Left to a `Jump` helper with these arguments.
     Helper(Helper, [u64; 2]),
 }
@@ -97,13 +104,39 @@ impl Terminator {
     /// The blocks and addresses control may continue at, as far as they are known.
     pub fn successors(&self) -> impl Iterator<Item = Successor> {
         let (first, second, more) = match self {
-            Self::Fall(next) | Self::Jump(next) | Self::Call(next) => (Some(*next), None, None),
+            Self::Fall(next) | Self::Jump(next) | Self::Call(next) | Self::Enter(next) | Self::Leave(next) => {
+                (Some(*next), None, None)
+            }
             Self::Branch(taken, next) => (Some(*taken), Some(*next), None),
             Self::IndirectJump(targets) => (None, None, Some(targets)),
             _ => (None, None, None),
         };
         let more = more.map_or(&[][..], |targets| targets);
         first.into_iter().chain(second).chain(more.iter().copied())
+    }
+
+    /// Changes each of [`Self::successors`].
+    fn change_successors(&mut self, change: impl Fn(&mut Successor)) {
+        match self {
+            Self::Fall(next) | Self::Jump(next) | Self::Call(next) | Self::Enter(next) | Self::Leave(next) => {
+                change(next);
+            }
+            Self::Branch(taken, next) => {
+                change(taken);
+                change(next);
+            }
+            Self::IndirectJump(targets) => {
+                *targets = targets
+                    .iter()
+                    .map(|&target| {
+                        let mut target = target;
+                        change(&mut target);
+                        target
+                    })
+                    .collect();
+            }
+            Self::CallOut | Self::Return | Self::Helper(..) => {}
+        }
     }
 
     /// The successors that are blocks.
@@ -221,12 +254,16 @@ pub(crate) struct Limits<'a> {
     pub known_targets: bool,
     /// See [`crate::TranslatorConfig`].
     pub look_ahead: bool,
+    /// See [`crate::TranslatorConfig`].
+    pub inline_leaves: bool,
+    /// See [`crate::TranslatorConfig`].
+    pub inline_system_calls: bool,
     /// Addresses of instructions whose lifter has declined.
     pub declined: &'a HashSet<u64>,
 }
 
 /// How an instruction ends its block, before targets are known to be in the region.
-enum Flow {
+pub(crate) enum Flow {
     Next,
     Jump(u64),
     Branch(u64),
@@ -236,7 +273,7 @@ enum Flow {
     Helper(Helper, [u64; 2]),
 }
 
-fn flow(insn: &Instruction, mode: Mode) -> Flow {
+pub(crate) fn flow(insn: &Instruction, mode: Mode) -> Flow {
     let rip = insn.ip();
     let near = insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64;
     match insn.flow_control() {
@@ -268,7 +305,7 @@ fn flow(insn: &Instruction, mode: Mode) -> Flow {
 }
 
 /// Reads code page by page.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     source: &'a mut dyn CodeSource,
     mode: Mode,
     seen: Snapshot,
@@ -289,7 +326,7 @@ impl Reader<'_> {
 
     /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing, or where no translated code
     /// is wanted.
-    fn decode(&mut self, rip: u64) -> Option<Instruction> {
+    pub fn decode(&mut self, rip: u64) -> Option<Instruction> {
         let page = rip & !(PAGE_SIZE - 1);
         let offset = (rip - page) as usize;
         self.page(page);
@@ -328,20 +365,28 @@ fn near_targets(reader: &mut Reader<'_>, rip: u64, limits: &Limits<'_>) -> Vec<u
     targets
 }
 
-/// Decodes everything that belongs to the region; returns instructions by address and the leaders.
-fn explore(
-    entry: u64,
-    mode: Mode,
-    limits: &Limits<'_>,
-    reader: &mut Reader<'_>,
-) -> (BTreeMap<u64, Instruction>, BTreeSet<u64>) {
+/// What belongs to a region.
+struct Explored {
+    /// Instructions by address, those of inlined functions apart.
+    decoded: BTreeMap<u64, Instruction>,
+    /// Where blocks begin.
+    leaders: BTreeSet<u64>,
+    /// Inlined functions by the address of their call.
+    leaves: BTreeMap<u64, Rc<Leaf>>,
+}
+
+/// Decodes everything that belongs to the region.
+fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>) -> Explored {
     let mut decoded = BTreeMap::new();
+    let mut leaves = BTreeMap::new();
+    let mut known_leaves: HashMap<u64, Option<Rc<Leaf>>> = HashMap::new();
+    let mut inlined = 0;
     let mut leaders = BTreeSet::from([entry]);
     // Breadth first: when the limit is reached, what is near the entry has been taken.
     let mut work = std::collections::VecDeque::from([entry]);
     while let Some(start) = work.pop_front() {
         let mut rip = start;
-        while decoded.len() < limits.max_instructions && !decoded.contains_key(&rip) {
+        while decoded.len() + inlined < limits.max_instructions && !decoded.contains_key(&rip) {
             let Some(insn) = reader.decode(rip).map(|insn| without_counts(insn, limits.features)) else { break };
             decoded.insert(rip, insn);
             match flow(&insn, mode) {
@@ -359,6 +404,16 @@ fn explore(
                 }
                 Flow::Call if limits.host_calls => {
                     leaders.insert(insn.next_ip());
+                    if limits.inline_leaves && insn.is_call_near() {
+                        let target = insn.near_branch_target();
+                        let leaf = known_leaves
+                            .entry(target)
+                            .or_insert_with(|| leaf::find(target, mode, limits, reader).map(Rc::new));
+                        if let Some(leaf) = leaf {
+                            inlined += leaf.decoded.len();
+                            leaves.insert(rip, leaf.clone());
+                        }
+                    }
                 }
                 Flow::IndirectJump => {
                     for target in near_targets(reader, rip, limits) {
@@ -372,7 +427,7 @@ fn explore(
             rip = insn.next_ip();
         }
     }
-    (decoded, leaders)
+    Explored { decoded, leaders, leaves }
 }
 
 /// Reads all that [`discover`] would read.
@@ -385,35 +440,30 @@ pub(crate) fn read_ahead(entry: u64, mode: Mode, source: &mut dyn CodeSource, li
 /// Builds the region at `entry`.
 pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Region {
     let mut reader = Reader { source, mode, seen: Snapshot::default() };
-    let (decoded, leaders) = explore(entry, mode, limits, &mut reader);
-    let in_region = |rip: u64| leaders.contains(&rip) && decoded.contains_key(&rip);
-
-    let mut factory = InstructionInfoFactory::new();
-    let mut blocks = Vec::new();
-    let mut index_of = HashMap::new();
-    for &start in leaders.iter().filter(|&&leader| leader == entry || decoded.contains_key(&leader)) {
-        index_of.insert(start, blocks.len());
-        // Successors hold addresses until all indices are known.
-        blocks.push(build_block(start, &mut reader, &decoded, &in_region, limits, &mut factory));
-    }
-    let resolve = |successor: &mut Successor| {
-        if let Successor::Outside(rip) = *successor
-            && let Some(&index) = index_of.get(&rip)
-        {
-            *successor = Successor::Block(index);
-        }
-    };
-    for block in &mut blocks {
-        match &mut block.end {
-            Terminator::Fall(next) | Terminator::Jump(next) | Terminator::Call(next) => resolve(next),
-            Terminator::Branch(taken, next) => {
-                resolve(taken);
-                resolve(next);
+    let Explored { decoded, leaders, leaves } = explore(entry, mode, limits, &mut reader);
+    let mut builder =
+        Builder { reader: &mut reader, limits, factory: InstructionInfoFactory::new(), blocks: Vec::new() };
+    let function = Function { decoded: &decoded, leaders: &leaders, leaves: Some(&leaves), back: None };
+    let index_of = builder.add(entry, &function);
+    let functions_own = builder.blocks.len();
+    for (&call, leaf) in &leaves {
+        let Some(insn) = decoded.get(&call) else { continue };
+        let inner = Function {
+            decoded: &leaf.decoded,
+            leaders: &leaf.leaders,
+            leaves: None,
+            back: Some(
+                index_of.get(&insn.next_ip()).map_or(Successor::Outside(insn.next_ip()), |&at| Successor::Block(at)),
+            ),
+        };
+        let inner_index_of = builder.add(insn.near_branch_target(), &inner);
+        for block in &mut builder.blocks[..functions_own] {
+            if block.insns.last().is_some_and(|last| last.raw.ip() == call) {
+                block.end.change_successors(|target| resolve(target, &inner_index_of));
             }
-            Terminator::IndirectJump(targets) => change_all(targets, resolve),
-            _ => {}
         }
     }
+    let Builder { mut factory, blocks, .. } = builder;
     let blocks = in_reverse_postorder(blocks, index_of.get(&entry).copied().unwrap_or(0));
     let mut spans: Vec<Range<u64>> = blocks
         .iter()
@@ -438,9 +488,8 @@ fn outside_targets(block: &BasicBlock) -> impl Iterator<Item = u64> {
     let called = block
         .insns
         .last()
-        .map(|insn| insn.raw)
-        .filter(|insn| insn.is_call_near())
-        .map(|insn| insn.near_branch_target());
+        .filter(|insn| insn.raw.is_call_near() && matches!(insn.lowering, Lowering::Terminate))
+        .map(|insn| insn.raw.near_branch_target());
     let jumped = block.end.successors().filter_map(|successor| match successor {
         Successor::Outside(rip) => Some(rip),
         Successor::Block(_) => None,
@@ -480,61 +529,109 @@ fn overwrites_flags(
     None
 }
 
-fn build_block(
-    start: u64,
-    reader: &mut Reader<'_>,
-    decoded: &BTreeMap<u64, Instruction>,
-    in_region: &dyn Fn(u64) -> bool,
-    limits: &Limits<'_>,
-    factory: &mut InstructionInfoFactory,
-) -> BasicBlock {
-    let mode = reader.mode;
-    let mut insns = Vec::new();
-    let mut rip = start;
-    let end = loop {
-        if rip != start && in_region(rip) {
-            break Terminator::Fall(Successor::Outside(rip));
+/// Turns an address into a block's index, if there is one.
+fn resolve(successor: &mut Successor, index_of: &HashMap<u64, usize>) {
+    if let Successor::Outside(rip) = *successor
+        && let Some(&index) = index_of.get(&rip)
+    {
+        *successor = Successor::Block(index);
+    }
+}
+
+/// The region's own function, or an inlined one.
+struct Function<'a> {
+    decoded: &'a BTreeMap<u64, Instruction>,
+    leaders: &'a BTreeSet<u64>,
+    /// Functions inlined into it, by the address of their call; inlined functions have none.
+    leaves: Option<&'a BTreeMap<u64, Rc<Leaf>>>,
+    /// Where an inlined function returns to.
+    back: Option<Successor>,
+}
+
+/// Makes blocks from decoded instructions.
+struct Builder<'a, 'r> {
+    reader: &'a mut Reader<'r>,
+    limits: &'a Limits<'a>,
+    factory: InstructionInfoFactory,
+    blocks: Vec<BasicBlock>,
+}
+
+impl Builder<'_, '_> {
+    /// Adds the blocks of a function; returns their indices by address. A call of an inlined function still leads to its address.
+    fn add(&mut self, entry: u64, function: &Function<'_>) -> HashMap<u64, usize> {
+        let first = self.blocks.len();
+        let mut index_of = HashMap::new();
+        let decoded = |leader: u64| leader == entry || function.decoded.contains_key(&leader);
+        for &start in function.leaders.iter().filter(|&&leader| decoded(leader)) {
+            index_of.insert(start, self.blocks.len());
+            // Successors hold addresses until all indices are known.
+            let block = self.block(start, function);
+            self.blocks.push(block);
         }
-        let Some(&raw) = decoded.get(&rip) else {
-            // At the limit decoding can go on in another region; at the entry there is nothing but bad bytes.
-            break if rip == start {
-                Terminator::Helper(Helper::InterpretJump, [rip, 0])
-            } else {
-                Terminator::Fall(Successor::Outside(rip))
+        for block in &mut self.blocks[first..] {
+            if !matches!(block.end, Terminator::Enter(_) | Terminator::Leave(_)) {
+                block.end.change_successors(|successor| resolve(successor, &index_of));
+            }
+        }
+        index_of
+    }
+
+    fn block(&mut self, start: u64, function: &Function<'_>) -> BasicBlock {
+        let limits = self.limits;
+        let mode = self.reader.mode;
+        let in_function = |rip: u64| function.leaders.contains(&rip) && function.decoded.contains_key(&rip);
+        let mut insns = Vec::new();
+        let mut rip = start;
+        let end = loop {
+            if rip != start && in_function(rip) {
+                break Terminator::Fall(Successor::Outside(rip));
+            }
+            let Some(&raw) = function.decoded.get(&rip) else {
+                // At the limit decoding can go on in another region; at the entry there is nothing but bad bytes.
+                break if rip == start {
+                    Terminator::Helper(Helper::InterpretJump, [rip, 0])
+                } else {
+                    Terminator::Fall(Successor::Outside(rip))
+                };
             };
-        };
-        let next = Successor::Outside(raw.next_ip());
-        let end = match flow(&raw, mode) {
-            Flow::Next => None,
-            Flow::Jump(target) => Some(Terminator::Jump(Successor::Outside(target))),
-            Flow::Branch(target) => Some(Terminator::Branch(Successor::Outside(target), next)),
-            Flow::IndirectJump => {
-                let known = near_targets(reader, rip, limits).into_iter().filter(|&target| in_region(target));
-                Some(Terminator::IndirectJump(known.map(Successor::Outside).collect()))
+            let next = Successor::Outside(raw.next_ip());
+            let end = match flow(&raw, mode) {
+                Flow::Next => None,
+                Flow::Jump(target) => Some(Terminator::Jump(Successor::Outside(target))),
+                Flow::Branch(target) => Some(Terminator::Branch(Successor::Outside(target), next)),
+                Flow::IndirectJump => {
+                    let known =
+                        near_targets(self.reader, rip, limits).into_iter().filter(|&target| in_function(target));
+                    Some(Terminator::IndirectJump(known.map(Successor::Outside).collect()))
+                }
+                Flow::Call if function.leaves.is_some_and(|leaves| leaves.contains_key(&rip)) => {
+                    Some(Terminator::Enter(Successor::Outside(raw.near_branch_target())))
+                }
+                Flow::Call if limits.host_calls => Some(Terminator::Call(next)),
+                Flow::Call => Some(Terminator::CallOut),
+                Flow::Return => Some(function.back.map_or(Terminator::Return, Terminator::Leave)),
+                Flow::Helper(helper, arguments) => Some(Terminator::Helper(helper, arguments)),
+            };
+            let lowering = match end {
+                Some(Terminator::Enter(_)) => Lowering::Enter,
+                Some(_) => Lowering::Terminate,
+                None if limits.declined.contains(&rip) || !available(&raw, limits.features) => {
+                    Lowering::Check(Helper::Interpret, rip)
+                }
+                None => lift::system::helper(&raw, mode)
+                    .map(|(helper, argument)| Lowering::Check(helper, argument))
+                    .or_else(|| lift::lifter(&raw).map(Lowering::Lift))
+                    .unwrap_or(Lowering::Check(Helper::Interpret, rip)),
+            };
+            insns.push(Insn { raw, effects: effects(&raw, &mut self.factory), lowering });
+            if let Some(end) = end {
+                break end;
             }
-            Flow::Call if limits.host_calls => Some(Terminator::Call(next)),
-            Flow::Call => Some(Terminator::CallOut),
-            Flow::Return => Some(Terminator::Return),
-            Flow::Helper(helper, arguments) => Some(Terminator::Helper(helper, arguments)),
+            rip = raw.next_ip();
         };
-        let lowering = match end {
-            Some(_) => Lowering::Terminate,
-            None if limits.declined.contains(&rip) || !available(&raw, limits.features) => {
-                Lowering::Check(Helper::Interpret, rip)
-            }
-            None => lift::system::helper(&raw, mode)
-                .map(|(helper, argument)| Lowering::Check(helper, argument))
-                .or_else(|| lift::lifter(&raw).map(Lowering::Lift))
-                .unwrap_or(Lowering::Check(Helper::Interpret, rip)),
-        };
-        insns.push(Insn { raw, effects: effects(&raw, factory), lowering });
-        if let Some(end) = end {
-            break end;
-        }
-        rip = raw.next_ip();
-    };
-    mark_harmless_x87(&mut insns);
-    BasicBlock { start, insns, end }
+        mark_harmless_x87(&mut insns);
+        BasicBlock { start, insns, end }
+    }
 }
 
 /// The first x87 instruction of a run moves the x87 state to where it can be worked on, or traps; those behind it that touch no
@@ -584,29 +681,9 @@ fn in_reverse_postorder(blocks: Vec<BasicBlock>, entry: usize) -> Vec<BasicBlock
         }
     };
     for block in &mut sorted {
-        match &mut block.end {
-            Terminator::Fall(next) | Terminator::Jump(next) | Terminator::Call(next) => renumber(next),
-            Terminator::Branch(taken, next) => {
-                renumber(taken);
-                renumber(next);
-            }
-            Terminator::IndirectJump(targets) => change_all(targets, renumber),
-            _ => {}
-        }
+        block.end.change_successors(renumber);
     }
     sorted
-}
-
-/// Applies `change` to each of shared successors.
-fn change_all(targets: &mut Rc<[Successor]>, change: impl Fn(&mut Successor)) {
-    *targets = targets
-        .iter()
-        .map(|&target| {
-            let mut target = target;
-            change(&mut target);
-            target
-        })
-        .collect();
 }
 
 fn covered(mut spans: Vec<Range<u64>>) -> Vec<Range<u64>> {
@@ -655,6 +732,8 @@ mod tests {
             features: Features::all(),
             known_targets: true,
             look_ahead: true,
+            inline_leaves: true,
+            inline_system_calls: true,
             declined: &declined,
         };
         discover(BASE, Mode::User, &mut Bytes(code), &limits)

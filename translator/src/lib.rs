@@ -25,6 +25,7 @@ mod effects;
 mod emit;
 pub mod flags;
 pub mod host_op;
+mod leaf;
 mod lift;
 mod liveness;
 mod locate;

@@ -115,9 +115,11 @@ pub(crate) fn stores_at_entry(facts: &[BlockFacts], from: usize, to: usize, prec
 /// Whether something at the block's end stores all dirty registers, and flags.
 fn flushes_at_end(end: &Terminator, index: usize) -> bool {
     match end {
-        Terminator::Fall(_) | Terminator::Jump(_) | Terminator::Branch(..) => end.successors().any(|successor| {
-            matches!(successor, Successor::Outside(_)) || matches!(successor, Successor::Block(to) if to <= index)
-        }),
+        Terminator::Fall(_) | Terminator::Jump(_) | Terminator::Branch(..) | Terminator::Enter(_) => {
+            end.successors().any(|successor| {
+                matches!(successor, Successor::Outside(_)) || matches!(successor, Successor::Block(to) if to <= index)
+            })
+        }
         _ => true,
     }
 }

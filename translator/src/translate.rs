@@ -138,6 +138,8 @@ impl Translator {
             features: config.features,
             known_targets: config.known_targets,
             look_ahead: config.look_ahead,
+            inline_leaves: config.inline_leaves,
+            inline_system_calls: config.inline_system_calls,
             declined,
         }
     }

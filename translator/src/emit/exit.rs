@@ -293,6 +293,39 @@ impl Emitter<'_> {
         self.reload(self.current.live_after & !(1 << RSP));
     }
 
+    /// CALL of a function that is part of the region and begins at `first`.
+    pub(super) fn enter_leaf(&mut self, insn: &Instruction, first: Successor) {
+        if self.push_return(insn).is_some() {
+            self.goto(first);
+        }
+    }
+
+    /// RET of a function that is part of the region, to `next` behind its call. To anywhere else it returns as the region's own
+    /// function does.
+    pub(super) fn leave_leaf(&mut self, next: Successor) {
+        let back = match next {
+            Successor::Block(index) => self.region.blocks[index].start,
+            Successor::Outside(rip) => rip,
+        };
+        let rsp = self.gpr64(RSP);
+        let Ok(host) = self.address_at(rsp, 0) else { return self.interpret_terminator() };
+        let target = self.load(types::I64, host);
+        let popped = self.b.ins().iadd_imm_s(rsp, 8);
+        let expected = self.iconst(types::I64, back as i64);
+        let elsewhere = self.b.ins().icmp(IntCC::NotEqual, target, expected);
+        let local = self.local.clone();
+        let go_on = self.cold_branch(elsewhere);
+        self.check_code_address(target);
+        self.set_gpr64(RSP, popped);
+        self.flush_for_region(true);
+        self.return_to_region(target);
+        self.b.switch_to_block(go_on);
+        self.b.seal_block(go_on);
+        self.local = local;
+        self.set_gpr64(RSP, popped);
+        self.goto(next);
+    }
+
     /// CALL as a jump: the callee's RET leaves through the target table.
     pub(super) fn call_out(&mut self, insn: &Instruction) {
         match self.push_return(insn) {

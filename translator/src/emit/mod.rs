@@ -388,7 +388,7 @@ impl<'a> Emitter<'a> {
                     let needed = region.instructions_until_check(index, at + 1, &self.check_costs);
                     self.check_budget(insn.raw.next_ip(), needed);
                 }
-                Lowering::Terminate => {
+                Lowering::Terminate | Lowering::Enter => {
                     self.detach_flags(insn.effects.writes);
                     if insn.effects.faults && !matches!(block.end, Terminator::Helper(..)) {
                         self.synchronize();
@@ -465,6 +465,8 @@ impl<'a> Emitter<'a> {
                 }
                 self.goto(*next);
             }
+            (Terminator::Enter(next), Some(insn)) => self.enter_leaf(insn, *next),
+            (Terminator::Leave(next), Some(_)) => self.leave_leaf(*next),
             (Terminator::CallOut, Some(insn)) => self.call_out(insn),
             (Terminator::Return, Some(insn)) => self.guest_return(insn),
             (Terminator::Helper(helper, arguments), _) => self.jump_helper(*helper, arguments),
@@ -472,6 +474,8 @@ impl<'a> Emitter<'a> {
                 Terminator::Branch(..)
                 | Terminator::IndirectJump(_)
                 | Terminator::Call(_)
+                | Terminator::Enter(_)
+                | Terminator::Leave(_)
                 | Terminator::CallOut
                 | Terminator::Return,
                 None,

@@ -20,7 +20,7 @@ use lstar_translator::host_op::{HostOp, StringOp};
 use lstar_translator::{Translator, TranslatorConfig, flags};
 
 use super::coverage::{Coverage, CoveredBlock};
-use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, VmExit};
+use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
 use crate::code_cache::CodeCache;
 use crate::code_store::CodeStore;
 use crate::compiler::{Compiler, Translated};
@@ -141,6 +141,7 @@ impl Core {
             compare_clears_c1: config.model.vendor == Vendor::Intel,
             max_instructions: config.region_limit,
             coverage: config.coverage,
+            inline_system_calls: config.dispatch == SyscallDispatch::Direct,
             ..config.translator
         };
         let (mut translator, mut compiler) = (None, None);
