@@ -1,4 +1,4 @@
-//! Bits of the control registers, EFER and the debug registers (SDM vol. 3, 2.2.1, 2.5, 17.2).
+//! Bits of the control registers, EFER, the debug registers and IA32_DEBUGCTL (SDM vol. 3, 2.2.1, 2.5, 17.2, 17.4).
 
 /// CR0 bits.
 pub mod cr0 {
@@ -41,6 +41,12 @@ pub mod efer {
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
     pub const FFXSR: u64 = 1 << 14;
+}
+
+/// Bits of IA32_DEBUGCTL.
+pub mod debugctl {
+    /// TF traps after taken branches only.
+    pub const BTF: u64 = 1 << 1;
 }
 
 /// DR6 and DR7 bits.

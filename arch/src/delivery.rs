@@ -1,6 +1,6 @@
 //! Interrupt and exception delivery through the IDT and TSS (SDM vol. 3, 6.12 to 6.14).
 
-use crate::control::dr;
+use crate::control::{debugctl, dr};
 use crate::descriptor::{Descriptor, Gate, is_null, selector_code, system_type};
 use crate::exception::{Exception, Vector};
 use crate::is_canonical;
@@ -123,13 +123,15 @@ pub fn deliver<M: GuestMemory>(cpu: &mut CpuState, mem: &mut M, event: Event) ->
     }
 }
 
-/// One attempt at delivery. On `Err` only CR2, DR6 and DR7 have changed.
+/// One attempt at delivery. On `Err` only CR2, DR6, DR7 and IA32_DEBUGCTL have changed.
 fn enter_handler<M: GuestMemory>(cpu: &mut CpuState, mem: &mut M, event: Event) -> Result<(), Exception> {
     if let Event::Exception(exception) = event {
         cpu.cr2 = exception.cr2.unwrap_or(cpu.cr2);
         if exception.vector == Vector::Debug {
             cpu.dr[6] |= exception.dr6;
             cpu.dr[7] &= !dr::DR7_GD;
+            // Both vendors: a debugger that steps by branches asks for each step (SDM vol. 3, 17.4.3; APM vol. 2, 13.1).
+            cpu.debugctl &= !debugctl::BTF;
         }
     }
     let ext = if event.is_software() { 0 } else { EXT };

@@ -3,7 +3,7 @@
 //! [`rdmsr`] and [`wrmsr`] are the registers themselves, free of CPL checks (debuggers use them too); the instructions
 //! are in [`crate::system`].
 
-use crate::control::{cr0, efer};
+use crate::control::{cr0, debugctl, efer};
 use crate::cpuid::{Features, PHYSICAL_ADDRESS_BITS, Vendor};
 use crate::exception::Exception;
 use crate::is_canonical;
@@ -43,7 +43,6 @@ const ZERO: &[(core::ops::RangeInclusive<u32>, Option<Vendor>, bool)] = &[
     (0xFE..=0xFE, None, false),                           // IA32_MTRRCAP
     (0x179..=0x179, None, false),                         // IA32_MCG_CAP: no banks
     (IA32_MCG_STATUS..=IA32_MCG_STATUS, None, true),      // IA32_MCG_STATUS
-    (IA32_DEBUGCTL..=IA32_DEBUGCTL, None, true),          // neither LBR nor BTF
     (0x200..=0x20F, None, true),                          // IA32_MTRR_PHYSBASE/MASK 0 to 7
     (0x250..=0x250, None, true),                          // IA32_MTRR_FIX64K
     (0x258..=0x259, None, true),                          // IA32_MTRR_FIX16K
@@ -78,6 +77,7 @@ pub fn rdmsr(cpu: &CpuState, index: u32) -> Result<u64, Exception> {
         IA32_SYSENTER_ESP => cpu.sysenter[1],
         IA32_SYSENTER_EIP => cpu.sysenter[2],
         IA32_MISC_ENABLE if cpu.model.vendor == Vendor::Intel => cpu.misc_enable,
+        IA32_DEBUGCTL => cpu.debugctl,
         IA32_PAT => cpu.pat,
         IA32_EFER => cpu.efer,
         IA32_STAR => cpu.star,
@@ -112,6 +112,8 @@ pub fn wrmsr(cpu: &mut CpuState, index: u32, value: u64) -> Result<(), Exception
         IA32_SYSENTER_ESP => cpu.sysenter[1] = canonical?,
         IA32_SYSENTER_EIP => cpu.sysenter[2] = canonical?,
         IA32_MISC_ENABLE if cpu.model.vendor == Vendor::Intel => cpu.misc_enable = within(MISC_ENABLE_WRITABLE)?,
+        // No last-branch records, no performance counters: all other bits are reserved.
+        IA32_DEBUGCTL => cpu.debugctl = within(debugctl::BTF)?,
         IA32_PAT => cpu.pat = valid_pat(value)?,
         IA32_EFER => cpu.efer = next_efer(cpu, value)?,
         IA32_STAR => cpu.star = value,

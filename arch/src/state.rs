@@ -111,7 +111,7 @@ pub struct CpuState {
     pub mxcsr: u32,
     /// Current privilege level: always `SS.DPL`, kept apart for speed.
     pub cpl: u8,
-    /// One while interrupts and single-step traps are held off after MOV SS, POP SS or STI.
+    /// One while interrupts are held off after MOV SS, POP SS or STI; the first two hold debug traps off as well.
     pub interrupt_shadow: u8,
     /// Segment registers, indexed by [`SegmentIndex`]. FS and GS bases live here.
     pub segments: [Segment; 6],
@@ -167,6 +167,8 @@ pub struct CpuState {
     pub model: CpuModel,
     /// The source of RDRAND and RDSEED.
     pub entropy: Entropy,
+    /// IA32_DEBUGCTL: of its bits there is only BTF.
+    pub debugctl: u64,
 }
 
 impl CpuState {
@@ -216,6 +218,7 @@ impl CpuState {
             x87: X87State::default(),
             model,
             entropy: Entropy::default(),
+            debugctl: 0,
         }
     }
 

@@ -1,9 +1,9 @@
 //! Near control transfers (SDM vol. 1, 5.1.7). Far ones are in [`crate::system`].
 
 use iced_x86::{Code, Mnemonic};
-use lstar_arch::{Exception, Gpr, GuestMemory, Vector};
+use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, Vector};
 
-use crate::decode::is_far;
+use crate::decode::{Decoded, is_far};
 use crate::exec::{Exec, Op};
 use crate::flags::{OF, ZF, condition, mask};
 use crate::system;
@@ -75,6 +75,21 @@ fn counter_size(code: Code) -> u8 {
         | Code::Jecxz_rel8_32
         | Code::Jecxz_rel8_64 => 4,
         _ => 8,
+    }
+}
+
+/// Whether a conditional near branch is going to be taken.
+pub(crate) fn takes_branch(cpu: &CpuState, decoded: &Decoded) -> bool {
+    let size = counter_size(decoded.insn.code());
+    let counter = cpu.reg(Gpr::Rcx);
+    let again = counter.wrapping_sub(1) & mask(size) != 0;
+    let zero = cpu.rflags & ZF != 0;
+    match decoded.mnemonic {
+        Mnemonic::Loop => again,
+        Mnemonic::Loope => again && zero,
+        Mnemonic::Loopne => again && !zero,
+        Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => counter & mask(size) == 0,
+        _ => condition(decoded.condition, cpu.rflags),
     }
 }
 

@@ -18,8 +18,10 @@ pub struct Interpreter {
     cache: BlockCache,
     unimplemented: UnimplementedLog,
     counters: Counters,
-    /// DR6 bits of data breakpoints that a load of SS has hit: they wait for the instruction behind it.
+    /// DR6 bits of data breakpoints that a load of SS has hit: they wait for the instruction behind it ...
     held: u64,
+    /// ... and when that was a software interrupt, for its handler, whose first instruction they go before.
+    pending: u64,
 }
 
 impl Default for Interpreter {
@@ -37,6 +39,7 @@ impl Interpreter {
             unimplemented: UnimplementedLog::default(),
             counters: Counters::default(),
             held: 0,
+            pending: 0,
         }
     }
 
@@ -195,6 +198,10 @@ impl Interpreter {
         // Whatever happens, the shadow of the instruction before ends here.
         cpu.interrupt_shadow = 0;
         let held = std::mem::take(&mut self.held);
+        let pending = std::mem::take(&mut self.pending);
+        if pending != 0 {
+            return (Outcome::Exception(Exception::db(pending)), false);
+        }
         if limits::is_16bit(cpu) {
             return (self.unimplemented.segment_of_16_bits(cpu.rip), false);
         }
@@ -216,11 +223,15 @@ impl Interpreter {
             return (Outcome::Exception(exception), false);
         }
         let flags_before = cpu.rflags;
+        let step = watch::Step::before(cpu, &decoded);
         let mut dr6 = watch::data_breakpoints(cpu, &decoded) | held;
         let start = cpu.rip;
         let cpl = cpu.cpl;
         cpu.rip = decoded.insn.next_ip();
         if let Err(exception) = execute(&mut Exec::new(cpu, mem, &decoded)) {
+            if exception.software {
+                self.pending = held;
+            }
             return (self.unimplemented.exception(cpu, &decoded, exception), false);
         }
         self.counters.count(decoded.after, cpl, cpu.cpl);
@@ -228,20 +239,24 @@ impl Interpreter {
         if flags_before & rf != 0 && !repeating && !watch::loads_rf(&decoded) {
             cpu.rflags &= !rf;
         }
-        match decoded.after {
-            After::Interrupt => return (software_interrupt(Some(&decoded)), true),
-            After::ServiceGate => return (Outcome::ServiceGate, true),
-            After::Halt => return (Outcome::Halt, true),
-            _ => {}
+        if decoded.after == After::Interrupt {
+            self.pending = held;
+            return (software_interrupt(Some(&decoded)), true);
         }
-        if watch::traps_after(&decoded, flags_before, cpu) {
+        if step.traps(&decoded, cpu) {
             dr6 |= dr::DR6_BS;
         }
-        if cpu.interrupt_shadow != 0 && watch::loads_ss(&decoded) {
+        if watch::holds_traps_off(cpu, &decoded) {
             self.held = std::mem::take(&mut dr6);
         }
+        if repeating && watch::sets_rf_between_iterations(cpu, dr6) {
+            cpu.rflags |= rf;
+        }
         let outcome = match decoded.after {
+            // The gate belongs to the emulated kernel, which nobody steps.
+            After::ServiceGate => Outcome::ServiceGate,
             _ if dr6 != 0 => Outcome::Exception(Exception::db(dr6)),
+            After::Halt => Outcome::Halt,
             After::Call => Outcome::Call,
             After::Return => Outcome::Return,
             After::Stored if mem.code_modified() => Outcome::CodeModified,

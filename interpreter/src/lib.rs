@@ -4,6 +4,7 @@
 //! the leaf operations of `lstar_arch`. Exceptions are returned as values, never delivered: the caller decides.
 #![forbid(unsafe_code)]
 
+mod accesses;
 mod arithmetic;
 mod avx;
 mod bit;

@@ -5,9 +5,9 @@
 use iced_x86::{InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess};
 use lstar_arch::{CpuState, Exception, Gpr, Segment, SegmentIndex};
 
+use crate::accesses::register_value;
 use crate::decode::{Decoded, segment};
 use crate::flags::mask;
-use crate::watch::register_value;
 
 /// Type bits of [`Segment::attributes`]: code, and for data expand-down and writable, for code readable.
 const CODE: u16 = 8;

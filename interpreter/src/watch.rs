@@ -1,12 +1,14 @@
 //! What is checked around an instruction only when software asked for it: breakpoints (SDM vol. 3, 17.2 and 17.3),
 //! single step, alignment.
 
-use iced_x86::{
-    EncodingKind, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, Register, UsedMemory,
-};
-use lstar_arch::{CpuState, Exception, Gpr, GuestMemory, Rflags, SegmentIndex, is_canonical};
+use iced_x86::{EncodingKind, FlowControl, Mnemonic, Register};
+use lstar_arch::control::{debugctl, dr};
+use lstar_arch::cpuid::Vendor;
+use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, SegmentIndex, is_canonical};
 
-use crate::decode::{Decoded, is_high_byte, segment};
+use crate::accesses::{accesses, is_state_image};
+use crate::control_flow::takes_branch;
+use crate::decode::Decoded;
 use crate::engine::checks_alignment;
 
 /// DR7's R/W field: execution, writes, reads and writes.
@@ -109,7 +111,8 @@ fn alignment(decoded: &Decoded, size: u64) -> Option<u64> {
                 | M::Pcmpistrm
         ),
     };
-    let masked = decoded.insn.is_vsib()
+    let unchecked = is_state_image(&decoded.insn)
+        || decoded.insn.is_vsib()
         || matches!(
             decoded.mnemonic,
             M::Vmaskmovps
@@ -121,7 +124,7 @@ fn alignment(decoded: &Decoded, size: u64) -> Option<u64> {
                 | M::Maskmovq
         );
     match size {
-        _ if masked => None,
+        _ if unchecked => None,
         2 | 4 | 8 => Some(size),
         10 => Some(8),
         16 | 32 if !aligned_by_nature => Some(16),
@@ -142,61 +145,53 @@ pub(crate) fn loads_ss(decoded: &Decoded) -> bool {
     matches!(decoded.mnemonic, Mnemonic::Mov | Mnemonic::Pop) && decoded.insn.op0_register() == Register::SS
 }
 
-/// Whether a single-step trap follows, given RFLAGS from before: INT n hands over to a handler that runs without TF,
-/// SYSCALL takes the trap only when FMASK leaves TF set, and SYSRET takes it at once when it sets TF itself.
-pub(crate) fn traps_after(decoded: &Decoded, flags_before: u64, cpu: &CpuState) -> bool {
-    let tf = Rflags::TF.bits();
-    match decoded.mnemonic {
-        Mnemonic::Int => false,
-        Mnemonic::Syscall => flags_before & cpu.rflags & tf != 0,
-        Mnemonic::Sysret | Mnemonic::Sysretq => cpu.rflags & tf != 0,
-        _ => flags_before & tf != 0 && cpu.interrupt_shadow == 0,
+/// What must be known from before an instruction to tell whether a single-step trap follows it.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    tf: bool,
+    /// Traps only come behind branches that are taken, and this is none.
+    passes: bool,
+}
+
+impl Step {
+    /// Before the instruction: the state is what it sees.
+    pub fn before(cpu: &CpuState, decoded: &Decoded) -> Self {
+        let by_branches = cpu.debugctl & debugctl::BTF != 0;
+        Self { tf: cpu.rflags & Rflags::TF.bits() != 0, passes: by_branches && !branches(cpu, decoded) }
+    }
+
+    /// Whether the trap follows: INT n hands over to a handler that runs without TF, SYSCALL takes the trap only when FMASK
+    /// leaves TF set, SYSRET takes it at once when it sets TF itself, and loading SS holds it off (STI does not).
+    pub fn traps(self, decoded: &Decoded, cpu: &CpuState) -> bool {
+        let tf = cpu.rflags & Rflags::TF.bits() != 0;
+        !self.passes
+            && match decoded.mnemonic {
+                Mnemonic::Int => false,
+                Mnemonic::Syscall => self.tf && tf,
+                Mnemonic::Sysret | Mnemonic::Sysretq => tf,
+                _ => self.tf && !holds_traps_off(cpu, decoded),
+            }
     }
 }
 
-/// A memory access an instruction will make.
-struct Access {
-    address: u64,
-    size: u64,
-    writes: bool,
+/// Whether the instruction that has just executed holds debug traps off until the next one is done.
+pub(crate) fn holds_traps_off(cpu: &CpuState, decoded: &Decoded) -> bool {
+    cpu.interrupt_shadow != 0 && loads_ss(decoded)
 }
 
-/// All data accesses of the instruction with the registers as they are now.
-fn accesses(cpu: &CpuState, decoded: &Decoded) -> Vec<Access> {
-    let insn = &decoded.insn;
-    if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) {
-        let width = if cpu.is_64bit() { u64::MAX } else { 0xFFFF_FFFF };
-        // A count of zero: no access.
-        if cpu.reg(Gpr::Rcx) & width == 0 {
-            return Vec::new();
-        }
+/// Whether the instruction is going to be a taken branch, far ones and those between privilege levels included.
+fn branches(cpu: &CpuState, decoded: &Decoded) -> bool {
+    match decoded.insn.flow_control() {
+        FlowControl::Next | FlowControl::XbeginXabortXend | FlowControl::Exception => false,
+        FlowControl::ConditionalBranch => takes_branch(cpu, decoded),
+        FlowControl::Call => decoded.mnemonic != Mnemonic::Vmcall,
+        _ => true,
     }
-    let mut factory = InstructionInfoFactory::new();
-    let info = factory.info_options(&decoded.insn, InstructionInfoOptions::NO_REGISTER_USAGE);
-    info.used_memory().iter().filter_map(|used| access(cpu, used)).collect()
 }
 
-fn access(cpu: &CpuState, used: &UsedMemory) -> Option<Access> {
-    let writes = match used.access() {
-        OpAccess::None | OpAccess::NoMemAccess => return None,
-        OpAccess::Read | OpAccess::CondRead => false,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => true,
-    };
-    let address = used.virtual_address(0, |register, _, _| Some(register_value(cpu, register)))?;
-    let address = if cpu.is_64bit() { address } else { address & 0xFFFF_FFFF };
-    Some(Access { address, size: used.memory_size().size() as u64, writes })
-}
-
-pub(crate) fn register_value(cpu: &CpuState, register: Register) -> u64 {
-    if register.is_segment_register() {
-        return segment(register, cpu.is_64bit()).map_or(0, |index| cpu.segment(index).base);
-    }
-    let full = if register.is_gpr() { cpu.gpr[register.full_register().number()] } else { cpu.rip };
-    match register.size() {
-        8 => full,
-        4 => full & 0xFFFF_FFFF,
-        2 => full & 0xFFFF,
-        _ if is_high_byte(register) => full >> 8 & 0xFF,
-        _ => full & 0xFF,
-    }
+/// Whether the image of RFLAGS that a debug trap pushes has RF set although it was not: so it is between the iterations of a
+/// repeated string instruction, lest a breakpoint on it hits again (SDM vol. 3, 17.3.1.1). AMD's processors set it for data
+/// breakpoints only.
+pub(crate) fn sets_rf_between_iterations(cpu: &CpuState, dr6: u64) -> bool {
+    dr6 & !dr::DR6_BS != 0 || dr6 != 0 && cpu.model.vendor == Vendor::Intel
 }

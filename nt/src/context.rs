@@ -8,6 +8,7 @@ use lstar_arch::{Gpr, PageFault};
 use lstar_guest_images::layout::{TRAP_FRAME_BIAS, ktrap_frame as frame};
 use lstar_runtime::{AddressSpace, Registers, Vcpu};
 
+use crate::memory::HIGHEST_USER_ADDRESS;
 use crate::user_ptr::GuestValue;
 
 /// Selectors of 64-bit user mode.
@@ -37,6 +38,10 @@ pub mod flags {
 
 /// RFLAGS bits that user mode may set: all arithmetic ones, TF, DF, NT, RF, AC, ID.
 const USER_RFLAGS: u64 = 0x25_4DD5;
+/// DR7 bits that user mode may set: local enables, the two that are Windows' own, kinds and lengths.
+const LEGAL_DR7: u64 = 0xFFFF_0355;
+/// What Windows takes DR7.GE for, which modern processors ignore: TF steps by branches.
+const TRACE_BRANCH: u64 = 1 << 9;
 /// Bits that are always set in user mode: the fixed one and IF.
 const FIXED_RFLAGS: u64 = 0x202;
 
@@ -219,9 +224,14 @@ impl UserContext {
 
     fn put_rest(&self, registers: &mut impl Registers) {
         *registers.x87_mut() = self.x87;
-        for (slot, index) in DEBUG_INDICES.into_iter().enumerate() {
-            registers.set_debug_register(index, self.debug[slot]);
+        let [addresses @ .., status, control] = self.debug;
+        for (index, address) in addresses.into_iter().enumerate() {
+            // User mode does not break into the kernel.
+            registers.set_debug_register(index, if address <= HIGHEST_USER_ADDRESS { address } else { 0 });
         }
+        registers.set_debug_register(6, status);
+        registers.set_debug_register(7, control & LEGAL_DR7);
+        registers.set_steps_by_branches(control & TRACE_BRANCH != 0);
     }
 
     /// A general-purpose register.
@@ -358,6 +368,8 @@ impl UserContext {
 
 #[cfg(test)]
 mod tests {
+    use lstar_arch::{CpuModel, CpuState};
+
     use super::*;
 
     fn sample() -> UserContext {
@@ -383,6 +395,20 @@ mod tests {
         assert_eq!(bytes[0x98..0xA0], 0x104u64.to_le_bytes());
         assert_eq!(bytes[0x42..0x44], [0x2B, 0]);
         assert_eq!(bytes[0x120], 3);
+    }
+
+    #[test]
+    fn debug_registers_stay_in_user_mode() {
+        let mut registers = CpuState::new(CpuModel::INTEL);
+        let mut context = sample();
+        context.debug = [0x1000, HIGHEST_USER_ADDRESS + 1, u64::MAX, 4, 0x4001, 0xFFFF_FFFF];
+        context.to_registers(&mut registers);
+        assert_eq!(registers.dr[..4], [0x1000, 0, 0, 4]);
+        assert_eq!((registers.dr[6], registers.dr[7]), (0xFFFF_4FF1, 0xFFFF_0755), "no global enables, no GD");
+        assert_eq!(registers.debugctl, 2, "DR7.GE asks for steps by branches");
+        context.debug[5] = 1;
+        context.to_registers(&mut registers);
+        assert_eq!(registers.debugctl, 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 use lstar_nt::io::host::CapturedHost;
 use lstar_nt::status::Status;
 use lstar_nt::system::{self, RunEnd, System};
-use lstar_runtime::{Engine, MachineConfig};
+use lstar_runtime::{Engine, MachineConfig, Registers};
 
 /// Where the demonstration's code starts: its place is taken by the test's.
 const ENTRY: u64 = 0x1_4000_1000;
@@ -80,6 +80,10 @@ const CASES: [Case; 10] = [
 ];
 
 fn run(name: &str, engine: Engine, program: Program) -> RunEnd {
+    run_prepared(name, engine, program, |_| ())
+}
+
+fn run_prepared(name: &str, engine: Engine, program: Program, prepare: fn(&mut System)) -> RunEnd {
     let folder = std::env::temp_dir().join(format!("lstar-exception-{name}-{engine:?}-{}", std::process::id()));
     let machine = MachineConfig { engine, hot_threshold: 2, ..MachineConfig::default() };
     let config = system::demonstration(&folder, machine, Box::new(CapturedHost::default())).unwrap();
@@ -87,6 +91,7 @@ fn run(name: &str, engine: Engine, program: Program) -> RunEnd {
     let mut assembler = CodeAssembler::new(64).unwrap();
     program(&mut assembler).unwrap();
     system.machine.memory().write_unchecked(ENTRY, &assembler.assemble(ENTRY).unwrap()).unwrap();
+    prepare(&mut system);
     let end = system.run();
     drop(system);
     std::fs::remove_dir_all(&folder).unwrap();
@@ -149,4 +154,50 @@ fn a_return_of_the_entry_point_ends_the_process() {
         a.ret()
     });
     assert!(matches!(end, RunEnd::Exited { status: Status(42), crash: None }), "{end:?}");
+}
+
+/// A breakpoint that MOV SS hits is reported behind the next instruction; when that enters the kernel, it is the kernel that
+/// gets it, on the user's stack, and must go on.
+#[test]
+fn the_kernel_survives_breakpoints_that_follow_into_it() {
+    const WATCHED: u64 = 0x1_4000_3100;
+    /// DR7: the first breakpoint, for reads and writes of 2 bytes.
+    const ACCESS_2: u64 = 7 << 16 | 1;
+    let watch: fn(&mut System) = |system| {
+        system.machine.memory().write_unchecked(WATCHED, &[0x2B, 0]).unwrap();
+        let mut vcpu = system.machine.vcpu();
+        vcpu.set_debug_register(0, WATCHED);
+        vcpu.set_debug_register(7, ACCESS_2);
+    };
+    let call: Program = |a| {
+        a.mov(eax, 0xFFF)?;
+        a.mov(rbx, WATCHED)?;
+        a.mov(ss, word_ptr(rbx))?;
+        a.syscall()?;
+        a.mov(eax, 0xFFF)?;
+        a.mov(ss, word_ptr(rbx))?;
+        a.int(0x2E)?;
+        a.mov(eax, 42)?;
+        a.ret()
+    };
+    let breakpoint: Program = |a| {
+        a.mov(rbx, WATCHED)?;
+        a.mov(ss, word_ptr(rbx))?;
+        a.int3()
+    };
+    let hit: Program = |a| {
+        a.mov(rbx, WATCHED)?;
+        a.mov(ss, word_ptr(rbx))?;
+        a.nop()
+    };
+    for engine in [Engine::Interpreter, Engine::Translator] {
+        for (name, program, expected) in [
+            ("held-call", call, Status(42)),
+            ("held-int3", breakpoint, Status::BREAKPOINT),
+            ("held", hit, Status::SINGLE_STEP),
+        ] {
+            let end = run_prepared(name, engine, program, watch);
+            assert!(matches!(end, RunEnd::Exited { status, .. } if status == expected), "{name}: {end:?}");
+        }
+    }
 }

@@ -134,6 +134,11 @@ pub trait Registers {
         };
     }
 
+    /// Makes TF trap after taken branches only (IA32_DEBUGCTL.BTF), until the next #DB.
+    fn set_steps_by_branches(&mut self, on: bool) {
+        self.state_mut().debugctl = if on { lstar_arch::control::debugctl::BTF } else { 0 };
+    }
+
     /// Loads a data segment register as user code would, with base 0 and a limit in bytes, which only compatibility mode
     /// looks at.
     fn set_data_segment(&mut self, segment: SegmentIndex, selector: u16, limit: u32) {
@@ -228,6 +233,7 @@ impl Vcpu<'_> {
         cpu.segments = thread.segments;
         cpu.kernel_gs_base = thread.kernel_gs_base;
         cpu.dr = thread.dr;
+        cpu.debugctl = thread.debugctl;
         cpu.x87 = thread.x87;
         cpu.cr2 = thread.cr2;
     }

@@ -9,6 +9,7 @@ use crate::BuildError;
 use crate::assemble::{Code64, Piece, at};
 use crate::layout::{kpcr, ktrap_frame as frame};
 
+const DEBUG: u8 = 1;
 const PAGE_FAULT: u8 = 14;
 
 /// What the processor or a program may do with a vector.
@@ -59,7 +60,7 @@ pub(super) const SYSTEM_SERVICE_VECTOR: u8 = 0x2E;
 /// Every vector that the IDT has a gate for. INT n through the others raises #GP, as an absent gate does.
 pub(super) const TRAP_VECTORS: [TrapVector; 36] = [
     processor(0, "KiDivideErrorFault"),
-    processor(1, "KiDebugTrapOrFault"),
+    processor(DEBUG, "KiDebugTrapOrFault"),
     on_stack(2, "KiNmiInterrupt", 2),
     program(3, "KiBreakpointTrap"),
     program(4, "KiOverflowTrap"),
@@ -102,6 +103,9 @@ pub(super) fn assemble(address: u64, path: &EntryCode) -> Result<Code64, BuildEr
     let mut dispatch = a.create_label();
     for trap in TRAP_VECTORS {
         a.mark(trap.handler)?;
+        if trap.vector == DEBUG {
+            return_to_kernel(&mut a)?;
+        }
         if !trap.has_error_code() {
             a.push(0)?;
         }
@@ -121,6 +125,18 @@ pub(super) fn assemble(address: u64, path: &EntryCode) -> Result<Code64, BuildEr
     }
     exception_dispatch(&mut a, &mut dispatch, path)?;
     a.finish(address)
+}
+
+/// The user's breakpoints mean nothing in the kernel, which reads watched memory and is entered behind MOV SS: it goes on
+/// at once, with RF against breakpoints on the instruction itself.
+fn return_to_kernel(a: &mut Piece) -> Result<(), BuildError> {
+    let mut from_user = a.create_label();
+    a.test(byte_ptr(rsp + 8), 1)?;
+    a.jne(from_user)?;
+    a.or(dword_ptr(rsp + 16), 0x1_0000)?;
+    a.iretq()?;
+    a.set_label(&mut from_user)?;
+    Ok(())
 }
 
 /// In: ECX = vector, frame allocated, frame.Rcx filled, interrupts off.

@@ -406,10 +406,17 @@ fn run_row(row: &Row, engine: Engine, what: &str) -> Seen {
     let next = base + code.len() as u64;
     code.extend(assemble(bitness, next, row.then));
     let end = base + code.len() as u64;
-    let end_marker = |a: &mut CodeAssembler| a.int(i32::from(END_VECTOR));
-    let vmcall = |a: &mut CodeAssembler| a.vmcall();
+    let end_marker = |a: &mut CodeAssembler| {
+        a.int(i32::from(END_VECTOR))?;
+        a.hlt()
+    };
+    // HLT, which is not reached, ends regions.
+    let vmcall = |a: &mut CodeAssembler| {
+        a.vmcall()?;
+        a.hlt()
+    };
     code.extend(if row.level == Level::Kernel { assemble(64, 0, vmcall) } else { assemble(64, 0, end_marker) });
-    let handlers = [0x0F, 0x01, 0xC1, 0x90].repeat(256);
+    let handlers = [0x0F, 0x01, 0xC1, 0xF4].repeat(256);
     for (address, bytes) in [
         (START, start),
         (base, code),
