@@ -394,6 +394,10 @@ impl Emitter<'_> {
 
     /// Calls a `Check` or `Resume` helper for the current instruction.
     pub(super) fn check_helper(&mut self, helper: Helper, argument: u64) {
+        if helper == Helper::Syscall {
+            // R11 and the trap frame hold RFLAGS.
+            self.store_rflags();
+        }
         self.flush();
         let argument = self.iconst(types::I64, argument as i64);
         let result = self.call_helper(helper, &[argument]);

@@ -582,6 +582,23 @@ impl Emitter<'_> {
         }
     }
 
+    /// Puts flags that are not in the block into RFLAGS itself, for what will look at it as a whole: cheaper than leaving it
+    /// to [`crate::flags::status`].
+    pub(super) fn store_rflags(&mut self) {
+        if matches!(self.local.flags.source, Source::Memory) {
+            return;
+        }
+        let status = self.status_word();
+        let offset = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags);
+        let rflags = self.load_state(types::I64, offset);
+        let others = self.b.ins().band_imm_s(rflags, !(lazy::STATUS as i64));
+        let rflags = self.b.ins().bor(others, status);
+        self.store_state(rflags, offset);
+        let none = self.iconst(types::I64, 0);
+        self.store_lazy(none, offset_of!(LazyFlags, op));
+        self.local.flags.stored = Stored::Everything;
+    }
+
     /// Brings the flags into the form that a block with several predecessors expects.
     /// `source` says that it finds them in registers.
     /// `repeated` says that it recognises flags in registers by a mark in the block.
