@@ -90,6 +90,21 @@ impl Segment {
         self.attributes & Self::DEFAULT_BIG != 0
     }
 
+    /// Whether this is a present data segment over all 4 GiB, expand-up and writable: one that no access can violate.
+    #[must_use]
+    pub const fn is_unlimited_data(&self) -> bool {
+        const KIND: u16 = Segment::PRESENT | Segment::CODE_OR_DATA | 0xE;
+        self.limit == u32::MAX && self.attributes & KIND == Segment::PRESENT | Segment::CODE_OR_DATA | 2
+    }
+
+    /// Whether this is a present, readable 32-bit code segment over all 4 GiB.
+    #[must_use]
+    pub const fn is_unlimited_code32(&self) -> bool {
+        const KIND: u16 = Segment::PRESENT | Segment::CODE_OR_DATA | Segment::LONG | Segment::DEFAULT_BIG | 0xA;
+        const PLAIN: u16 = Segment::PRESENT | Segment::CODE_OR_DATA | Segment::DEFAULT_BIG | 0xA;
+        self.limit == u32::MAX && self.attributes & KIND == PLAIN
+    }
+
     /// Whether the register holds a null selector.
     #[must_use]
     pub const fn is_null(&self) -> bool {

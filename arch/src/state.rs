@@ -262,6 +262,20 @@ impl CpuState {
         self.segment(SegmentIndex::Cs).is_long()
     }
 
+    /// Whether the processor executes 32-bit code in the flat model: no offset in CS, SS, DS or ES violates its segment, and
+    /// each is the linear address. FS and GS may be anything.
+    #[must_use]
+    pub fn is_flat_32bit(&self) -> bool {
+        let flat = |index| self.segment(index).base == 0 && self.segment(index).is_unlimited_data();
+        let cs = self.segment(SegmentIndex::Cs);
+        cs.base == 0
+            && cs.is_unlimited_code32()
+            && flat(SegmentIndex::Ss)
+            && self.segment(SegmentIndex::Ss).is_big()
+            && flat(SegmentIndex::Ds)
+            && flat(SegmentIndex::Es)
+    }
+
     /// The state components that are not in their initial configuration, numbered as in XCR0 (SDM vol. 1, 13.6): what
     /// XSAVE marks in XSTATE_BV. SSE always counts as in use, as on AMD's processors; MXCSR belongs to none of them.
     #[must_use]

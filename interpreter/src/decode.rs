@@ -179,13 +179,14 @@ impl Decoded {
             || self.insn.has_rep_prefix()
             || self.insn.has_repne_prefix()
             || matches!(self.mnemonic, M::Popf | M::Popfd | M::Popfq | M::Sti | M::Cli | M::Wrmsr | M::Hlt | M::Swapgs)
-            || matches!(self.mnemonic, M::Mov | M::Pop | M::Lss) && self.mnemonic_touches_system()
+            || matches!(self.mnemonic, M::Lss | M::Lds | M::Les | M::Lfs | M::Lgs)
+            || matches!(self.mnemonic, M::Mov | M::Pop) && self.mnemonic_touches_system()
     }
 
-    /// MOV and POP with a segment, control or debug register, and LSS.
+    /// MOV and POP with a segment, control or debug register.
     fn mnemonic_touches_system(&self) -> bool {
         let register = self.insn.op0_register();
-        self.mnemonic == Mnemonic::Lss || register.is_segment_register() || register.is_cr() || register.is_dr()
+        register.is_segment_register() || register.is_cr() || register.is_dr()
     }
 }
 

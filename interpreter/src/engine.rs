@@ -108,8 +108,12 @@ impl Interpreter {
             let length = block.instructions.len().min(usize::try_from(*budget).unwrap_or(usize::MAX));
             let mut done = 0;
             let mut after = After::Continue;
-            let cpl = cpu.cpl;
+            let (cpl, checks_segments) = (cpu.cpl, !cpu.is_64bit());
             for decoded in &block.instructions[..length] {
+                if checks_segments && let Err(exception) = limits::check(cpu, decoded) {
+                    *budget -= done;
+                    return Outcome::Exception(exception);
+                }
                 cpu.rip = decoded.insn.next_ip();
                 if let Err(exception) = execute(&mut Exec::new(cpu, mem, decoded)) {
                     *budget -= done;
@@ -214,7 +218,7 @@ impl Interpreter {
             Ok(decoded) => decoded,
             Err(exception) => return (Outcome::Exception(exception), false),
         };
-        if limits::armed(cpu)
+        if !cpu.is_64bit()
             && let Err(exception) = limits::check(cpu, &decoded)
         {
             return (Outcome::Exception(exception), false);
@@ -283,7 +287,7 @@ fn needs_care(cpu: &CpuState) -> bool {
         || cpu.interrupt_shadow != 0
         || cpu.dr[7] & 0xFF != 0
         || checks_alignment(cpu)
-        || limits::armed(cpu)
+        || limits::is_16bit(cpu)
 }
 
 /// Whether #AC is armed (SDM vol. 3, 6.15, interrupt 17).

@@ -73,10 +73,21 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
         if stack { Exception::SS0 } else { Exception::GP0 }
     }
 
+    /// Whether no access of `size` bytes can be made at a linear address: it is not canonical, or the segment of compatibility-mode
+    /// code ends at 4 GiB at the latest.
+    #[inline]
+    pub fn is_out_of_reach(&self, linear: u64, size: u64) -> bool {
+        let last = linear.wrapping_add(size - 1);
+        if self.cpu.is_64bit() {
+            return !is_canonical(linear) || !is_canonical(last);
+        }
+        last > u64::from(u32::MAX)
+    }
+
     /// Loads `N` bytes of the memory operand or of any linear address derived from it.
     #[inline]
     pub fn load<const N: usize>(&mut self, linear: u64) -> Result<[u8; N], Exception> {
-        if !is_canonical(linear) || !is_canonical(linear.wrapping_add(N as u64 - 1)) {
+        if self.is_out_of_reach(linear, N as u64) {
             if is_split::<N>(linear) {
                 self.load::<8>(linear)?;
             }
@@ -88,7 +99,7 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     /// Stores `N` bytes at a linear address derived from the memory operand.
     #[inline]
     pub fn store<const N: usize>(&mut self, linear: u64, data: [u8; N]) -> Op {
-        if !is_canonical(linear) || !is_canonical(linear.wrapping_add(N as u64 - 1)) {
+        if self.is_out_of_reach(linear, N as u64) {
             return Err(self.non_canonical());
         }
         Ok(self.mem.store(linear, data, self.cpu.privilege())?)
@@ -255,7 +266,7 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     #[inline]
     pub fn load_stack(&mut self, offset: u64, size: u8) -> Result<u64, Exception> {
         let linear = self.stack_linear(offset);
-        if !is_canonical(linear) || !is_canonical(linear.wrapping_add(u64::from(size) - 1)) {
+        if self.is_out_of_reach(linear, size.into()) {
             return Err(Exception::SS0);
         }
         self.load_sized(linear, size)
@@ -265,7 +276,7 @@ impl<'a, M: GuestMemory> Exec<'a, M> {
     #[inline]
     pub fn store_stack(&mut self, offset: u64, value: u64, size: u8) -> Op {
         let linear = self.stack_linear(offset);
-        if !is_canonical(linear) || !is_canonical(linear.wrapping_add(u64::from(size) - 1)) {
+        if self.is_out_of_reach(linear, size.into()) {
             return Err(Exception::SS0);
         }
         self.store_sized(linear, value, size)

@@ -1,8 +1,9 @@
 //! Segment checks of compatibility mode (SDM vol. 3, 5.3 and 5.5): limits, types, null selectors.
 //!
-//! 64-bit mode has none. Flat segments, which nearly all code uses, pass without being looked at.
+//! 64-bit mode has none. What flat segments, which nearly all code uses, still refuse is looked at when memory is accessed:
+//! [`crate::exec::Exec::is_out_of_reach`].
 
-use iced_x86::{InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess};
+use iced_x86::{InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, Register};
 use lstar_arch::{CpuState, Exception, Gpr, Segment, SegmentIndex};
 
 use crate::accesses::register_value;
@@ -14,22 +15,12 @@ const CODE: u16 = 8;
 const EXPAND_DOWN: u16 = 4;
 const WRITABLE_OR_READABLE: u16 = 2;
 
-/// A present data segment over all 4 GiB that can be written.
-const fn is_flat(segment: &Segment) -> bool {
-    const KIND: u16 = Segment::PRESENT | Segment::CODE_OR_DATA | CODE | EXPAND_DOWN | WRITABLE_OR_READABLE;
-    const PLAIN: u16 = Segment::PRESENT | Segment::CODE_OR_DATA | WRITABLE_OR_READABLE;
-    segment.limit == u32::MAX && segment.attributes & KIND == PLAIN
-}
-
-/// Whether the code at hand can meet a segment check.
-#[inline]
-pub(crate) fn armed(cpu: &CpuState) -> bool {
-    if cpu.is_64bit() {
-        return false;
-    }
-    let data = [SegmentIndex::Ss, SegmentIndex::Ds, SegmentIndex::Es, SegmentIndex::Fs, SegmentIndex::Gs];
-    let cs = cpu.segment(SegmentIndex::Cs);
-    !cs.is_big() || cs.limit != u32::MAX || data.into_iter().any(|index| !is_flat(cpu.segment(index)))
+/// Whether an access to SS, DS or ES, or one without a memory operand, can violate a segment other than by reaching beyond 4 GiB,
+/// which is found out when the access is made.
+fn is_unusual(cpu: &CpuState) -> bool {
+    let data = [SegmentIndex::Ss, SegmentIndex::Ds, SegmentIndex::Es];
+    cpu.segment(SegmentIndex::Cs).limit != u32::MAX
+        || !data.into_iter().all(|index| cpu.segment(index).is_unlimited_data())
 }
 
 /// Whether the code segment is one of 16 bits, in which nothing is executed.
@@ -46,9 +37,18 @@ pub(crate) fn check_target(cpu: &CpuState, offset: u64) -> Result<(), Exception>
     if outside { Err(Exception::GP0) } else { Ok(()) }
 }
 
-/// Checks the memory accesses that the instruction is about to make.
+/// Whether a string instruction with this source segment could violate a segment in a later iteration than the first.
+pub(crate) fn may_violate_later(cpu: &CpuState, source: Register) -> bool {
+    let unlimited = |register| segment(register, false).is_none_or(|index| cpu.segment(index).is_unlimited_data());
+    !(cpu.is_64bit() || unlimited(source) && unlimited(Register::ES))
+}
+
+/// Checks the memory accesses that the instruction at RIP is about to make, in compatibility mode.
 pub(crate) fn check(cpu: &CpuState, decoded: &Decoded) -> Result<(), Exception> {
     let insn = &decoded.insn;
+    if !is_unusual(cpu) && !matches!(insn.segment_prefix(), Register::CS | Register::FS | Register::GS) {
+        return Ok(());
+    }
     if insn.mnemonic() == Mnemonic::Enter {
         // Its accesses are checked one after the other, as it makes them: an earlier one may fault otherwise.
         return check_target(cpu, cpu.rip.wrapping_add(insn.len() as u64 - 1));
@@ -83,7 +83,7 @@ pub(crate) fn check(cpu: &CpuState, decoded: &Decoded) -> Result<(), Exception> 
 
 /// Checks one access to the stack, at an offset of the stack segment.
 pub(crate) fn check_stack(cpu: &CpuState, offset: u64, size: u8, writes: bool) -> Result<(), Exception> {
-    let outside = armed(cpu) && !permits(cpu.segment(SegmentIndex::Ss), offset & 0xFFFF_FFFF, size.into(), writes);
+    let outside = !cpu.is_64bit() && !permits(cpu.segment(SegmentIndex::Ss), offset & 0xFFFF_FFFF, size.into(), writes);
     if outside { Err(Exception::SS0) } else { Ok(()) }
 }
 

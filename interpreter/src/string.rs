@@ -67,7 +67,9 @@ fn repeat<M: GuestMemory>(ex: &mut Exec<'_, M>, kind: Kind) -> Op {
     if !ex.insn.has_rep_prefix() && !ex.insn.has_repne_prefix() {
         return element(ex, &plan);
     }
-    let watched = ex.cpu.rflags & Rflags::TF.bits() != 0 || ex.cpu.dr[7] & 0xFF != 0 || crate::limits::armed(ex.cpu);
+    let watched = ex.cpu.rflags & Rflags::TF.bits() != 0
+        || ex.cpu.dr[7] & 0xFF != 0
+        || crate::limits::may_violate_later(ex.cpu, ex.insn.memory_segment());
     let mut budget = if watched { 1 } else { ELEMENTS_PER_STEP };
     loop {
         let left = ex.cpu.reg(Gpr::Rcx) & mask(plan.width);
@@ -169,7 +171,7 @@ fn element<M: GuestMemory>(ex: &mut Exec<'_, M>, plan: &Plan) -> Op {
 /// be told from single steps. Returns how many; 0 when the slow way must decide (and raise what is to be raised).
 fn bulk<M: GuestMemory>(ex: &mut Exec<'_, M>, plan: &Plan, limit: u64) -> u64 {
     let size = u64::from(plan.size);
-    if !matches!(plan.kind, Kind::Movs | Kind::Stos) || ex.cpu.rflags & Rflags::DF.bits() != 0 || plan.width != 8 {
+    if !matches!(plan.kind, Kind::Movs | Kind::Stos) || ex.cpu.rflags & Rflags::DF.bits() != 0 || plan.width < 4 {
         return 0;
     }
     let fits = |address: u64| (PAGE_SIZE - address % PAGE_SIZE) / size;

@@ -189,8 +189,7 @@ fn xrstor<M: GuestMemory>(ex: &mut Exec<'_, M>, linear: u64, supervisor: bool) -
 impl<M: GuestMemory> Exec<'_, M> {
     /// Checks that a whole range can be written.
     pub(crate) fn probe_range(&mut self, linear: u64, size: u64) -> Op {
-        let last = linear.wrapping_add(size - 1);
-        if !lstar_arch::is_canonical(linear) || !lstar_arch::is_canonical(last) {
+        if self.is_out_of_reach(linear, size) {
             return Err(self.non_canonical());
         }
         Ok(self.mem.probe_write(linear, size, self.cpu.privilege())?)

@@ -248,7 +248,9 @@ mod tests {
         let found = store.find(ENTRY, Mode::User, &mut Filled(0x90)).expect("found");
         assert_eq!((found.code, found.ranges), (region().code, region().ranges));
         assert!(store.find(ENTRY, Mode::User, &mut Filled(0x91)).is_none(), "other code");
-        assert!(store.find(ENTRY, Mode::Kernel, &mut Filled(0x90)).is_none(), "other mode");
+        for mode in [Mode::Kernel, Mode::Compatibility] {
+            assert!(store.find(ENTRY, mode, &mut Filled(0x90)).is_none(), "other mode");
+        }
         assert!(store.find(ENTRY + 1, Mode::User, &mut Filled(0x90)).is_none(), "other address");
     }
 

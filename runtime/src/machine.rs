@@ -154,6 +154,8 @@ pub struct Statistics {
     pub interpreted: u64,
     /// Regions translated.
     pub regions: u64,
+    /// Of these, of 32-bit code.
+    pub regions_32bit: u64,
     /// Regions taken from a store instead.
     pub regions_loaded: u64,
     /// Guest basic blocks in them.

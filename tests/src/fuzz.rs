@@ -22,6 +22,8 @@ const STEPS: u64 = 2_000;
 const MOST_CODE: usize = 256;
 /// Bytes of input that become the state.
 const STATE: usize = 16 * 9 + 3;
+/// In the last of them: it is 32-bit code.
+const NARROW: u8 = 0x10;
 
 /// Both engines, and what they left.
 #[derive(Debug)]
@@ -31,8 +33,16 @@ pub struct Fuzzer {
     outcomes: [Outcome; 2],
     /// Inputs run.
     pub runs: u64,
-    /// Of these, single instructions that were compared.
-    pub compared: u64,
+    /// Of these, single instructions that were compared: of 64-bit and of 32-bit code.
+    pub compared: [u64; 2],
+}
+
+impl Fuzzer {
+    /// How much of the machine's 32-bit code was translated, and what was interpreted inside it.
+    #[must_use]
+    pub fn statistics(&self) -> lstar_runtime::Statistics {
+        self.translated.machine.statistics()
+    }
 }
 
 impl Fuzzer {
@@ -43,14 +53,17 @@ impl Fuzzer {
             translated: Translated::translating()?,
             outcomes: [Outcome::default(), Outcome::default()],
             runs: 0,
-            compared: 0,
+            compared: [0; 2],
         })
     }
 
     /// Runs one input. A description of what the engines make differently of a single instruction.
     pub fn one(&mut self, input: &[u8]) -> Option<String> {
         let (state_bytes, code) = input.split_at(input.len().min(STATE));
-        let state = state(state_bytes);
+        let narrow = state_bytes.get(STATE - 1).is_some_and(|byte| byte & NARROW != 0);
+        let state = state(state_bytes, narrow);
+        self.interpreted.set_32bit(narrow);
+        self.translated.set_32bit(narrow);
         let code = &code[..code.len().min(MOST_CODE)];
         self.runs += 1;
         // Decoding in all modes must end.
@@ -60,7 +73,8 @@ impl Fuzzer {
             }
         }
         let memory = state.memory();
-        let insn = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).decode();
+        let bitness = if narrow { 32 } else { 64 };
+        let insn = Decoder::with_ip(bitness, code, CODE, DecoderOptions::NONE).decode();
         let single = !insn.is_invalid() && insn.len() == code.len();
         let mut page = code.to_vec();
         if state_bytes.first().is_some_and(|byte| byte & 1 != 0) && !single {
@@ -82,11 +96,11 @@ impl Fuzzer {
         if !comparable {
             return None;
         }
-        self.compared += 1;
+        self.compared[usize::from(narrow)] += 1;
         let tolerance =
             Tolerance::between(&self.interpreted, &self.translated).without_flags(undefined::after(&insn, 0));
         (!tolerance.agree(right, wrong))
-            .then(|| format!("{insn} ({code:02x?})\n{}", tolerance.differences(right, wrong)))
+            .then(|| format!("{insn} ({bitness} bits, {code:02x?})\n{}", tolerance.differences(right, wrong)))
     }
 }
 
@@ -96,7 +110,7 @@ fn depends_on_the_engine(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), M::Rdtsc | M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpid | M::Sgdt | M::Sidt | M::Str)
         || matches!(insn.mnemonic(), M::Sldt | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw | M::Syscall | M::Sysenter)
         || matches!(insn.mnemonic(), M::Xgetbv | M::Rdfsbase | M::Int | M::Int1 | M::Iret | M::Iretd | M::Iretq)
-        || matches!(insn.mnemonic(), M::Retf | M::Popf | M::Popfq | M::Lss | M::Lfs | M::Lgs | M::Xsave | M::Xsave64)
+        || matches!(insn.mnemonic(), M::Retf | M::Popf | M::Popfq | M::Popfd | M::Lss | M::Lds | M::Les | M::Lfs | M::Lgs | M::Xsave | M::Xsave64)
         || matches!(insn.mnemonic(), M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64)
         || insn.is_jmp_far()
         || insn.is_jmp_far_indirect()
@@ -108,8 +122,8 @@ fn depends_on_the_engine(insn: &Instruction) -> bool {
         || insn.cpuid_features().iter().any(|feature| format!("{feature:?}").starts_with("FPU") || format!("{feature:?}") == "MMX")
 }
 
-/// Registers from bytes: each is a number, or points into data, stack or code.
-fn state(bytes: &[u8]) -> State {
+/// Registers from bytes: each is a number, or points into data, stack or code; for 32-bit code, with anything in the upper half.
+fn state(bytes: &[u8], narrow: bool) -> State {
     let mut state = State::default();
     let mut chunks = bytes.chunks(9);
     for register in &mut state.gpr {
@@ -124,6 +138,9 @@ fn state(bytes: &[u8]) -> State {
             5 => number % 64,
             _ => number,
         };
+        if narrow {
+            *register |= number & !0xFFFF_FFFF;
+        }
     }
     if state.gpr[4] % 3 != 0 {
         state.gpr[4] = STACK + 0x800 + state.gpr[4] % 0x400 / 8 * 8;
@@ -152,6 +169,16 @@ impl Source {
     /// The next input.
     pub fn input(&mut self) -> Vec<u8> {
         let mut input: Vec<u8> = (0..STATE).map(|_| self.byte()).collect();
+        input[STATE - 1] &= !NARROW;
+        if self.random.below(4) == 0 {
+            input[STATE - 1] |= NARROW;
+            let pieces = if self.random.below(4) == 0 { 1 + self.random.below(8) } else { 1 };
+            for _ in 0..pieces {
+                let code = self.narrow();
+                input.extend(code);
+            }
+            return input;
+        }
         match self.random.below(8) {
             0 => input.extend(self.noise()),
             1 => input.extend(self.prefixes()),
@@ -192,6 +219,35 @@ impl Source {
         let count = 1 + self.random.below(18);
         let mut code: Vec<u8> = (0..count).map(|_| PREFIXES[self.random.below(16) as usize]).collect();
         code.extend(if self.random.below(2) == 0 { self.valid() } else { self.noise() });
+        code
+    }
+
+    /// An instruction of 32-bit code, or what looks like one.
+    fn narrow(&mut self) -> Vec<u8> {
+        const PREFIXES: [u8; 11] = [0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3];
+        let mut code = Vec::new();
+        while self.random.below(3) == 0 {
+            code.push(PREFIXES[self.random.below(11) as usize]);
+        }
+        match self.random.below(10) {
+            0..=4 => {}
+            5..=7 => code.push(0x0F),
+            8 => code.extend([0x0F, if self.random.below(2) == 0 { 0x38 } else { 0x3A }]),
+            _ => code.extend([0xC4, 0xE1 + self.random.below(3) as u8, self.byte() & 0x87 | 0x40]),
+        }
+        code.push(self.byte());
+        // Mostly a register, or something near where EBX, EBP, ESI or EDI point.
+        let register = self.byte() & 0x38;
+        match self.random.below(4) {
+            0 => code.push(self.byte()),
+            1 => code.push(0xC0 | register | self.byte() & 7),
+            _ => code.extend([0x40 | register | [3, 5, 6, 7][self.random.below(4) as usize], self.byte()]),
+        }
+        code.extend((0..10).map(|_| self.byte()));
+        let insn = Decoder::with_ip(32, &code, CODE, DecoderOptions::NONE).decode();
+        if !insn.is_invalid() {
+            code.truncate(insn.len());
+        }
         code
     }
 

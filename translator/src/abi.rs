@@ -14,6 +14,9 @@
 //! turn. At every call and every way out, all guest registers are in the [`VcpuBlock`] and the flags in `lazy`/`rflags`,
 //! except the budget and RSP where they are passed or returned; with [`UNWIND`] and at helpers they, too, are in the block.
 //!
+//! **Modes.** While host frames of one user [`Mode`] exist, no code of another one runs: whoever changes between 64-bit and
+//! 32-bit code unwinds first, so that a return value never crosses them. In [`Mode::Compatibility`] RIPs are below 4 GiB.
+//!
 //! **Calls.** In user mode a guest CALL is a host call through a slot or the target table; the result is compared
 //! with the guest return address: equal continues, otherwise it is returned to the host caller. Kernel-mode regions
 //! make no host calls and leave through the target table, so that a return value can never cross privilege levels.
@@ -52,6 +55,26 @@ pub enum Mode {
     User = 0,
     /// 64-bit code at CPL 0.
     Kernel = 1,
+    /// 32-bit code at CPL 3 in the flat model ([`CpuState::is_flat_32bit`]), with nothing mapped on one side of the 4 GiB border.
+    /// So an offset is a linear address, and an access beyond the border faults in the host's MMU.
+    Compatibility = 2,
+}
+
+impl Mode {
+    /// Number of modes.
+    pub const COUNT: usize = 3;
+
+    /// Whether it is code at CPL 3.
+    #[must_use]
+    pub const fn is_user(self) -> bool {
+        !matches!(self, Self::Kernel)
+    }
+
+    /// Whether it is 32-bit code.
+    #[must_use]
+    pub const fn is_32bit(self) -> bool {
+        matches!(self, Self::Compatibility)
+    }
 }
 
 /// Why translated code returned [`UNWIND`].
@@ -118,7 +141,7 @@ pub struct VcpuBlock {
     /// View base of the current privilege level; helpers that change privilege update it.
     pub view_base: u64,
     /// Target tables, by [`Mode`].
-    pub targets: [*mut Target; 2],
+    pub targets: [*mut Target; Mode::COUNT],
     /// Host stack pointer below which regions make no further host calls.
     pub stack_limit: u64,
     /// Host stack pointer that a fault in translated code returns to.

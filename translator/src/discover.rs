@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind, Register,
+};
 use lstar_arch::PAGE_SIZE;
 
 use crate::CodeSource;
@@ -275,24 +277,32 @@ pub(crate) enum Flow {
 
 pub(crate) fn flow(insn: &Instruction, mode: Mode) -> Flow {
     let rip = insn.ip();
-    let near = insn.op_count() > 0 && insn.op0_kind() == OpKind::NearBranch64;
+    if has_16bit_address(insn) {
+        return match insn.flow_control() {
+            FlowControl::Next if !lift::system::leaves(insn, mode) => Flow::Next,
+            _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
+        };
+    }
+    // With an operand-size prefix, 32-bit code branches within the first 64 KiB.
+    let branch = if mode.is_32bit() { OpKind::NearBranch32 } else { OpKind::NearBranch64 };
+    let near = insn.op_count() > 0 && insn.op0_kind() == branch;
     match insn.flow_control() {
         FlowControl::UnconditionalBranch if near => Flow::Jump(insn.near_branch_target()),
         FlowControl::ConditionalBranch if near && lift::control_flow::has_condition(insn) => {
             Flow::Branch(insn.near_branch_target())
         }
         FlowControl::Call if near => Flow::Call,
-        FlowControl::IndirectCall if insn.code() == Code::Call_rm64 => Flow::Call,
-        FlowControl::IndirectBranch if insn.code() == Code::Jmp_rm64 => Flow::IndirectJump,
+        FlowControl::IndirectCall if matches!(insn.code(), Code::Call_rm64 | Code::Call_rm32) => Flow::Call,
+        FlowControl::IndirectBranch if matches!(insn.code(), Code::Jmp_rm64 | Code::Jmp_rm32) => Flow::IndirectJump,
         FlowControl::Return => match insn.code() {
-            Code::Retnq | Code::Retnq_imm16 => Flow::Return,
+            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Flow::Return,
             Code::Iretq => Flow::Helper(Helper::Iret, [rip, 0]),
             Code::Sysretq => Flow::Helper(Helper::Sysret, [rip, 8]),
             Code::Sysretd => Flow::Helper(Helper::Sysret, [rip, 4]),
             _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
         },
         // The helper takes the instruction for two bytes long; with a prefix it is the interpreter's.
-        FlowControl::Call if insn.code() == Code::Syscall && insn.len() == 2 => {
+        FlowControl::Call if insn.code() == Code::Syscall && insn.len() == 2 && !mode.is_32bit() => {
             if mode == Mode::User {
                 return Flow::Next;
             }
@@ -302,6 +312,17 @@ pub(crate) fn flow(insn: &Instruction, mode: Mode) -> Flow {
         FlowControl::Call if insn.code() == Code::Vmcall && mode == Mode::Kernel => Flow::Next,
         _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
     }
+}
+
+/// Whether the memory operand has a 16-bit address, which only 32-bit code can have: such instructions are the interpreter's.
+fn has_16bit_address(insn: &Instruction) -> bool {
+    let memory = insn.op_kinds().any(|kind| kind == OpKind::Memory);
+    memory && (insn.memory_displ_size() == 2 || insn.memory_base().is_gpr16() || insn.memory_index().is_gpr16())
+}
+
+/// Whether the instruction writes through CS, which faults outside of 64-bit mode.
+fn writes_code_segment(insn: &Instruction, effects: &Effects, mode: Mode) -> bool {
+    mode.is_32bit() && effects.stores && insn.memory_segment() == Register::CS
 }
 
 /// Reads code page by page.
@@ -327,6 +348,12 @@ impl Reader<'_> {
     /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing, or where no translated code
     /// is wanted.
     pub fn decode(&mut self, rip: u64) -> Option<Instruction> {
+        /// The last page below 4 GiB, behind which EIP wraps.
+        const LAST_PAGE: u64 = (1 << 32) - PAGE_SIZE;
+        let bitness = if self.mode.is_32bit() { 32 } else { 64 };
+        if self.mode.is_32bit() && rip >= LAST_PAGE {
+            return None;
+        }
         let page = rip & !(PAGE_SIZE - 1);
         let offset = (rip - page) as usize;
         self.page(page);
@@ -334,7 +361,7 @@ impl Reader<'_> {
             return None;
         }
         let bytes = self.page(page).get(offset..)?;
-        let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         let insn = decoder.decode();
         if !insn.is_invalid() {
             return Some(insn);
@@ -348,7 +375,7 @@ impl Reader<'_> {
         }
         let rest = self.page(page.checked_add(PAGE_SIZE)?);
         joined.extend_from_slice(&rest[..rest.len().min(MAX_INSTRUCTION)]);
-        let insn = Decoder::with_ip(64, &joined, rip, DecoderOptions::NONE).decode();
+        let insn = Decoder::with_ip(bitness, &joined, rip, DecoderOptions::NONE).decode();
         (!insn.is_invalid()).then_some(insn)
     }
 }
@@ -510,6 +537,7 @@ fn overwrites_flags(
         let insn = without_counts(reader.decode(rip)?, limits.features);
         let effects = effects(&insn, factory);
         let lifted = lift::lifter(&insn).is_some() && lift::system::helper(&insn, reader.mode).is_none();
+        let lifted = lifted && !has_16bit_address(&insn) && !writes_code_segment(&insn, &effects, reader.mode);
         let harmless = lifted && available(&insn, limits.features);
         if effects.faults
             || effects.flag_reads & pending != 0
@@ -612,18 +640,21 @@ impl Builder<'_, '_> {
                 Flow::Return => Some(function.back.map_or(Terminator::Return, Terminator::Leave)),
                 Flow::Helper(helper, arguments) => Some(Terminator::Helper(helper, arguments)),
             };
+            let effects = effects(&raw, &mut self.factory);
+            let interpreted = limits.declined.contains(&rip)
+                || !available(&raw, limits.features)
+                || has_16bit_address(&raw)
+                || writes_code_segment(&raw, &effects, mode);
             let lowering = match end {
                 Some(Terminator::Enter(_)) => Lowering::Enter,
                 Some(_) => Lowering::Terminate,
-                None if limits.declined.contains(&rip) || !available(&raw, limits.features) => {
-                    Lowering::Check(Helper::Interpret, rip)
-                }
+                None if interpreted => Lowering::Check(Helper::Interpret, rip),
                 None => lift::system::helper(&raw, mode)
                     .map(|(helper, argument)| Lowering::Check(helper, argument))
                     .or_else(|| lift::lifter(&raw).map(Lowering::Lift))
                     .unwrap_or(Lowering::Check(Helper::Interpret, rip)),
             };
-            insns.push(Insn { raw, effects: effects(&raw, &mut self.factory), lowering });
+            insns.push(Insn { raw, effects, lowering });
             if let Some(end) = end {
                 break end;
             }

@@ -50,7 +50,7 @@ pub(crate) fn find(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Rea
                     leaf.leaders.extend([target, insn.next_ip()]);
                     work.push(target);
                 }
-                Flow::Return if insn.code() == Code::Retnq => {
+                Flow::Return if matches!(insn.code(), Code::Retnq | Code::Retnd) => {
                     returns = true;
                     break;
                 }

@@ -134,7 +134,7 @@ impl Translator {
     fn limits<'a>(config: &TranslatorConfig, mode: Mode, declined: &'a HashSet<u64>) -> Limits<'a> {
         Limits {
             max_instructions: config.max_instructions.max(1),
-            host_calls: mode == Mode::User && config.calls == CallMode::Host,
+            host_calls: mode.is_user() && config.calls == CallMode::Host,
             features: config.features,
             known_targets: config.known_targets,
             look_ahead: config.look_ahead,

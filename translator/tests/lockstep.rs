@@ -6,8 +6,9 @@
 
 mod program;
 
+use lstar_arch::{Segment, SegmentIndex};
 use lstar_runtime::{Engine, GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit};
-use program::{CODE, CODE_SIZE, DATA, DATA_SIZE, Program, Rng, STACK, STACK_SIZE, START_SIZE};
+use program::{CODE_SIZE, DATA_SIZE, Layout, NARROW, Program, Rng, STACK_SIZE, START_SIZE, WIDE};
 
 struct Stop;
 
@@ -17,13 +18,13 @@ impl ServiceGate for Stop {
     }
 }
 
-fn machine(engine: Engine) -> Machine {
+fn machine(engine: Engine, layout: Layout) -> Machine {
     let config = MachineConfig { engine, hot_threshold: 0, memory_limit: 1 << 30, ..MachineConfig::default() };
     let mut machine = Machine::new(config).expect("machine");
     let memory = machine.memory();
-    memory.map(CODE, CODE_SIZE, Protection::RX).expect("code");
-    memory.map(DATA, DATA_SIZE, Protection::RW).expect("data");
-    memory.map(STACK, STACK_SIZE, Protection::RW).expect("stack");
+    memory.map(layout.code, CODE_SIZE, Protection::RX).expect("code");
+    memory.map(layout.data, DATA_SIZE, Protection::RW).expect("data");
+    memory.map(layout.stack, STACK_SIZE, Protection::RW).expect("stack");
     machine
 }
 
@@ -40,13 +41,29 @@ struct Outcome {
     stack: Vec<u8>,
 }
 
+/// Segments of 32-bit user code as Linux has them: flat, but for a null FS, and GS with a limit.
+fn enter_compatibility_mode(vcpu: &mut Vcpu<'_>, data: u64) {
+    vcpu.enter_user_mode(0x33, 0x2B);
+    let state = vcpu.state_mut();
+    *state.segment_mut(SegmentIndex::Cs) = Segment::flat_code32(0x23, 3);
+    for index in [SegmentIndex::Ds, SegmentIndex::Es] {
+        *state.segment_mut(index) = Segment::flat_data(0x2B, 3);
+    }
+    *state.segment_mut(SegmentIndex::Fs) = Segment::default();
+    let base = data + 0x100;
+    *state.segment_mut(SegmentIndex::Gs) = Segment { base, limit: 0x7FF, ..Segment::flat_data(0x2B, 3) };
+}
+
 fn run(machine: &mut Machine, program: &Program, user: bool) -> Outcome {
+    let Layout { bits, data: data_start, stack: stack_start, .. } = program.layout;
     let memory = machine.memory();
     memory.write_unchecked(program.start, &program.code).expect("code is mapped");
-    memory.write_unchecked(DATA, &program.data).expect("data is mapped");
-    memory.write_unchecked(STACK, &vec![0; STACK_SIZE as usize]).expect("stack is mapped");
+    memory.write_unchecked(data_start, &program.data).expect("data is mapped");
+    memory.write_unchecked(stack_start, &vec![0; STACK_SIZE as usize]).expect("stack is mapped");
     let mut vcpu = machine.vcpu();
-    if user {
+    if bits == 32 {
+        enter_compatibility_mode(&mut vcpu, data_start);
+    } else if user {
         vcpu.enter_user_mode(0x33, 0x2B);
     } else {
         vcpu.enter_kernel_mode(0x10, 0x18);
@@ -58,13 +75,15 @@ fn run(machine: &mut Machine, program: &Program, user: bool) -> Outcome {
     state.rflags = program.rflags;
     state.rip = program.start;
     state.cr2 = 0;
-    vcpu.set_gs_base(DATA + 0x100);
+    if bits == 64 {
+        vcpu.set_gs_base(data_start + 0x100);
+    }
     let exit = machine.run(&mut Stop, 200_000);
     let mut data = vec![0; program.data.len()];
     let mut stack = vec![0; STACK_SIZE as usize];
     let memory = machine.memory();
-    memory.read_unchecked(DATA, &mut data).expect("data is mapped");
-    memory.read_unchecked(STACK, &mut stack).expect("stack is mapped");
+    memory.read_unchecked(data_start, &mut data).expect("data is mapped");
+    memory.read_unchecked(stack_start, &mut stack).expect("stack is mapped");
     let vcpu = machine.vcpu();
     let state = vcpu.state();
     Outcome { exit, rip: state.rip, gpr: state.gpr, rflags: state.rflags, xmm: state.xmm, cr2: state.cr2, data, stack }
@@ -93,13 +112,13 @@ fn report(program: &Program, expected: &Outcome, got: &Outcome) -> String {
     text + &format!("exit: interpreter {:?}, translator {:?}\n", expected.exit, got.exit)
 }
 
-fn campaign(first_seed: u64, count: u64) {
-    let mut reference = machine(Engine::Interpreter);
-    let mut translated = machine(Engine::Translator);
+fn campaign(layout: Layout, first_seed: u64, count: u64) {
+    let mut reference = machine(Engine::Interpreter, layout);
+    let mut translated = machine(Engine::Translator, layout);
     let mut failures = 0;
     for index in 0..count {
         let seed = first_seed + index;
-        let program = Program::random(seed, CODE + index * START_SIZE % CODE_SIZE);
+        let program = Program::random(seed, layout, layout.code + index * START_SIZE % CODE_SIZE);
         let user = Rng::new(seed).below(4) != 0;
         let expected = run(&mut reference, &program, user);
         let got = run(&mut translated, &program, user);
@@ -125,8 +144,16 @@ fn campaign(first_seed: u64, count: u64) {
     );
 }
 
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 #[test]
 fn random_programs_agree() {
-    let number = |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    campaign(number("LOCKSTEP_SEED", 1), number("LOCKSTEP_COUNT", 300));
+    campaign(WIDE, number("LOCKSTEP_SEED", 1), number("LOCKSTEP_COUNT", 300));
+}
+
+#[test]
+fn random_32bit_programs_agree() {
+    campaign(NARROW, number("LOCKSTEP_SEED", 1), number("LOCKSTEP_COUNT", 150));
 }

@@ -1,7 +1,7 @@
 //! Masked loads and stores, and gathers (SDM vol. 1, 14.2.2 and 14.6.4; vol. 2, VMASKMOV and VGATHERxxx).
 
 use iced_x86::{Mnemonic, OpKind};
-use lstar_arch::{Exception, GuestMemory, is_canonical};
+use lstar_arch::{Exception, GuestMemory};
 
 use super::{Vector, element, elements, lanes, with_element};
 use crate::exec::{Exec, Op};
@@ -43,8 +43,8 @@ fn masked<M: GuestMemory>(ex: &mut Exec<'_, M>, bits: u32) -> Op {
         let data = ex.wide_source(2)?;
         let privilege = ex.cpu.privilege();
         for &index in &selected {
-            let (first, last) = (address(index), address(index).wrapping_add(size - 1));
-            if !is_canonical(first) || !is_canonical(last) {
+            let first = address(index);
+            if ex.is_out_of_reach(first, size) {
                 return Err(ex.non_canonical());
             }
             ex.mem.probe_write(first, size, privilege).map_err(Exception::from)?;

@@ -166,8 +166,7 @@ pub(crate) fn keep_high_xmm<M: GuestMemory>(ex: &Exec<'_, M>, bytes: &mut [u8; X
 impl<M: GuestMemory> Exec<'_, M> {
     /// Stores a part of an image.
     pub(crate) fn write_range(&mut self, linear: u64, data: &[u8]) -> Op {
-        let last = linear.wrapping_add(data.len() as u64 - 1);
-        if !lstar_arch::is_canonical(linear) || !lstar_arch::is_canonical(last) {
+        if self.is_out_of_reach(linear, data.len() as u64) {
             return Err(self.non_canonical());
         }
         Ok(self.mem.write(linear, data, self.cpu.privilege())?)

@@ -1,7 +1,7 @@
 //! x87 data transfer and constants (SDM vol. 1, 8.3.2 to 8.3.4).
 
 use iced_x86::{MemorySize, Mnemonic, OpKind};
-use lstar_arch::{Exception, GuestMemory, Rflags, is_canonical};
+use lstar_arch::{Exception, GuestMemory, Rflags};
 
 use super::propagate_nan;
 use crate::exec::{Exec, Op, is_split};
@@ -116,7 +116,7 @@ fn check_destination<M: GuestMemory>(ex: &mut Exec<'_, M>) -> Op {
         return Ok(());
     }
     let (linear, size) = (ex.linear_address(), ex.insn.memory_size().size() as u64);
-    if !is_canonical(linear) || !is_canonical(linear.wrapping_add(size - 1)) {
+    if ex.is_out_of_reach(linear, size) {
         if size == 10 && is_split::<10>(linear) {
             ex.mem.probe_write(linear, 8, ex.cpu.privilege())?;
         }

@@ -14,7 +14,7 @@ pub(crate) use control::set_control;
 pub(crate) use transcendental::provided_single;
 pub use transcendental::{Provider, Transcendental, provide_transcendentals};
 
-use iced_x86::{CpuidFeature, EncodingKind, Instruction, MemorySize, Mnemonic, OpKind, Register};
+use iced_x86::{CodeSize, CpuidFeature, EncodingKind, Instruction, MemorySize, Mnemonic, OpKind, Register};
 use lstar_arch::control::cr0;
 use lstar_arch::cpuid::Features;
 use lstar_arch::{Exception, GuestMemory, SegmentIndex, Vendor};
@@ -104,6 +104,8 @@ fn opcode(insn: &Instruction) -> u16 {
     let number = base.number() as u16 & 7;
     let operand = match base {
         _ if insn.is_ip_rel_memory_operand() => 5,
+        // Assemblers take the shorter encoding that 64-bit code has not.
+        Register::None if index == Register::None && insn.code_size() == CodeSize::Code32 => 5,
         _ if index != Register::None || base == Register::None || number == 4 => 4,
         _ => number,
     };

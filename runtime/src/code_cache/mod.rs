@@ -43,7 +43,7 @@ struct Region {
 /// What leads to the regions in one address space.
 #[derive(Debug)]
 struct Map {
-    tables: [TargetTable; 2],
+    tables: [TargetTable; Mode::COUNT],
     by_entry: FxHashMap<(u64, Mode), usize>,
     by_page: FxHashMap<u64, Vec<usize>>,
 }
@@ -51,7 +51,7 @@ struct Map {
 impl Map {
     fn new() -> Self {
         Self {
-            tables: [TargetTable::new(), TargetTable::new()],
+            tables: std::array::from_fn(|_| TargetTable::new()),
             by_entry: FxHashMap::default(),
             by_page: FxHashMap::default(),
         }
@@ -106,8 +106,8 @@ impl CodeCache {
     }
 
     /// The target tables of the current space, by mode, for the block.
-    pub fn table_pointers(&self) -> [*mut Target; 2] {
-        [self.map.tables[0].pointer(), self.map.tables[1].pointer()]
+    pub fn table_pointers(&self) -> [*mut Target; Mode::COUNT] {
+        std::array::from_fn(|mode| self.map.tables[mode].pointer())
     }
 
     /// Makes another space the current one. Only while no translated code of the current one will go on: its frames on

@@ -12,7 +12,10 @@ fn main() -> ExitCode {
     };
     match campaign(seed, inputs) {
         Ok((fuzzer, wrong)) => {
-            println!("seed {seed}: {} inputs, {} single instructions compared", fuzzer.runs, fuzzer.compared);
+            println!(
+                "seed {seed}: {} inputs, {:?} single instructions compared (64 bits, 32 bits)",
+                fuzzer.runs, fuzzer.compared
+            );
             for text in &wrong {
                 println!("DIFFERENT {text}");
             }

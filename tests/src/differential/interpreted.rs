@@ -122,6 +122,7 @@ pub struct Interpreted {
     pub retired: u64,
     /// The same since the last start.
     since_start: u64,
+    narrow: bool,
 }
 
 impl Default for Interpreted {
@@ -137,7 +138,15 @@ impl Default for Interpreted {
             read_only: read_only_page(),
             memory: Memory::zeroed(),
         };
-        Self { initial: cpu.clone(), cpu, areas, interpreter: Interpreter::new(), retired: 0, since_start: 0 }
+        Self {
+            initial: cpu.clone(),
+            cpu,
+            areas,
+            interpreter: Interpreter::new(),
+            retired: 0,
+            since_start: 0,
+            narrow: false,
+        }
     }
 }
 
@@ -145,6 +154,11 @@ impl Interpreted {
     /// The processor model, to change.
     pub fn model_mut(&mut self) -> &mut lstar_arch::CpuModel {
         &mut self.cpu.model
+    }
+
+    /// Whether programs are 32-bit code from now on.
+    pub fn set_32bit(&mut self, narrow: bool) {
+        self.narrow = narrow;
     }
 
     /// The instructions met without an implementation since the last call.
@@ -163,6 +177,9 @@ impl Interpreted {
         let split = |value: u128| [value as u64, (value >> 64) as u64];
         cpu.xmm = state.xmm.map(split);
         cpu.ymm_high = state.ymm_high.map(split);
+        if self.narrow {
+            super::enter_32bit(&mut cpu);
+        }
         cpu
     }
 

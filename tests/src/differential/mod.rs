@@ -25,7 +25,7 @@ pub mod x87;
 
 use std::fmt::Write as _;
 
-use lstar_arch::{CpuModel, Rflags};
+use lstar_arch::{CpuModel, CpuState, Rflags, Segment, SegmentIndex};
 
 use random::Random;
 pub use x87::X87;
@@ -58,6 +58,17 @@ pub const MODEL: CpuModel = CpuModel::AMD;
 
 /// The flags that programs can change and engines must agree on.
 pub const COMPARED_FLAGS: u64 = Rflags::STATUS.bits() | Rflags::DF.bits() | Rflags::NT.bits() | Rflags::ID.bits();
+
+/// Puts a processor into 32-bit user code: flat segments, but for a null FS, and GS, which has a limit.
+pub fn enter_32bit(cpu: &mut CpuState) {
+    let flat = Segment::flat_data(0x2B, 3);
+    *cpu.segment_mut(SegmentIndex::Cs) = Segment::flat_code32(0x23, 3);
+    for index in [SegmentIndex::Ss, SegmentIndex::Ds, SegmentIndex::Es] {
+        *cpu.segment_mut(index) = flat;
+    }
+    *cpu.segment_mut(SegmentIndex::Fs) = Segment::default();
+    *cpu.segment_mut(SegmentIndex::Gs) = Segment { base: GS_BASE, limit: 0x7FF, ..flat };
+}
 
 /// Contents of the writable areas.
 #[derive(Clone, PartialEq, Eq)]

@@ -71,6 +71,7 @@ pub struct Translated {
     started_at: u64,
     /// In each run another site of the translated code is made to fault; this one is next.
     forced: Option<usize>,
+    narrow: bool,
 }
 
 impl Translated {
@@ -101,7 +102,7 @@ impl Translated {
         ] {
             memory.map(start, size, protection)?;
         }
-        let mut engine = Self { machine, started_at: 0, forced: None };
+        let mut engine = Self { machine, started_at: 0, forced: None, narrow: false };
         engine.write(EXIT, &[0xCC]);
         engine.write(READ_ONLY, &read_only_page());
         engine.boot();
@@ -116,6 +117,11 @@ impl Translated {
     /// As [`Translated::translating`]; in each run one point that can fault does, another one each time.
     pub fn faulting() -> Result<Self, MachineError> {
         Ok(Self { forced: Some(0), ..Self::translating()? })
+    }
+
+    /// Whether programs are 32-bit code from now on.
+    pub fn set_32bit(&mut self, narrow: bool) {
+        self.narrow = narrow;
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) {
@@ -196,6 +202,9 @@ impl Stepping for Translated {
         let mut vcpu = self.machine.vcpu();
         vcpu.enter_user_mode(USER_CODE, USER_DATA);
         vcpu.set_gs_base(GS_BASE);
+        if self.narrow {
+            super::enter_32bit(vcpu.state_mut());
+        }
         for (register, value) in Gpr::ALL.into_iter().zip(state.gpr) {
             vcpu.set_reg(register, value);
         }

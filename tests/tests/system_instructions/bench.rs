@@ -439,6 +439,11 @@ fn run_row(row: &Row, engine: Engine, what: &str) -> Seen {
     for (msr, value) in [(STAR_MSR, STAR), (LSTAR_MSR, LSTAR), (CSTAR_MSR, CSTAR), (FMASK_MSR, 0x4700)] {
         assert!(vcpu.write_msr(msr, value));
     }
+    if row.level == Level::Compatibility {
+        // What the way out to CPL 3 leaves alone.
+        vcpu.set_data_segment(SegmentIndex::Ds, USER_SS, u32::MAX);
+        vcpu.set_data_segment(SegmentIndex::Es, USER_SS, u32::MAX);
+    }
     (row.prepare)(&mut vcpu);
 
     let mut recorder = Recorder::default();
@@ -448,7 +453,10 @@ fn run_row(row: &Row, engine: Engine, what: &str) -> Seen {
     // Armed breakpoints leave everything to the interpreter.
     if engine == Engine::Translator && machine.vcpu().debug_register(7) & 0xFF == 0 {
         // The start-up code, the row and a handler, unless the row is one that only the interpreter runs.
-        let interpreted = matches!(row.level, Level::Ring1 | Level::Compatibility) || row.rflags & 0x1_0100 != 0;
+        let mut flat = |segment| machine.vcpu().state().segment(segment).is_unlimited_data();
+        let special = row.level == Level::Ring1
+            || row.level == Level::Compatibility && !(flat(SegmentIndex::Ds) && flat(SegmentIndex::Es));
+        let interpreted = special || row.rflags & 0x1_0100 != 0;
         let within = row.level == Level::Kernel && matches!(row.expect, Expect::Next | Expect::Halt);
         let least = if interpreted || within { 2 } else { 3 };
         assert!(machine.statistics().regions >= least, "{what}: not translated");

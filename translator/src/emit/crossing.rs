@@ -118,7 +118,8 @@ impl Emitter<'_> {
     /// before these change or anything else can change what is mapped.
     fn wide_stores_behind(&self, insn: &Instruction) -> SmallVec<[i64; 8]> {
         let mut found = SmallVec::new();
-        if !is_wide_store(insn) {
+        // 32-bit code's addresses wrap, so that their distance tells nothing.
+        if !is_wide_store(insn) || self.is_32bit() {
             return found;
         }
         let registers = [insn.memory_base(), insn.memory_index()].map(crate::effects::register_bit);

@@ -7,7 +7,7 @@ use cranelift_codegen::ir::{
     types,
 };
 use cranelift_codegen::isa::CallConv;
-use iced_x86::{Instruction, OpKind};
+use iced_x86::Instruction;
 use lstar_arch::CpuState;
 use std::mem::offset_of;
 
@@ -228,6 +228,7 @@ impl Emitter<'_> {
     pub(super) fn indirect_jump(&mut self, insn: &Instruction, known: &[Successor]) {
         match self.read(insn, 0, types::I64) {
             Ok(target) => {
+                let target = self.zero_extend64(target);
                 self.check_code_address(target);
                 self.goto_known(target, known);
                 self.leave_dynamically(target);
@@ -244,25 +245,27 @@ impl Emitter<'_> {
     /// Pushes the return address; returns it and the computed target, if there is one. `None` when the instruction
     /// went to the interpreter.
     fn push_return(&mut self, insn: &Instruction) -> Option<(Value, Option<Value>)> {
-        let target = if insn.op0_kind() == OpKind::NearBranch64 {
+        let target = if insn.is_call_near() {
             None
         } else {
             let Ok(target) = self.read(insn, 0, types::I64) else {
                 self.interpret_terminator();
                 return None;
             };
+            let target = self.zero_extend64(target);
             self.check_code_address(target);
             Some(target)
         };
-        let rsp = self.gpr64(RSP);
-        let Ok(host) = self.address_at(rsp, -8) else {
+        let (rsp, ty) = (self.stack_pointer(), self.stack_type());
+        let size = i64::from(ty.bytes());
+        let Ok(host) = self.address_at(rsp, -size) else {
             self.interpret_terminator();
             return None;
         };
         let back = self.iconst(types::I64, insn.next_ip() as i64);
-        self.store(back, host);
-        let rsp = self.b.ins().iadd_imm_s(rsp, -8);
-        self.set_gpr64(RSP, rsp);
+        let pushed = self.resize(back, ty);
+        self.store(pushed, host);
+        self.move_stack_pointer(rsp, -size);
         Some((back, target))
     }
 
@@ -307,10 +310,11 @@ impl Emitter<'_> {
             Successor::Block(index) => self.region.blocks[index].start,
             Successor::Outside(rip) => rip,
         };
-        let rsp = self.gpr64(RSP);
+        let (rsp, ty) = (self.stack_pointer(), self.stack_type());
         let Ok(host) = self.address_at(rsp, 0) else { return self.interpret_terminator() };
-        let target = self.load(types::I64, host);
-        let popped = self.b.ins().iadd_imm_s(rsp, 8);
+        let target = self.load(ty, host);
+        let target = self.zero_extend64(target);
+        let popped = self.wrapped(rsp, ty.bytes().into());
         let expected = self.iconst(types::I64, back as i64);
         let elsewhere = self.b.ins().icmp(IntCC::NotEqual, target, expected);
         let local = self.local.clone();
@@ -337,13 +341,13 @@ impl Emitter<'_> {
 
     /// Near RET.
     pub(super) fn guest_return(&mut self, insn: &Instruction) {
-        let rsp = self.gpr64(RSP);
+        let (rsp, ty) = (self.stack_pointer(), self.stack_type());
         let Ok(host) = self.address_at(rsp, 0) else { return self.interpret_terminator() };
-        let target = self.load(types::I64, host);
+        let target = self.load(ty, host);
+        let target = self.zero_extend64(target);
         self.check_code_address(target);
-        let popped = if insn.op_count() > 0 { 8 + i64::from(insn.immediate16()) } else { 8 };
-        let rsp = self.b.ins().iadd_imm_s(rsp, popped);
-        self.set_gpr64(RSP, rsp);
+        let released = if insn.op_count() > 0 { i64::from(insn.immediate16()) } else { 0 };
+        self.move_stack_pointer(rsp, i64::from(ty.bytes()) + released);
         if self.region.host_calls {
             self.flush_for_region(true);
             self.return_to_region(target);

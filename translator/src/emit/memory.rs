@@ -49,9 +49,9 @@ pub(super) enum Guest {
 
 /// A guest address before checks: an optional value plus a constant.
 #[derive(Clone, Copy, Debug)]
-struct Linear {
-    base: Option<Value>,
-    displacement: i64,
+pub(super) struct Linear {
+    pub base: Option<Value>,
+    pub displacement: i64,
 }
 
 /// The segment whose base counts for the memory operand.
@@ -83,6 +83,9 @@ impl Emitter<'_> {
     }
 
     fn effective(&mut self, insn: &Instruction) -> Linear {
+        if self.is_32bit() {
+            return self.effective_32bit(insn);
+        }
         if insn.is_ip_rel_memory_operand() {
             return Linear { base: None, displacement: insn.ip_rel_memory_address() as i64 };
         }
@@ -138,20 +141,32 @@ impl Emitter<'_> {
     /// The checked address of the memory operand.
     pub fn address(&mut self, insn: &Instruction) -> Result<Host, NotLifted> {
         let mut linear = self.effective(insn);
+        let size = (insn.memory_size().size() as i64).max(1);
         if let Some(segment) = segment_of(insn) {
+            if self.is_32bit() {
+                return self.address_in_segment(insn, segment, size);
+            }
             let segment = self.segment_base(segment);
             linear.base = Some(match linear.base {
                 Some(base) => self.b.ins().iadd(segment, base),
                 None => segment,
             });
         }
-        let size = insn.memory_size().size() as i64;
-        self.host(linear, size.max(1))
+        self.host(linear, size)
     }
 
     /// The checked address `base + displacement` for an access through a register.
     pub fn address_at(&mut self, base: Value, displacement: i64) -> Result<Host, NotLifted> {
+        if self.is_32bit() {
+            let base = self.wrapped(base, displacement);
+            return self.host(Linear { base: Some(base), displacement: 0 }, 8);
+        }
         self.host(Linear { base: Some(base), displacement }, 8)
+    }
+
+    /// Whether the memory operand's segment is FS or GS.
+    pub fn has_segment_base(&self, insn: &Instruction) -> bool {
+        segment_of(insn).is_some()
     }
 
     /// The base of the memory operand's segment, if that is FS or GS.
@@ -249,7 +264,7 @@ impl Emitter<'_> {
     }
 
     /// Whether `value` is below 4 GiB by construction.
-    fn is_narrow(&self, value: Value) -> bool {
+    pub(super) fn is_narrow(&self, value: Value) -> bool {
         let dfg = &self.b.func.dfg;
         match dfg.value_def(dfg.resolve_aliases(value)) {
             ValueDef::Result(inst, _) => matches!(dfg.insts[inst].opcode(), Opcode::Uextend | Opcode::Uload32),
@@ -264,7 +279,7 @@ impl Emitter<'_> {
         }
         self.local.checked.push(base);
         match self.region.mode {
-            Mode::User => self.trap_unless_below(base, USER_END),
+            Mode::User | Mode::Compatibility => self.trap_unless_below(base, USER_END),
             Mode::Kernel => {
                 // Valid: [0, USER_END) and [KERNEL_START, KERNEL_END - 2 GiB). The upper end keeps a base with its
                 // displacement below KERNEL_END; accesses in between trap and are interpreted.
@@ -289,8 +304,11 @@ impl Emitter<'_> {
 
     /// Traps to the current instruction's site if `value`, a code address, cannot be jumped to.
     pub fn check_code_address(&mut self, value: Value) {
+        if self.is_narrow(value) {
+            return;
+        }
         match self.region.mode {
-            Mode::User => self.trap_unless_below(value, USER_END),
+            Mode::User | Mode::Compatibility => self.trap_unless_below(value, USER_END),
             Mode::Kernel => {
                 // Any canonical address outside the last 2 GiB, where a target table's empty entries match.
                 self.trap_unless_below(value, KERNEL_END);
@@ -332,7 +350,7 @@ impl Emitter<'_> {
             this.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, value, limit)
         };
         let wild = match self.region.mode {
-            Mode::User => beyond(self, address, USER_END),
+            Mode::User | Mode::Compatibility => beyond(self, address, USER_END),
             Mode::Kernel => {
                 let shifted = self.b.ins().iadd_imm_s(address, USER_END as i64);
                 let between = beyond(self, shifted, 2 * USER_END);

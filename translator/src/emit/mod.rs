@@ -10,6 +10,7 @@ mod exit;
 mod flags;
 mod host;
 mod memory;
+mod narrow;
 mod register;
 mod vector;
 mod x87;

@@ -91,7 +91,7 @@ fn gather(e: &mut Emitter<'_>, insn: &Instruction, element: Type, index: Type) -
     let (to, mask_register, indices) = (insn.op0_register(), insn.op2_register(), insn.memory_index());
     only_if(to.number() != indices.number() && to.number() != mask_register.number())?;
     only_if(mask_register.number() != indices.number() && indices.is_vector_register())?;
-    only_if(!insn.memory_base().is_gpr32())?;
+    only_if(!insn.memory_base().is_gpr32() && !e.is_32bit())?;
     let elements = vector_size(to) / element.bytes();
     let count = elements.min(vector_size(indices) / index.bytes()) as u8;
     let displacement = insn.memory_displacement64() as i64;

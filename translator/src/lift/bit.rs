@@ -31,7 +31,9 @@ fn bit_place(e: &mut Emitter<'_>, insn: &Instruction, ty: Type, offset: Value) -
     if insn.op0_kind() == OpKind::Register || insn.op1_kind() == OpKind::Immediate8 {
         return e.place(insn, 0);
     }
-    only_if(!insn.memory_base().is_gpr32() && !insn.memory_index().is_gpr32())?;
+    // What wraps below 64 bits is simple only where no segment base comes on top.
+    let narrow = insn.memory_base().is_gpr32() || insn.memory_index().is_gpr32();
+    only_if(if e.is_32bit() { !e.has_segment_base(insn) } else { !narrow })?;
     let mut address = e.effective_address(insn);
     if let Some(base) = e.segment_base_of(insn) {
         address = e.b.ins().iadd(address, base);

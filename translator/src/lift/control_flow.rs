@@ -20,6 +20,7 @@ fn counter(insn: &Instruction) -> Option<Register> {
     Some(match insn.code() {
         C::Jrcxz_rel8_64 | C::Loop_rel8_64_RCX | C::Loope_rel8_64_RCX | C::Loopne_rel8_64_RCX => Register::RCX,
         C::Jecxz_rel8_64 | C::Loop_rel8_64_ECX | C::Loope_rel8_64_ECX | C::Loopne_rel8_64_ECX => Register::ECX,
+        C::Jecxz_rel8_32 | C::Loop_rel8_32_ECX | C::Loope_rel8_32_ECX | C::Loopne_rel8_32_ECX => Register::ECX,
         _ => return None,
     })
 }

@@ -13,7 +13,6 @@ use crate::emit::{Arithmetic, Emitter, Lifted, NotLifted, Place, int_type};
 use crate::flags::FlagKind;
 use lstar_arch::CpuState;
 
-const RSP: usize = 4;
 const RBP: usize = 5;
 
 /// Lifters of this chapter.
@@ -33,7 +32,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Xadd => xadd,
         M::Cmpxchg => cmpxchg,
         M::Cmpxchg8b | M::Cmpxchg16b => cmpxchg_double,
-        M::Pushfq => push_flags,
+        M::Pushfq | M::Pushfd => push_flags,
         M::Bswap => bswap,
         M::Cbw | M::Cwde | M::Cdqe => extend_accumulator,
         M::Cwd | M::Cdq | M::Cqo => extend_into_dx,
@@ -84,49 +83,48 @@ fn lea(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     Ok(())
 }
 
-/// Size of a stack operation's operand: 8 unless an operand-size prefix makes it 2.
-fn stack_operand(insn: &Instruction) -> Result<i64, NotLifted> {
+/// Size of a stack operation's operand: that of the stack pointer unless an operand-size prefix makes it 2.
+fn stack_operand(e: &Emitter<'_>, insn: &Instruction) -> Result<i64, NotLifted> {
     match insn.stack_pointer_increment().unsigned_abs() {
-        8 => Ok(8),
         2 => Ok(2),
+        size if size == e.stack_type().bytes() => Ok(size.into()),
         _ => Err(NotLifted),
     }
 }
 
 fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    let size = stack_operand(insn)?;
+    let size = stack_operand(e, insn)?;
     let ty = int_type(size as usize)?;
     only_if(insn.op0_kind() != OpKind::Register || insn.op0_register().is_gpr())?;
     let value = e.read(insn, 0, ty)?;
-    let rsp = e.gpr64(RSP);
+    let rsp = e.stack_pointer();
     let host = e.address_at(rsp, -size)?;
     e.store(value, host);
-    let rsp = e.b.ins().iadd_imm_s(rsp, -size);
-    e.set_gpr64(RSP, rsp);
+    e.move_stack_pointer(rsp, -size);
     Ok(())
 }
 
 fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    let size = stack_operand(insn)?;
+    let size = stack_operand(e, insn)?;
     let ty = int_type(size as usize)?;
     only_if(insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr())?;
-    let rsp = e.gpr64(RSP);
+    let rsp = e.stack_pointer();
     let host = e.address_at(rsp, 0)?;
     let value = e.load(ty, host);
-    let rsp = e.b.ins().iadd_imm_s(rsp, size);
-    e.set_gpr64(RSP, rsp);
+    e.move_stack_pointer(rsp, size);
     // POP RSP: the popped value wins over the increment.
     e.set_gpr(insn.op0_register(), value);
     Ok(())
 }
 
 fn leave(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    only_if(insn.code() == Code::Leaveq)?;
-    let rbp = e.gpr64(RBP);
+    only_if(matches!(insn.code(), Code::Leaveq | Code::Leaved))?;
+    let rbp = e.pointer(RBP);
     let host = e.address_at(rbp, 0)?;
-    let saved = e.load(types::I64, host);
-    let rsp = e.b.ins().iadd_imm_s(rbp, 8);
-    e.set_gpr64(RSP, rsp);
+    let ty = e.stack_type();
+    let saved = e.load(ty, host);
+    e.move_stack_pointer(rbp, ty.bytes().into());
+    let saved = e.zero_extend64(saved);
     e.set_gpr64(RBP, saved);
     Ok(())
 }
@@ -238,7 +236,7 @@ fn cmpxchg_double(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     Ok(())
 }
 
-/// PUSHFQ; RF and VM are pushed as zero.
+/// PUSHFQ and PUSHFD; RF and VM are pushed as zero.
 fn push_flags(e: &mut Emitter<'_>, _: &Instruction) -> Lifted {
     const STATUS_FLAGS: i64 = 0x8D5;
     const RF_AND_VM: i64 = 3 << 16;
@@ -246,11 +244,12 @@ fn push_flags(e: &mut Emitter<'_>, _: &Instruction) -> Lifted {
     let rflags = e.load_state(types::I64, offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags));
     let others = e.b.ins().band_imm_s(rflags, !(STATUS_FLAGS | RF_AND_VM));
     let value = e.b.ins().bor(others, status);
-    let rsp = e.gpr64(RSP);
-    let host = e.address_at(rsp, -8)?;
+    let ty = e.stack_type();
+    let value = e.resize(value, ty);
+    let (rsp, size) = (e.stack_pointer(), i64::from(ty.bytes()));
+    let host = e.address_at(rsp, -size)?;
     e.store(value, host);
-    let rsp = e.b.ins().iadd_imm_s(rsp, -8);
-    e.set_gpr64(RSP, rsp);
+    e.move_stack_pointer(rsp, -size);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! String instructions (SDM vol. 1, 7.3.9) with 64-bit addresses, alone and repeated.
+//! String instructions (SDM vol. 1, 7.3.9) with addresses of the mode's own width, alone and repeated.
 //!
 //! Repeated moves go page by page: what is left of the pages that source and destination lie in is moved by one host
 //! instruction, after the first byte of each has been touched, so that nothing can fault on the way. The registers are stored
@@ -57,12 +57,17 @@ struct Shape {
 
 fn shape(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Shape, NotLifted> {
     let has = |kind| (0..insn.op_count()).any(|index| insn.op_kind(index) == kind);
-    let (source, destination) = (has(OpKind::MemorySegRSI), has(OpKind::MemoryESRDI));
-    // Others have 32-bit addresses.
+    let (source, destination) = match e.is_32bit() {
+        true => (has(OpKind::MemorySegESI), has(OpKind::MemoryESEDI)),
+        false => (has(OpKind::MemorySegRSI), has(OpKind::MemoryESRDI)),
+    };
+    // Others have addresses of another width.
     let operands = u32::from(source) + u32::from(destination);
     let registers = (0..insn.op_count()).filter(|&index| insn.op_kind(index) == OpKind::Register).count() as u32;
     only_if(operands > 0 && operands + registers == insn.op_count())?;
     let segment = if source { e.segment_base_of(insn) } else { None };
+    // There, the limit counts.
+    only_if(segment.is_none() || !e.is_32bit())?;
     Ok(Shape { element: int_type(insn.memory_size().size())?, source, segment, destination })
 }
 
@@ -79,7 +84,7 @@ fn direction(e: &mut Emitter<'_>) -> Value {
 }
 
 fn source_address(e: &mut Emitter<'_>, shape: &Shape) -> Value {
-    let rsi = e.gpr64(RSI);
+    let rsi = e.pointer(RSI);
     match shape.segment {
         Some(base) => e.b.ins().iadd(rsi, base),
         None => rsi,
@@ -92,7 +97,7 @@ fn source_host(e: &mut Emitter<'_>, shape: &Shape) -> Result<Host, NotLifted> {
 }
 
 fn destination_host(e: &mut Emitter<'_>) -> Result<Host, NotLifted> {
-    let rdi = e.gpr64(RDI);
+    let rdi = e.pointer(RDI);
     e.address_at(rdi, 0)
 }
 
@@ -149,6 +154,7 @@ fn single(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
         if used {
             let old = e.gpr64(number);
             let new = e.b.ins().iadd(old, step);
+            let new = e.wrapped(new, 0);
             e.set_gpr64(number, new);
         }
     }
@@ -178,11 +184,11 @@ fn repeat_move(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     };
     e.synchronize_here();
     trap_if_down(e);
-    let count = e.gpr64(RCX);
+    let count = e.pointer(RCX);
     let many = e.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, count, MOST_MOVES);
     e.trap_if(many);
     if shape.source {
-        let (from, to) = (source_address(e, &shape), e.gpr64(RDI));
+        let (from, to) = (source_address(e, &shape), e.pointer(RDI));
         let distance = e.b.ins().isub(to, from);
         let distance = e.b.ins().iadd_imm_s(distance, PAGE_SIZE as i64);
         let near = e.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, distance, 2 * PAGE_SIZE as i64);
@@ -193,7 +199,7 @@ fn repeat_move(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let (head, body, done) = (e.b.create_block(), e.b.create_block(), e.b.create_block());
     e.b.ins().jump(head, &[]);
     e.b.switch_to_block(head);
-    let left = e.gpr64(RCX);
+    let left = e.pointer(RCX);
     e.b.ins().brif(left, body, &[], done, &[]);
     e.b.switch_to_block(body);
     e.b.seal_block(body);
@@ -207,7 +213,7 @@ fn repeat_move(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
 
 /// As many iterations of a repeated move as stay in the current pages.
 fn move_page(e: &mut Emitter<'_>, shape: &Shape, op: HostOp) -> Lifted {
-    let (left, to) = (e.gpr64(RCX), e.gpr64(RDI));
+    let (left, to) = (e.pointer(RCX), e.pointer(RDI));
     let fits = room(e, to, shape.element);
     let mut count = e.b.ins().umin(left, fits);
     let to_host = destination_host(e)?;
@@ -242,11 +248,13 @@ fn move_page(e: &mut Emitter<'_>, shape: &Shape, op: HostOp) -> Lifted {
     e.host_results(op, &[to_address, argument, count])?;
     let bytes = e.b.ins().ishl_imm_u(count, i64::from(shape.element.bytes().trailing_zeros()));
     if shape.source {
-        let rsi = e.gpr64(RSI);
+        let rsi = e.pointer(RSI);
         let rsi = e.b.ins().iadd(rsi, bytes);
+        let rsi = e.wrapped(rsi, 0);
         e.set_gpr64_stored(RSI, rsi);
     }
     let rdi = e.b.ins().iadd(to, bytes);
+    let rdi = e.wrapped(rdi, 0);
     e.set_gpr64_stored(RDI, rdi);
     let rcx = e.b.ins().isub(left, count);
     e.set_gpr64_stored(RCX, rcx);
@@ -264,7 +272,7 @@ fn repeat_compare(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let zero = e.iconst(types::I64, 0);
     e.b.def_var(turns, zero);
     let (head, next, end, done) = (e.b.create_block(), e.b.create_block(), e.b.create_block(), e.b.create_block());
-    let count = e.gpr64(RCX);
+    let count = e.pointer(RCX);
     e.b.ins().brif(count, head, &[], done, &[]);
     e.b.switch_to_block(head);
     let (a, b) = e.conditionally(|e| {
@@ -281,13 +289,13 @@ fn repeat_compare(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     for (used, number, step) in [(shape.source, RSI, size), (true, RDI, size), (true, RCX, -1)] {
         if used {
             let old = e.gpr64(number);
-            let new = e.b.ins().iadd_imm_s(old, step);
+            let new = e.wrapped(old, step);
             e.set_gpr64(number, new);
         }
     }
     let condition = if insn.has_repne_prefix() { IntCC::NotEqual } else { IntCC::Equal };
     let goes_on = e.b.ins().icmp(condition, a, b);
-    let left = e.gpr64(RCX);
+    let left = e.pointer(RCX);
     let more = e.b.ins().icmp_imm_u(IntCC::NotEqual, left, 0);
     let again = e.b.ins().band(goes_on, more);
     e.b.ins().brif(again, next, &[], end, &[]);

@@ -26,11 +26,11 @@ pub(crate) fn leaves(insn: &Instruction, mode: Mode) -> bool {
     let special =
         |register: Register| register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr();
     match insn.mnemonic() {
-        M::Swapgs | M::Rdmsr | M::Cli | M::Sti => mode == Mode::User,
+        M::Swapgs | M::Rdmsr | M::Cli | M::Sti => mode.is_user(),
         M::Popf | M::Popfd | M::Popfq | M::Hlt | M::Wrmsr | M::Invlpg | M::Wbinvd | M::Invd => true,
         M::Lgdt | M::Lidt | M::Lldt | M::Ltr | M::Lmsw | M::Clts | M::Xsetbv | M::Xrstor | M::Xrstor64 => true,
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => true,
-        M::Wrfsbase | M::Wrgsbase | M::Lss | M::Lfs | M::Lgs => true,
+        M::Wrfsbase | M::Wrgsbase | M::Lss | M::Lds | M::Les | M::Lfs | M::Lgs => true,
         M::Mov | M::Pop => insn.op0_kind() == OpKind::Register && special(insn.op0_register()),
         _ => insn.is_privileged(),
     }

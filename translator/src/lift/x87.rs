@@ -3,7 +3,7 @@
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
-use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{CodeSize, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use lstar_arch::SegmentIndex;
 use smallvec::SmallVec;
 
@@ -82,7 +82,9 @@ fn opcode(insn: &Instruction) -> Result<u16, NotLifted> {
     let (mode, operand) = if insn.is_ip_rel_memory_operand() {
         (0, 5)
     } else if base == Register::None {
-        (0, 4)
+        // Assemblers take the shorter encoding that 64-bit code has not.
+        let short = insn.memory_index() == Register::None && insn.code_size() == CodeSize::Code32;
+        (0, if short { 5 } else { 4 })
     } else {
         let number = base.number() as u16 & 7;
         let operand = if insn.memory_index() == Register::None { number } else { 4 };

@@ -5,18 +5,30 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
-/// Where code lies.
-pub const CODE: u64 = 0x1_4000_0000;
+/// What kind of code programs are, and where everything lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// 64 or 32.
+    pub bits: u32,
+    /// Where code lies.
+    pub code: u64,
+    /// Where data lies; the pages behind it are not mapped.
+    pub data: u64,
+    /// Where the stack lies.
+    pub stack: u64,
+}
+
+/// 64-bit programs.
+pub const WIDE: Layout = Layout { bits: 64, code: 0x1_4000_0000, data: 0x1_5000_0000, stack: 0x1_6000_0000 };
+/// 32-bit programs; above 2 GiB, where sign extension would be noticed.
+pub const NARROW: Layout = Layout { bits: 32, code: 0x9000_0000, data: 0xA000_0000, stack: 0xB000_0000 };
+
 /// Bytes of code.
 pub const CODE_SIZE: u64 = 0x40_0000;
 /// Room for one program.
 pub const START_SIZE: u64 = 0x1_0000;
-/// Where data lies; the pages behind it are not mapped.
-pub const DATA: u64 = 0x1_5000_0000;
 /// Bytes of data.
 pub const DATA_SIZE: u64 = 0x2000;
-/// Where the stack lies.
-pub const STACK: u64 = 0x1_6000_0000;
 /// Bytes of stack.
 pub const STACK_SIZE: u64 = 0x1000;
 
@@ -59,6 +71,7 @@ impl Rng {
 /// A program with its initial state.
 pub struct Program {
     pub seed: u64,
+    pub layout: Layout,
     pub start: u64,
     pub code: Vec<u8>,
     pub gpr: [u64; 16],
@@ -70,10 +83,10 @@ pub struct Program {
 const RBX: u32 = 3;
 const RSP: u32 = 4;
 const RBP: u32 = 5;
-const R15: u32 = 15;
 
 struct Writer<'a> {
     rng: &'a mut Rng,
+    layout: Layout,
     start: u64,
     code: Vec<u8>,
     factory: InstructionInfoFactory,
@@ -86,11 +99,16 @@ impl Writer<'_> {
         self.start + self.code.len() as u64
     }
 
-    /// A random instruction that does not transfer control and leaves RBX, RSP, RBP and R15 alone.
+    /// The register that counts loops: R15, in 32-bit code ESI.
+    fn counter(&self) -> u32 {
+        if self.layout.bits == 64 { 15 } else { 6 }
+    }
+
+    /// A random instruction that does not transfer control and leaves RBX, RSP, RBP and the counter alone.
     fn instruction(&mut self) {
         for _ in 0..1000 {
             let bytes = self.random_bytes();
-            let mut decoder = Decoder::with_ip(64, &bytes, self.here(), DecoderOptions::NONE);
+            let mut decoder = Decoder::with_ip(self.layout.bits, &bytes, self.here(), DecoderOptions::NONE);
             let insn = decoder.decode();
             if insn.is_invalid() || !self.wanted(&insn) {
                 continue;
@@ -105,8 +123,14 @@ impl Writer<'_> {
     }
 
     fn random_bytes(&mut self) -> Vec<u8> {
+        let narrow = self.layout.bits == 32;
+        let absolute = self.layout.data + self.rng.below(0x1F00);
         let rng = &mut *self.rng;
         let mut bytes = Vec::new();
+        if narrow && rng.chance(6) {
+            // CS, SS, DS, ES, FS.
+            bytes.push([0x2E, 0x36, 0x3E, 0x26, 0x64][rng.below(5) as usize]);
+        }
         if rng.chance(3) {
             bytes.push(0x65);
         }
@@ -118,7 +142,7 @@ impl Writer<'_> {
         } else if rng.chance(15) {
             bytes.push(if rng.chance(50) { 0xF2 } else { 0xF3 });
         }
-        if rng.chance(50) {
+        if !narrow && rng.chance(50) {
             bytes.push(0x40 | rng.below(16) as u8 | if rng.chance(60) { 8 } else { 0 });
         }
         match rng.below(10) {
@@ -129,7 +153,9 @@ impl Writer<'_> {
                 // VEX-coded general-purpose instructions.
                 bytes.clear();
                 let map = 2 + rng.below(2) as u8;
-                let vex = [0xC4, 0xE0 & rng.next() as u8 | map, rng.next() as u8 & !4, 0xF0 + rng.below(8) as u8];
+                // In 32-bit code these bits tell it from LES.
+                let registers = if narrow { 0xE0 } else { 0xE0 & rng.next() as u8 };
+                let vex = [0xC4, registers | map, rng.next() as u8 & !4, 0xF0 + rng.below(8) as u8];
                 bytes.extend(vex);
             }
         }
@@ -140,11 +166,16 @@ impl Writer<'_> {
             match rng.below(16) {
                 0 => bytes.push(rng.next() as u8 & 0xC7 | register),
                 1..=8 => bytes.extend([0x40 | register | if rng.chance(50) { 3 } else { 5 }, rng.next() as u8 & 0x7F]),
-                9..=13 => {
+                9..=12 => {
                     let offset = rng.below(0x1000) as u32;
                     bytes.push(0x80 | register | 3);
                     bytes.extend(offset.to_le_bytes());
                 }
+                13 if narrow => {
+                    bytes.push(0x05 | register);
+                    bytes.extend((absolute as u32).to_le_bytes());
+                }
+                13 => bytes.extend([0x83 | register, rng.next() as u8, rng.next() as u8 & 0xF, 0, 0]),
                 14 => bytes.extend([0x04 | register, 0xC0 & rng.next() as u8 | (rng.next() as u8 & 7) << 3 | 3]),
                 _ => bytes.extend([0x44 | register, 0x24, rng.next() as u8 & 0x78]),
             }
@@ -170,7 +201,17 @@ impl Writer<'_> {
                 )
                 || matches!(
                     insn.mnemonic(),
-                    M::Lss | M::Lfs | M::Lgs | M::Verw | M::Emms | M::Ldmxcsr | M::Stmxcsr | M::Fxsave | M::Fxrstor
+                    M::Lss
+                        | M::Lfs
+                        | M::Lgs
+                        | M::Lds
+                        | M::Les
+                        | M::Verw
+                        | M::Emms
+                        | M::Ldmxcsr
+                        | M::Stmxcsr
+                        | M::Fxsave
+                        | M::Fxrstor
                 )
                 || matches!(insn.mnemonic(), M::Fxsave64 | M::Fxrstor64 | M::Cli | M::Sti | M::In | M::Out | M::Push)
                 || matches!(insn.mnemonic(), M::Pop | M::Xlatb | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase)
@@ -217,10 +258,13 @@ impl Writer<'_> {
             return false;
         }
         // What mostly ends a program early: divisions, 16-byte operands that want alignment, wild addresses.
-        let risky = matches!(insn.mnemonic(), M::Div | M::Idiv)
+        let risky = matches!(insn.mnemonic(), M::Div | M::Idiv | M::Aam | M::Bound)
             || insn.op_kinds().any(|kind| kind == OpKind::Memory)
                 && (insn.memory_size().size() == 16
-                    || !matches!(insn.memory_base(), Register::RBX | Register::RBP | Register::RSP)
+                    || !matches!(
+                        insn.memory_base(),
+                        Register::RBX | Register::RBP | Register::RSP | Register::EBX | Register::EBP | Register::ESP
+                    )
                     || insn.memory_index() != Register::None
                     || insn.memory_displacement64() > 0x1000
                     || insn.segment_prefix() != Register::None
@@ -229,11 +273,13 @@ impl Writer<'_> {
         if risky && self.wild == 0 {
             return false;
         }
+        let counter = self.counter();
         let info = self.factory.info(insn);
         let protected = info.used_registers().iter().any(|used| {
             let register = used.register();
             register.is_gpr()
-                && matches!(register.full_register().number() as u32, RBX | RSP | RBP | R15)
+                && (register.full_register().number() as u32 == counter
+                    || matches!(register.full_register().number() as u32, RBX | RSP | RBP))
                 && !matches!(
                     used.access(),
                     OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
@@ -265,7 +311,9 @@ impl Writer<'_> {
 
     fn instructions(&mut self, most: u64) {
         for _ in 0..1 + self.rng.below(most) {
-            if self.rng.chance(6) {
+            if self.layout.bits == 32 && self.rng.chance(8) {
+                self.only_32bit();
+            } else if self.rng.chance(6) {
                 // PUSH, some instruction, POP.
                 let register = [0, 1, 2, 6, 7][self.rng.below(5) as usize];
                 self.code.push(0x50 + register);
@@ -275,6 +323,74 @@ impl Writer<'_> {
                 self.instruction();
             }
         }
+    }
+
+    /// Stack frames, PUSHAD, PUSHFD and string instructions of 32-bit code.
+    fn only_32bit(&mut self) {
+        match self.rng.below(4) {
+            0 => {
+                // PUSHAD; some instruction; POPAD.
+                self.code.push(0x60);
+                self.instruction();
+                self.code.push(0x61);
+            }
+            1 => {
+                // ENTER, or PUSH EBP and MOV EBP, ESP; some instruction; LEAVE.
+                let size = self.rng.next() as u8 & 0x1C;
+                let level = self.rng.below(3) as u8;
+                match self.rng.below(2) {
+                    0 => self.code.extend([0xC8, size, 0, level]),
+                    _ => self.code.extend([0x55, 0x89, 0xE5]),
+                }
+                self.instruction();
+                self.code.push(0xC9);
+            }
+            2 => {
+                // PUSHFD; POP EAX.
+                self.code.extend([0x9C, 0x58]);
+            }
+            _ => self.string_instruction(),
+        }
+    }
+
+    /// A string instruction, mostly within the data, with ESI and EDI saved.
+    fn string_instruction(&mut self) {
+        let mut pointer = || {
+            let near_the_end = self.wild > 0 && self.rng.chance(10);
+            let offset = if near_the_end { DATA_SIZE - self.rng.below(64) } else { 0x200 + self.rng.below(0x1800) };
+            (self.layout.data + offset) as u32
+        };
+        let (from, to) = (pointer(), pointer());
+        let count = match self.rng.below(8) {
+            0 => 0,
+            1 => 100 + self.rng.below(100),
+            _ => self.rng.below(20),
+        };
+        // PUSH ESI; PUSH EDI; MOV ESI, from; MOV EDI, to; MOV ECX, count.
+        self.code.extend([0x56, 0x57, 0xBE]);
+        self.code.extend(from.to_le_bytes());
+        self.code.push(0xBF);
+        self.code.extend(to.to_le_bytes());
+        self.code.push(0xB9);
+        self.code.extend((count as u32).to_le_bytes());
+        let down = self.rng.chance(20);
+        if down {
+            self.code.push(0xFD);
+        }
+        if self.rng.chance(15) {
+            self.code.push(0x66);
+        }
+        match self.rng.below(6) {
+            0..=2 => self.code.push(0xF3),
+            3 => self.code.push(0xF2),
+            _ => {}
+        }
+        let operations = [0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF];
+        self.code.push(operations[self.rng.below(10) as usize]);
+        if down {
+            self.code.push(0xFC);
+        }
+        self.code.extend([0x5F, 0x5E]);
     }
 
     /// Appends a jump over what `body` writes, with this opcode (Jcc or JMP, near).
@@ -295,16 +411,21 @@ impl Writer<'_> {
                 self.jump_over(&[0x0F, condition], |this| this.piece(depth + 1));
             }
             5 => {
-                // MOV R15D, n; body; SUB R15D, 1; JNZ body. Only the outermost loop may use the counter.
+                // MOV counter, n; body; SUB counter, 1; JNZ body. Only the outermost loop may use the counter.
                 if depth > 0 {
                     return self.instructions(4);
                 }
                 let count = 1 + self.rng.below(5) as u8;
-                self.code.extend([0x41, 0xBF, count, 0, 0, 0]);
+                let wide = self.layout.bits == 64;
+                let (load, step): (&[u8], &[u8]) =
+                    if wide { (&[0x41, 0xBF], &[0x41, 0x83, 0xEF]) } else { (&[0xBE], &[0x83, 0xEE]) };
+                self.code.extend_from_slice(load);
+                self.code.extend([count, 0, 0, 0]);
                 let top = self.code.len();
                 self.piece(depth + 1);
                 self.piece(depth + 1);
-                self.code.extend([0x41, 0x83, 0xEF, 1, 0x0F, 0x85]);
+                self.code.extend_from_slice(step);
+                self.code.extend([1, 0x0F, 0x85]);
                 let distance = top as i64 - (self.code.len() as i64 + 4);
                 self.code.extend((distance as i32).to_le_bytes());
             }
@@ -330,12 +451,15 @@ impl Writer<'_> {
 
 impl Program {
     /// The program of `seed`, placed at `start`.
-    pub fn random(seed: u64, start: u64) -> Self {
+    pub fn random(seed: u64, layout: Layout, start: u64) -> Self {
         let mut rng = Rng::new(seed);
         let mut gpr: [u64; 16] = std::array::from_fn(|_| rng.interesting());
-        gpr[RBX as usize] = DATA + 0x800;
-        gpr[RBP as usize] = DATA + 0x400;
-        gpr[RSP as usize] = STACK + STACK_SIZE / 2;
+        // 32-bit code does not see upper halves.
+        let unseen = if layout.bits == 32 { !0xFFFF_FFFF } else { 0 };
+        let mut pointer = |address: u64| address | rng.next() & unseen;
+        gpr[RBX as usize] = pointer(layout.data + 0x800);
+        gpr[RBP as usize] = pointer(layout.data + 0x400);
+        gpr[RSP as usize] = pointer(layout.stack + STACK_SIZE / 2);
         let xmm = std::array::from_fn(|_| {
             std::array::from_fn(|_| match rng.below(4) {
                 0 => rng.interesting(),
@@ -349,21 +473,21 @@ impl Program {
         // Mostly short programs with many faults, some long ones with few.
         let (pieces, wild) = if rng.chance(10) { (100, 0) } else { (1 + rng.below(5), 10) };
         let mut writer =
-            Writer { rng: &mut rng, start, code: Vec::new(), factory: InstructionInfoFactory::new(), wild };
+            Writer { rng: &mut rng, layout, start, code: Vec::new(), factory: InstructionInfoFactory::new(), wild };
         for _ in 0..pieces {
             writer.piece(0);
         }
         writer.code.push(0xF4);
         let code = writer.code;
         assert!(code.len() < START_SIZE as usize, "program of {} bytes", code.len());
-        Self { seed, start, code, gpr, xmm, rflags, data }
+        Self { seed, layout, start, code, gpr, xmm, rflags, data }
     }
 
     /// Its instructions as text.
     pub fn listing(&self) -> String {
         let mut text = String::new();
         let mut formatter = IntelFormatter::new();
-        for insn in &mut Decoder::with_ip(64, &self.code, self.start, DecoderOptions::NONE) {
+        for insn in &mut Decoder::with_ip(self.layout.bits, &self.code, self.start, DecoderOptions::NONE) {
             let mut line = String::new();
             formatter.format(&insn, &mut line);
             text += &format!("{:x}: {line}\n", insn.ip());

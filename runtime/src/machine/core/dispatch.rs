@@ -11,7 +11,7 @@
 use std::ptr;
 
 use lstar_interpreter::{Outcome, RunOptions, TSC_PER_INSTRUCTION};
-use lstar_translator::abi::{ExitReason, UNWIND};
+use lstar_translator::abi::{ExitReason, Mode, UNWIND};
 
 use super::{After, Core};
 use crate::compiler::Compiler;
@@ -77,9 +77,13 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             this.cache.clear();
             this.cache_full = false;
         }
+        let mode = this.mode();
         if !nested {
             this.space_changed = false;
-        } else if this.space_changed {
+            if let Some(mode) = mode.filter(|mode| mode.is_user()) {
+                this.frames = mode;
+            }
+        } else if this.space_changed || this.is_foreign_to_frames() {
             this.block_mut().exit = ExitReason::Redispatch as u64;
             return UNWIND;
         }
@@ -87,11 +91,11 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
         if this.compiler.as_ref().is_some_and(Compiler::is_busy) {
             this.take_translated();
         }
-        let (rip, mode) = (this.cpu().rip, this.mode());
-        let code = if translated { this.cache.lookup(rip, mode) } else { None };
+        let rip = this.cpu().rip;
+        let code = mode.filter(|_| translated).and_then(|mode| this.cache.lookup(rip, mode));
         // Without a window, which the host can refuse, the interpreter runs everything.
         let Some((code, base)) = code.zip(this.view_for(code)) else {
-            match interpret(this, translated, nested, &mut depth) {
+            match interpret(this, mode.filter(|_| translated), nested, &mut depth) {
                 Next::Again => continue,
                 Next::Leave(value) => return value,
             }
@@ -134,8 +138,8 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
     }
 }
 
-/// One turn of the interpreter.
-fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -> Next {
+/// One turn of the interpreter. `mode` is that of translated code that could go on instead.
+fn interpret(this: &mut Core, mode: Option<Mode>, nested: bool, depth: &mut u64) -> Next {
     if this.must_step() {
         let after = if this.is_at_stop() {
             this.arrive()
@@ -145,11 +149,11 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
         };
         return next(this, after, nested);
     }
-    let key = (this.cpu().rip, this.mode());
-    let translatable = translated && !this.untranslatable.contains(&key) && !this.is_expected();
+    let rip = this.cpu().rip;
+    let translatable = mode.is_some_and(|mode| !this.untranslatable.contains(&(rip, mode)) && !this.is_expected(mode));
     let threshold = if translatable { this.config.hot_threshold } else { u32::MAX };
     let stored = this.store.as_ref().is_some_and(|store| !store.is_empty());
-    let warm_threshold = match (translated, this.cache.knows_other_spaces()) {
+    let warm_threshold = match (mode.is_some(), this.cache.knows_other_spaces()) {
         // Other spaces' code is looked through before anything runs.
         (true, true) => 1,
         (true, false) if stored => STORE_THRESHOLD,
@@ -172,20 +176,20 @@ fn interpret(this: &mut Core, translated: bool, nested: bool, depth: &mut u64) -
     this.count_interpreted();
     match outcome {
         Outcome::Warm => {
-            let (rip, mode) = (this.cpu().rip, this.mode());
-            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
+            if !this.has_code_at_rip() {
                 this.load_stored();
             }
             Next::Again
         }
         Outcome::Hot => {
-            let (rip, mode) = (this.cpu().rip, this.mode());
             // The block may have been reached by interpreted code, and be translated already.
-            if this.cache.lookup(rip, mode).is_none() && this.adopt(rip, mode).is_none() {
+            if !this.has_code_at_rip() {
                 this.translate();
             }
             Next::Again
         }
+        // The function that host frames wait for returns in their mode; elsewhere they are left.
+        _ if nested && this.is_foreign_to_frames() && matches!(outcome, Outcome::Call | Outcome::Return) => Next::Again,
         Outcome::Call if nested && this.cpu().cpl == 3 => {
             *depth += 1;
             Next::Again

@@ -13,7 +13,7 @@ use lstar_arch::Vector;
 use lstar_arch::control::{cr0, cr4, dr};
 use lstar_arch::cpuid::Features;
 use lstar_arch::delivery::{self, Event};
-use lstar_arch::{CpuState, Exception, GuestMemory, Rflags, Vendor, system};
+use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Rflags, Vendor, system};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, PROBES, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::host_op::{HostOp, StringOp};
@@ -76,6 +76,8 @@ pub(crate) struct Core {
     parked: HashMap<SpaceId, (Interpreter, HashSet<(u64, Mode)>)>,
     /// The space has changed: host frames of translated code are to be left before anything else runs.
     space_changed: bool,
+    /// The user mode that host frames of translated code belong to, if there are any.
+    frames: Mode,
     gate: Option<*mut (dyn ServiceGate + 'static)>,
     /// The gate is offered the work of the guest's entry code: that is wanted, and nobody wants to stop in that code.
     dispatches_directly: bool,
@@ -163,6 +165,7 @@ impl Core {
             untranslatable: HashSet::new(),
             parked: HashMap::new(),
             space_changed: false,
+            frames: Mode::User,
             translates,
             translator,
             compiler,
@@ -265,8 +268,29 @@ impl Core {
         flags::materialize(self.block_mut());
     }
 
-    fn mode(&self) -> Mode {
-        if self.cpu().cpl == 3 { Mode::User } else { Mode::Kernel }
+    /// The mode of the code at hand; `None` for code that is not translated: at CPL 1 and 2, where instructions fault that
+    /// kernel-mode regions execute without a check, and 32-bit code that is not as [`Mode::Compatibility`] has it.
+    #[inline]
+    fn mode(&self) -> Option<Mode> {
+        let cpu = self.cpu();
+        match (cpu.cpl, cpu.is_64bit()) {
+            (3, true) => Some(Mode::User),
+            (0, true) => Some(Mode::Kernel),
+            (3, false) => self.is_flat_32bit().then_some(Mode::Compatibility),
+            _ => None,
+        }
+    }
+
+    #[inline(never)]
+    fn is_flat_32bit(&self) -> bool {
+        const BORDER: u64 = 1 << 32;
+        let is_free = |page| self.memory.protection(page).is_none();
+        self.cpu().is_flat_32bit() && (is_free(BORDER) || is_free(BORDER - PAGE_SIZE))
+    }
+
+    /// Whether the code at hand is user code of another mode than the host frames of translated code.
+    fn is_foreign_to_frames(&self) -> bool {
+        self.cpu().cpl == 3 && self.mode() != Some(self.frames)
     }
 
     /// Whether only the interpreter, instruction by instruction, gives the right behaviour: single-stepping, hardware
@@ -288,7 +312,8 @@ impl Core {
             | cpu.dr[7] & 0xFF
             | u64::from(!cpu.mxcsr & MXCSR_MASKS | u32::from((cpu.cpl + 1) & 2))
             | (cpu.cr0 ^ cr0 | cpu.cr4 ^ cr4 | cpu.xcr0 ^ xcr0)
-            | (u64::from(self.space_changed) | u64::from(!cpu.is_64bit()));
+            | u64::from(self.space_changed)
+            | u64::from(!cpu.is_64bit() | (self.frames as u8 == Mode::Compatibility as u8));
         unusual != 0 && self.must_leave()
     }
 
@@ -301,24 +326,21 @@ impl Core {
         if vectors {
             self.vector_state = [cpu.cr0, cpu.cr4, cpu.xcr0];
         }
-        let cpu = self.cpu();
-        // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's. So are CPL 1 and 2,
-        // where instructions fault that kernel-mode regions execute without a check.
-        self.space_changed
-            || self.must_step()
-            || !cpu.is_64bit()
-            || matches!(cpu.cpl, 1 | 2)
-            || cpu.mxcsr & MXCSR_MASKS != MXCSR_MASKS
-            || !vectors
+        let elsewhere = match self.mode() {
+            None => true,
+            Some(Mode::Kernel) => false,
+            Some(mode) => mode != self.frames,
+        };
+        // Translated code runs vector arithmetic without fault sites: #XM is the interpreter's.
+        self.space_changed || self.must_step() || elsewhere || self.cpu().mxcsr & MXCSR_MASKS != MXCSR_MASKS || !vectors
     }
 
     /// Says which host code continues at RIP.
     pub fn continue_at_rip(&mut self) -> u64 {
-        let mode = self.mode();
-        if self.must_redispatch() {
+        let Some(mode) = self.mode().filter(|_| !self.must_redispatch()) else {
             self.block_mut().exit = ExitReason::Redispatch as u64;
             return entry::unwind_address();
-        }
+        };
         let rip = self.cpu().rip;
         self.cache.lookup(rip, mode).unwrap_or_else(entry::miss_target_address)
     }
@@ -657,7 +679,8 @@ impl Core {
 
     /// Translates the region at RIP, if it can be, or asks for it.
     fn translate(&mut self) {
-        let (entry, mode) = (self.cpu().rip, self.mode());
+        let Some(mode) = self.mode() else { return };
+        let entry = self.cpu().rip;
         let mut source = source!(self);
         if let Some(translator) = &mut self.translator {
             let start = Instant::now();
@@ -681,8 +704,8 @@ impl Core {
     }
 
     /// Whether the region at RIP is being translated.
-    fn is_expected(&self) -> bool {
-        self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.space, self.cpu().rip, self.mode()))
+    fn is_expected(&self, mode: Mode) -> bool {
+        self.compiler.as_ref().is_some_and(|compiler| compiler.expects(self.space, self.cpu().rip, mode))
     }
 
     /// See [`crate::Machine::coverage`].
@@ -705,7 +728,8 @@ impl Core {
 
     /// Looks for the region at RIP among those of earlier runs.
     fn load_stored(&mut self) {
-        let (entry, mode) = (self.cpu().rip, self.mode());
+        let Some(mode) = self.mode() else { return };
+        let entry = self.cpu().rip;
         if self.cache.lookup(entry, mode).is_some() {
             return;
         }
@@ -733,6 +757,7 @@ impl Core {
             return;
         };
         self.statistics.regions += 1;
+        self.statistics.regions_32bit += u64::from(region.mode.is_32bit());
         self.statistics.blocks += u64::from(region.blocks);
         self.statistics.translated_instructions += u64::from(region.instructions);
         self.statistics.host_code_bytes += region.code.len() as u64;
@@ -765,6 +790,12 @@ impl Core {
         self.cache.adopt(rip, mode, |address, bytes| source.holds(address, bytes, mode))
     }
 
+    /// Whether there is host code for RIP, perhaps from another address space.
+    fn has_code_at_rip(&mut self) -> bool {
+        let rip = self.cpu().rip;
+        self.mode().is_some_and(|mode| self.cache.lookup(rip, mode).is_some() || self.adopt(rip, mode).is_some())
+    }
+
     /// Where a stub goes on: with code, or, after running the guest until it returned to the caller, with a value.
     ///
     /// # Safety
@@ -776,7 +807,8 @@ impl Core {
             MissKind::Slot => this.cache.slot_rip(argument),
             MissKind::Target => argument,
         };
-        let mode = this.mode();
+        // The stub was called by translated code, and that has not changed the mode.
+        let mode = if this.cpu().cpl == 3 { this.frames } else { Mode::Kernel };
         if let Some(code) = this.cache.lookup(rip, mode) {
             return Resolution { code, value: rip };
         }

@@ -42,10 +42,7 @@ impl Fetcher<'_> {
 
 impl CodeSource for Fetcher<'_> {
     fn fetch(&mut self, address: u64, buf: &mut [u8], mode: Mode) -> usize {
-        let privilege = match mode {
-            Mode::User => Privilege::User,
-            Mode::Kernel => Privilege::Supervisor,
-        };
+        let privilege = if mode.is_user() { Privilege::User } else { Privilege::Supervisor };
         let count = self.memory.fetch(address, buf, privilege).unwrap_or(0);
         if let Some(mistranslate) = self.mistranslate {
             mistranslate(address, &mut buf[..count], self.region_limit);
