@@ -16,7 +16,7 @@ use lstar_guest_images::kernel::{FastPathLayout, MAX_STACK_ARGUMENTS};
 use lstar_guest_images::layout::{
     Build, TEB_GDI_BATCH_COUNT, THREAD_FLAG_GUI, TRAP_FRAME_BIAS, kpcr, ktrap_frame as frame,
 };
-use lstar_runtime::{AddressSpace, Pin, Pinned, Registers, Vcpu};
+use lstar_runtime::{AddressSpace, Fields, Pin, PinGroup, Pinned, Registers, Vcpu};
 
 const KERNEL: Privilege = Privilege::Supervisor;
 /// Room below the trap frame for home slots and copied arguments.
@@ -47,15 +47,22 @@ const IN_STACK: u32 = BELOW as u32;
 /// Both descriptors of a table pair.
 const TABLES_PART: usize = 0x40;
 
-/// The structures of the thread that called last, checked: KPCR, KTHREAD and top of the kernel stack.
+/// The structures of the thread that called last, checked.
 #[derive(Clone, Copy, Debug)]
 struct Pins {
-    pcr: Pin<KPCR_PART>,
-    thread: Pin<THREAD_PART>,
-    stack: Pin<STACK_PART>,
-    tables: Pin<TABLES_PART>,
-    shadow_tables: Pin<TABLES_PART>,
+    /// KPCR, KTHREAD, top of the kernel stack, descriptors of both pairs of tables.
+    group: PinGroup<KPCR_PART, THREAD_PART, STACK_PART, TABLES_PART, TABLES_PART>,
+    /// End of user addresses.
     probe: Pin<8>,
+}
+
+/// Their fields.
+struct Structures<'a> {
+    pcr: Fields<'a, KPCR_PART>,
+    thread: Fields<'a, THREAD_PART>,
+    stack: Fields<'a, STACK_PART>,
+    tables: Fields<'a, TABLES_PART>,
+    shadow_tables: Fields<'a, TABLES_PART>,
 }
 
 impl Pins {
@@ -64,28 +71,50 @@ impl Pins {
         let pinned = memory.pinned();
         let fields = pinned.fields(&pcr)?;
         let (thread, rsp_base) = (fields.quad(kpcr::CURRENT_THREAD), fields.quad(kpcr::RSP_BASE));
-        Some(Self {
+        let pins = (
             pcr,
-            thread: memory.pin(thread)?,
-            stack: memory.pin(rsp_base.wrapping_sub(STACK_PART as u64))?,
-            tables: memory.pin(layout.descriptor_table)?,
-            shadow_tables: memory.pin(layout.descriptor_table_shadow)?,
-            probe: memory.pin(layout.user_probe_address)?,
-        })
+            memory.pin(thread)?,
+            memory.pin(rsp_base.wrapping_sub(STACK_PART as u64))?,
+            memory.pin(layout.descriptor_table)?,
+            memory.pin(layout.descriptor_table_shadow)?,
+        );
+        Some(Self { group: PinGroup::new(pins)?, probe: memory.pin(layout.user_probe_address)? })
     }
 
-    /// Whether these are the structures of the thread that now runs on `kpcr_base`.
     #[inline(always)]
-    fn current(&self, pinned: &Pinned<'_>, kpcr_base: u64) -> bool {
-        let Some(pcr) = pinned.fields(&self.pcr) else { return false };
-        self.pcr.address() == kpcr_base
-            && pcr.quad(kpcr::CURRENT_THREAD) == self.thread.address()
-            && pcr.quad(kpcr::RSP_BASE).wrapping_sub(STACK_PART as u64) == self.stack.address()
+    fn fields<'a>(&self, pinned: &'a Pinned<'_>) -> Option<Structures<'a>> {
+        let (pcr, thread, stack, tables, shadow_tables) = pinned.group(&self.group)?;
+        Some(Structures { pcr, thread, stack, tables, shadow_tables })
+    }
+
+    /// Whether these, with these fields, are the structures of the thread that now runs on `kpcr_base`.
+    #[inline(always)]
+    fn current(&self, fields: &Structures<'_>, kpcr_base: u64) -> bool {
+        let [pcr, thread, stack, ..] = self.group.addresses();
+        pcr == kpcr_base
+            && fields.pcr.quad(kpcr::CURRENT_THREAD) == thread
+            && fields.pcr.quad(kpcr::RSP_BASE).wrapping_sub(STACK_PART as u64) == stack
+    }
+
+    #[inline(always)]
+    fn kpcr(&self) -> u64 {
+        self.group.addresses()[0]
+    }
+
+    #[inline(always)]
+    fn thread(&self) -> u64 {
+        self.group.addresses()[1]
+    }
+
+    /// Address of the pinned part of the kernel stack.
+    #[inline(always)]
+    fn stack(&self) -> u64 {
+        self.group.addresses()[2]
     }
 
     #[inline(always)]
     fn trap_frame(&self) -> u64 {
-        self.stack.address().wrapping_add(BELOW as u64)
+        self.stack().wrapping_add(BELOW as u64)
     }
 }
 
@@ -97,18 +126,12 @@ struct Ready {
 }
 
 impl Ready {
-    /// Whether SYSCALL now leads to the entry code, and that to these structures.
-    #[inline(always)]
-    fn holds(&self, vcpu: &mut Vcpu<'_>) -> bool {
-        let (cpu, memory) = vcpu.parts();
-        self.call.applies(cpu) && self.pins.current(&memory.pinned(), cpu.kernel_gs_base)
-    }
-
     /// Whether the processor is still in the kernel that the call entered, on the same thread.
     fn still_holds(&self, vcpu: &mut Vcpu<'_>) -> bool {
         let (cpu, memory) = vcpu.parts();
+        let pinned = memory.pinned();
         self.call.is_behind(cpu)
-            && self.pins.current(&memory.pinned(), cpu.gs_base())
+            && self.pins.fields(&pinned).is_some_and(|fields| self.pins.current(&fields, cpu.gs_base()))
             && cpu.reg(Gpr::Rbp).wrapping_sub(TRAP_FRAME_BIAS.into()) == self.pins.trap_frame()
     }
 }
@@ -131,9 +154,12 @@ struct Line {
 }
 
 /// Why [`DirectDispatch::enter`] leaves a call to the guest's code.
+#[derive(Clone, Copy)]
 enum Refusal {
     /// It is out of the ordinary.
     Declined,
+    /// Not yet: [`Ready`] does not hold.
+    Unprepared,
     /// Not yet: the service's table entry must be examined first.
     Unknown { base: u64, service: usize },
 }
@@ -147,7 +173,7 @@ pub struct DirectDispatch {
     pristine: bool,
     ready: Option<Ready>,
     /// By number: first those of the service table, then those of the shadow table.
-    lines: Vec<Option<Line>>,
+    lines: Box<[Option<Line>; 2 * SERVICES]>,
     /// Behind the gate of the stub that was entered last, if that is as it was.
     behind_gate: u64,
 }
@@ -162,7 +188,7 @@ impl DirectDispatch {
             pages.all(|page| memory.fetch(page, &mut [0], KERNEL).is_ok())
         };
         let pristine = fetch(&layout.code) && fetch(&layout.gate_stubs);
-        Self { layout, copy_end, pristine, ready: None, lines: vec![None; 2 * SERVICES], behind_gate: 0 }
+        Self { layout, copy_end, pristine, ready: None, lines: no_lines(), behind_gate: 0 }
     }
 
     /// Takes note that guest code was overwritten: a change of the path's own code ends direct dispatch.
@@ -181,17 +207,10 @@ impl DirectDispatch {
     /// when SYSCALL must execute and the guest's code run instead.
     #[inline]
     pub fn enter(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        if !self.is_ready(vcpu) {
-            return false;
-        }
-        let entered = match self.layout.build {
-            Build::Windows7 => self.try_enter::<false>(vcpu),
-            Build::Windows11 => self.try_enter::<true>(vcpu),
-        };
-        match entered {
+        match self.try_enter(vcpu) {
             Ok(()) => true,
             Err(Refusal::Declined) => false,
-            Err(Refusal::Unknown { base, service }) => self.enter_unknown(vcpu, base, service),
+            Err(refusal) => self.enter_anew(vcpu, &refusal),
         }
     }
 
@@ -206,14 +225,30 @@ impl DirectDispatch {
         .is_some()
     }
 
-    /// Sees to it that `ready` holds for a call now; `false` where the guest's code must run.
-    #[inline(always)]
-    fn is_ready(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        self.ready.as_ref().is_some_and(|ready| ready.holds(vcpu)) || self.prepare(vcpu)
-    }
-
+    /// [`DirectDispatch::enter`] where something must be found out first.
     #[cold]
     #[inline(never)]
+    fn enter_anew(&mut self, vcpu: &mut Vcpu<'_>, refusal: &Refusal) -> bool {
+        // Either can be the first that is noticed, and examining a service can end what was prepared.
+        let mut refusal = *refusal;
+        for _ in 0..3 {
+            let found = match refusal {
+                Refusal::Declined => false,
+                Refusal::Unprepared => self.prepare(vcpu),
+                Refusal::Unknown { base, service } => self.learn(vcpu.memory, base, service),
+            };
+            if !found {
+                return false;
+            }
+            match self.try_enter(vcpu) {
+                Ok(()) => return true,
+                Err(next) => refusal = next,
+            }
+        }
+        false
+    }
+
+    /// Finds out what SYSCALL does now, and the structures of the running thread; `false` where the guest's code must run.
     fn prepare(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
         self.ready = None;
         if !self.pristine {
@@ -223,22 +258,15 @@ impl DirectDispatch {
         let pins = Pins::new(&self.layout, vcpu.memory, kpcr_base);
         let call = vcpu.fast_call().filter(|call| call.target() == self.layout.lstar);
         self.ready = call.zip(pins).map(|(call, pins)| Ready { call, pins });
-        self.ready.as_ref().is_some_and(|ready| ready.holds(vcpu))
+        self.ready.is_some()
     }
 
-    /// [`DirectDispatch::enter`] for a service that was not called yet, or whose table entry has changed.
-    #[cold]
-    #[inline(never)]
-    fn enter_unknown(&mut self, vcpu: &mut Vcpu<'_>, base: u64, service: usize) -> bool {
-        let line = self.examine(vcpu.memory, base, service);
+    /// Examines a service that was not called yet, or whose table entry has changed.
+    fn learn(&mut self, memory: &mut AddressSpace, base: u64, service: usize) -> bool {
+        let line = self.examine(memory, base, service);
         let Some(place) = self.lines.get_mut(service) else { return false };
         *place = line;
         line.is_some()
-            && match self.layout.build {
-                Build::Windows7 => self.try_enter::<false>(vcpu),
-                Build::Windows11 => self.try_enter::<true>(vcpu),
-            }
-            .is_ok()
     }
 
     /// What the stub behind a table entry does, if it is a plain one.
@@ -269,12 +297,25 @@ impl DirectDispatch {
     }
 
     #[inline(always)]
-    fn try_enter<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Result<(), Refusal> {
-        let Ready { call, pins } = self.ready.as_ref().ok_or(Refusal::Declined)?;
-        let thread_at = const { build::<WINDOWS11>().thread_offsets() };
-        let trap_frame = pins.trap_frame();
+    fn try_enter(&mut self, vcpu: &mut Vcpu<'_>) -> Result<(), Refusal> {
+        match self.layout.build {
+            Build::Windows7 => self.try_enter_build::<false>(vcpu),
+            Build::Windows11 => self.try_enter_build::<true>(vcpu),
+        }
+    }
+
+    #[inline(always)]
+    fn try_enter_build<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Result<(), Refusal> {
+        let Ready { call, pins } = self.ready.as_ref().ok_or(Refusal::Unprepared)?;
         let (cpu, memory) = vcpu.parts();
         let pinned = memory.pinned();
+        let kernel = pins.fields(&pinned).ok_or(Refusal::Unprepared)?;
+        if !call.applies(cpu) || !pins.current(&kernel, cpu.kernel_gs_base) {
+            return Err(Refusal::Unprepared);
+        }
+        let Structures { pcr, thread, stack, tables, shadow_tables } = kernel;
+        let thread_at = const { build::<WINDOWS11>().thread_offsets() };
+        let trap_frame = pins.trap_frame();
         let user_rsp = cpu.reg(Gpr::Rsp);
         let rax = cpu.reg(Gpr::Rax);
         let r10 = cpu.reg(Gpr::R10);
@@ -283,18 +324,13 @@ impl DirectDispatch {
 
         // The entry code has written the frame and its other notes by the time it looks at the tables; doing so first
         // is right even if it has to do it again.
-        let pcr = pinned.fields(&pins.pcr).ok_or(Refusal::Declined)?;
         pcr.put_quad(kpcr::USER_RSP, user_rsp);
         let kernel_mxcsr = pcr.double(kpcr::MXCSR);
-
-        let thread = pinned.fields(&pins.thread).ok_or(Refusal::Declined)?;
         thread.put_quad(thread_at.first_argument, r10);
         thread.put(thread_at.system_call_number, (rax as u32).to_le_bytes());
         thread.put_quad(thread_at.trap_frame, trap_frame);
-        let thread_flags = thread.double(thread_at.thread_flags);
+        let gui = thread.double(thread_at.thread_flags) & THREAD_FLAG_GUI != 0;
         let teb = thread.quad(thread_at.teb);
-
-        let stack = pinned.fields(&pins.stack).ok_or(Refusal::Declined)?;
         for (offset, value) in [
             (frame::RIP, cpu.rip()),
             (frame::SEG_CS, USER_CS),
@@ -324,18 +360,16 @@ impl DirectDispatch {
         }
 
         // KiSystemServiceStart and KiSystemServiceRepeat.
-        let table = rax as u32 >> 7 & 0x20;
-        let index = rax & 0xFFF;
-        let gui = thread_flags & THREAD_FLAG_GUI != 0;
-        let tables = if gui { &pins.shadow_tables } else { &pins.tables };
-        let tables = pinned.fields(tables).ok_or(Refusal::Declined)?;
+        let service = rax as usize % (2 * SERVICES);
+        let table = (service / SERVICES * 0x20) as u32;
+        let index = (service % SERVICES) as u64;
+        let tables = if gui { shadow_tables } else { tables };
         if index >= u64::from(tables.double(table + 0x10)) {
             return Err(Refusal::Declined);
         }
         let base = tables.quad(table);
-        let service = (table as usize) << 7 | index as usize;
-        let line = match self.lines.get(service) {
-            Some(Some(line))
+        let line = match &self.lines[service] {
+            Some(line)
                 if line.place.address() == base.wrapping_add(index * 4)
                     && pinned.fields(&line.place).is_some_and(|entry| entry.double(0) == line.entry) =>
             {
@@ -344,40 +378,43 @@ impl DirectDispatch {
             _ => return Err(Refusal::Unknown { base, service }),
         };
         let mut scratch = line.distance;
-        if table != 0 {
-            if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into())) != Some(0) {
-                return Err(Refusal::Declined);
-            }
-            scratch = teb;
-        }
-
-        // The arguments on the caller's stack.
-        let mut top = trap_frame;
-        let (mut new_rsi, mut new_rdi) = (cpu.reg(Gpr::Rsi), u64::from(table));
+        let (mut top, mut new_rsi, mut new_rdi) = (trap_frame, cpu.reg(Gpr::Rsi), u64::from(table));
         let mut status = Rflags::ZF | Rflags::PF;
-        if line.count != 0 {
-            let count = u64::from(line.count);
-            new_rsi = copy_arguments(memory, pins, user_rsp, count).ok_or(Refusal::Declined)?;
-            top = trap_frame.wrapping_sub(ARGUMENT_AREA);
-            new_rdi = top.wrapping_add(0x18);
-            scratch = self.copy_end.wrapping_sub(count * 8);
-            status = status_of_sub(self.copy_end, count * 8);
+        if table != 0 || line.count != 0 {
+            if table != 0 {
+                if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into())) != Some(0) {
+                    return Err(Refusal::Declined);
+                }
+                scratch = teb;
+            }
+            // The arguments on the caller's stack.
+            if line.count != 0 {
+                let count = u64::from(line.count);
+                new_rsi = copy_arguments(memory, pins, user_rsp, count).ok_or(Refusal::Declined)?;
+                top = trap_frame.wrapping_sub(ARGUMENT_AREA);
+                new_rdi = top.wrapping_add(0x18);
+                scratch = self.copy_end.wrapping_sub(count * 8);
+                status = status_of_sub(self.copy_end, count * 8);
+            }
+            top = top.wrapping_sub(8);
+            let pinned = memory.pinned();
+            let stack = pins.fields(&pinned).ok_or(Refusal::Declined)?.stack;
+            stack.put_quad(top.wrapping_sub(pins.stack()) as u32, self.layout.service_return);
+        } else {
+            top = top.wrapping_sub(8);
+            stack.put_quad(IN_STACK - 8, self.layout.service_return);
         }
-        let top = top.wrapping_sub(8);
-        let pinned = memory.pinned();
-        let stack = pinned.fields(&pins.stack).ok_or(Refusal::Declined)?;
-        stack.put_quad(top.wrapping_sub(pins.stack.address()) as u32, self.layout.service_return);
         self.behind_gate = line.target.wrapping_add(GATE_OFFSET);
 
         call.enter(cpu);
         // SWAPGS.
         let user_gs = cpu.gs_base();
-        cpu.set_gs_base(pins.pcr.address());
+        cpu.set_gs_base(pins.kpcr());
         cpu.set_kernel_gs_base(user_gs);
         cpu.set_mxcsr(kernel_mxcsr);
         cpu.set_reg(Gpr::Rax, line.id);
         cpu.set_reg(Gpr::Rcx, r10);
-        cpu.set_reg(Gpr::Rbx, pins.thread.address());
+        cpu.set_reg(Gpr::Rbx, pins.thread());
         cpu.set_reg(Gpr::Rsp, top);
         cpu.set_reg(Gpr::Rbp, trap_frame.wrapping_add(TRAP_FRAME_BIAS.into()));
         cpu.set_reg(Gpr::Rsi, new_rsi);
@@ -399,26 +436,30 @@ impl DirectDispatch {
         let top = vcpu.reg(Gpr::Rsp);
         let (cpu, memory) = vcpu.parts();
         let pinned = memory.pinned();
-        let stack = pinned.fields(&pins.stack)?;
-        let below = top.wrapping_sub(pins.stack.address());
+        let Structures { thread, stack, .. } = pins.fields(&pinned)?;
+        let below = top.wrapping_sub(pins.stack());
         if below >= BELOW as u64 || stack.quad(below as u32) != self.layout.service_return {
             return None;
         }
         let thread_at = const { build::<WINDOWS11>().thread_offsets() };
-        if pinned.fields(&pins.thread)?.get(thread_at.user_apc_pending) != [0] {
-            return None;
-        }
         let saved = |offset| stack.quad(IN_STACK + offset);
-        let [return_rip, cs, flags, user_rsp] = [frame::RIP, frame::SEG_CS, frame::EFLAGS, frame::RSP].map(saved);
+        let [return_rip, flags, user_rsp] = [frame::RIP, frame::EFLAGS, frame::RSP].map(saved);
         let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(saved);
         let mxcsr = stack.double(IN_STACK + frame::MXCSR);
-        let traps = flags & Rflags::TF.bits() != 0;
-        if cs as u8 != USER_CS as u8 || mxcsr & !0xFFFF != 0 || !is_canonical(return_rip) || traps {
+        let [cs] = stack.get(IN_STACK + frame::SEG_CS);
+        let [apc_pending] = thread.get(thread_at.user_apc_pending);
+        // In one word, so that there is one branch.
+        let non_canonical = u64::from(!is_canonical(return_rip));
+        let unusual = u64::from(cs ^ USER_CS as u8 | apc_pending)
+            | u64::from(mxcsr & !0xFFFF)
+            | flags & Rflags::TF.bits()
+            | non_canonical;
+        if unusual != 0 {
             return None;
         }
         // SWAPGS and SYSRETQ.
         cpu.set_gs_base(cpu.kernel_gs_base());
-        cpu.set_kernel_gs_base(pins.pcr.address());
+        cpu.set_kernel_gs_base(pins.kpcr());
         call.leave(cpu, flags);
         cpu.set_rip(return_rip);
         cpu.set_reg(Gpr::Rcx, return_rip);
@@ -467,9 +508,14 @@ fn copy_arguments(memory: &mut AddressSpace, pins: &Pins, user_rsp: u64, count: 
     for argument in 1..=count {
         let value = memory.load::<8>(source.wrapping_add(argument * 8), KERNEL).ok()?;
         // Behind the return address and the home slots.
-        memory.pinned().fields(&pins.stack)?.put(0x20 + argument as u32 * 8, value);
+        pins.fields(&memory.pinned())?.stack.put(0x20 + argument as u32 * 8, value);
     }
     Some(source)
+}
+
+fn no_lines() -> Box<[Option<Line>; 2 * SERVICES]> {
+    let lines = vec![None; 2 * SERVICES].into_boxed_slice();
+    lines.try_into().unwrap_or_else(|_| unreachable!("as many as the type says"))
 }
 
 /// Instructions of the guest code from LSTAR up to and including a stub's gate, whose work [`DirectDispatch::enter`] does;

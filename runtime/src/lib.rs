@@ -23,6 +23,6 @@ pub use machine::{
     CoveredBlock, Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch,
     VmExit,
 };
-pub use memory::{AddressSpace, Fields, Frames, MapError, ModifiedCode, Pin, Pinned, Protection, SpaceId};
+pub use memory::{AddressSpace, Fields, Frames, MapError, ModifiedCode, Pin, PinGroup, Pinned, Protection, SpaceId};
 pub use vcpu::{Registers, ThreadContext, Vcpu};
 pub use x87::provide_transcendentals;

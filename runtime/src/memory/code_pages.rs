@@ -24,12 +24,14 @@ impl AddressSpace {
         self.hook_requests.push((address, true));
         // The owner of cached code has something to do.
         self.code_modified = true;
+        self.changes = true;
     }
 
     /// Asks for the removal of an address hook.
     pub fn unhook_address(&mut self, address: u64) {
         self.hook_requests.push((address, false));
         self.code_modified = true;
+        self.changes = true;
     }
 
     /// Address hooks wanted since the last call: where, and whether or not.
@@ -50,6 +52,7 @@ impl AddressSpace {
     pub(super) fn record_modified(&mut self, page: u64) {
         self.modified.push((self.current, page & !(PAGE_SIZE - 1)));
         self.code_modified = true;
+        self.changes = true;
     }
 
     pub(super) fn note_code_writes(&mut self, address: u64, size: u64) {

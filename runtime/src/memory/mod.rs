@@ -30,7 +30,7 @@ pub use code_pages::ModifiedCode;
 use frames::FrameStore;
 pub use frames::Frames;
 use half::{Extent, Half};
-pub use pins::{Fields, Pin, Pinned};
+pub use pins::{Fields, Pin, PinGroup, Pinned};
 use table::{Entry, FRAME_MASK};
 use views::Views;
 use window::HostProtection;
@@ -118,6 +118,8 @@ pub struct AddressSpace {
     view_base: u64,
     modified: Vec<(SpaceId, u64)>,
     code_modified: bool,
+    /// Code was modified, or spaces were changed or destroyed, since [`AddressSpace::followed`].
+    changes: bool,
     /// Names the present contents of the kernel half; 0 while nobody has asked since the last change. See [`Pin`].
     epoch: u64,
     destroyed: Vec<SpaceId>,
@@ -138,6 +140,7 @@ impl AddressSpace {
             view_base: 0,
             modified: Vec::new(),
             code_modified: false,
+            changes: false,
             epoch: 0,
             destroyed: Vec::new(),
             hook_requests: Vec::new(),
@@ -167,6 +170,7 @@ impl AddressSpace {
         }
         let user = self.others.remove(&space).ok_or(MapError::BadSpace(space))?;
         self.others.insert(previous, std::mem::replace(&mut self.user, user));
+        self.changes |= self.current != space;
         self.current = space;
         self.view_base = 0;
         Ok(previous)
@@ -177,14 +181,20 @@ impl AddressSpace {
         let half = self.others.remove(&space).ok_or(MapError::BadSpace(space))?;
         self.views.forget(space);
         self.destroyed.push(space);
+        self.changes = true;
         drop(half);
         Ok(())
     }
 
-    /// Whether another space than `space` is current, or any was destroyed since [`AddressSpace::take_destroyed`].
-    #[inline]
-    pub(crate) fn spaces_changed(&self, space: SpaceId) -> bool {
-        self.current != space || !self.destroyed.is_empty()
+    /// Whether there may be modified code, another current space or destroyed ones that nobody has followed yet.
+    #[inline(always)]
+    pub(crate) fn has_changes(&self) -> bool {
+        self.changes
+    }
+
+    /// All changes so far have been followed.
+    pub(crate) fn followed(&mut self) {
+        self.changes = false;
     }
 
     /// Spaces destroyed since the last call.

@@ -37,6 +37,29 @@ impl<const N: usize> Pin<N> {
     }
 }
 
+/// Structures that were pinned together: one look says whether all are still valid.
+#[derive(Clone, Copy, Debug)]
+pub struct PinGroup<const A: usize, const B: usize, const C: usize, const D: usize, const E: usize> {
+    pins: (Pin<A>, Pin<B>, Pin<C>, Pin<D>, Pin<E>),
+}
+
+impl<const A: usize, const B: usize, const C: usize, const D: usize, const E: usize> PinGroup<A, B, C, D, E> {
+    /// Groups pins; `None` unless all were made since any page of the kernel half last changed.
+    #[must_use]
+    pub fn new(pins: (Pin<A>, Pin<B>, Pin<C>, Pin<D>, Pin<E>)) -> Option<Self> {
+        let epochs = [pins.1.epoch, pins.2.epoch, pins.3.epoch, pins.4.epoch];
+        epochs.iter().all(|&epoch| epoch == pins.0.epoch).then_some(Self { pins })
+    }
+
+    /// Guest addresses of the structures.
+    #[inline(always)]
+    #[must_use]
+    pub fn addresses(&self) -> [u64; 5] {
+        let (a, b, c, d, e) = &self.pins;
+        [a.address, b.address, c.address, d.address, e.address]
+    }
+}
+
 /// Access to an address space's pinned structures.
 #[derive(Debug)]
 pub struct Pinned<'a> {
@@ -51,6 +74,24 @@ impl Pinned<'_> {
     #[must_use]
     pub fn fields<const N: usize>(&self, pin: &Pin<N>) -> Option<Fields<'_, N>> {
         (pin.epoch == self.epoch).then_some(Fields { bytes: pin.bytes, memory: PhantomData })
+    }
+}
+
+impl Pinned<'_> {
+    /// The fields of each of a group's structures; `None` as in [`Pinned::fields`].
+    #[inline(always)]
+    #[must_use]
+    pub fn group<const A: usize, const B: usize, const C: usize, const D: usize, const E: usize>(
+        &self,
+        group: &PinGroup<A, B, C, D, E>,
+    ) -> Option<(Fields<'_, A>, Fields<'_, B>, Fields<'_, C>, Fields<'_, D>, Fields<'_, E>)> {
+        #[inline(always)]
+        fn fields<'a, const N: usize>(pin: &Pin<N>) -> Fields<'a, N> {
+            Fields { bytes: pin.bytes, memory: PhantomData }
+        }
+        let (a, b, c, d, e) = &group.pins;
+        // All have the same epoch.
+        (a.epoch == self.epoch).then(|| (fields(a), fields(b), fields(c), fields(d), fields(e)))
     }
 }
 

@@ -488,21 +488,23 @@ impl Core {
         let unusual = block.cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits()
             | u64::from(!block.cpu.mxcsr & MXCSR_MASKS)
             | block.cpu.rip ^ next;
-        self.statistics.syscalls += 1;
-        self.statistics.privilege_switches += 1;
-        let stale = self.drop_stale();
-        if action == GateAction::Resume && !stale && !touched && unusual == 0 {
+        let unusual = unusual | u64::from(touched) | u64::from(self.memory.has_changes());
+        if action == GateAction::Resume && unusual == 0 {
             // Back in user mode: `next` is there.
-            self.statistics.privilege_switches += 1;
+            self.statistics.syscalls += 1;
+            self.statistics.privilege_switches += 2;
             return Some(After::Continue);
         }
-        Some(self.come_back(action, stale, next))
+        Some(self.come_back(action, next))
     }
 
     /// What follows a system call that has not simply come back.
     #[inline(never)]
-    fn come_back(&mut self, action: GateAction, stale: bool, next: u64) -> After {
+    fn come_back(&mut self, action: GateAction, next: u64) -> After {
+        self.statistics.syscalls += 1;
+        self.statistics.privilege_switches += 1;
         self.count_switch(0);
+        let stale = self.drop_stale();
         match action {
             GateAction::Resume => {
                 let here = self.cpu().cpl == 3 && self.cpu().rip == next;
@@ -560,18 +562,15 @@ impl Core {
 
     /// Takes over what services did to code: drops what was decoded and translated from pages that have changed, and
     /// follows a change of the address space. Says whether there was anything.
-    #[inline]
+    #[inline(always)]
     fn drop_stale(&mut self) -> bool {
-        let stale = self.memory.code_modified();
-        if !stale && !self.memory.spaces_changed(self.space) {
-            return false;
-        }
-        self.drop_modified_code(stale)
+        self.memory.has_changes() && self.follow_changes()
     }
 
     #[cold]
     #[inline(never)]
-    fn drop_modified_code(&mut self, stale: bool) -> bool {
+    fn follow_changes(&mut self) -> bool {
+        let stale = self.memory.code_modified();
         if stale {
             for modified in self.memory.take_modified() {
                 self.drop_modified(modified);
@@ -581,7 +580,9 @@ impl Core {
                 self.set_hooks(&requests);
             }
         }
-        self.follow_space() || stale
+        let changed = self.follow_space();
+        self.memory.followed();
+        changed || stale
     }
 
     fn drop_modified(&mut self, modified: ModifiedCode) {
