@@ -61,6 +61,12 @@ pub enum Command {
         /// The folder
         folder: PathBuf,
     },
+    /// Write what `--state` keeps, for a run that cannot
+    #[command(hide = true)]
+    Keep {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// `lstar setup`.
@@ -488,6 +494,9 @@ pub struct GuestArgs {
     /// Most bytes that the guest's files may grow by
     #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = parse_size)]
     pub max_disk: u64,
+    /// File that keeps what runs change in the registry (as .reg text); without it that is forgotten
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
     /// Most processes that may run at a time
     #[arg(long, value_name = "NUMBER", default_value_t = lstar_nt::system::DEFAULT_MAX_PROCESSES)]
     pub max_processes: usize,

@@ -18,6 +18,7 @@ pub mod run;
 pub mod run_folder;
 pub mod services;
 pub mod setup;
+pub mod state;
 pub mod status;
 pub mod surroundings;
 pub mod trace;
@@ -39,6 +40,7 @@ pub fn execute(cli: Cli) -> u8 {
         Some(Command::Cache(args)) => cache::run(&args),
         Some(Command::Resolve) => resolver::serve(),
         Some(Command::Sweep { folder }) => run_folder::sweep(&folder),
+        Some(Command::Keep { file }) => state::keep(&file),
         None => run::demonstration(),
     };
     match result {

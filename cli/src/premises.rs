@@ -16,6 +16,7 @@ use crate::confine::{self, Allowed, Confinement};
 use crate::interrupt;
 use crate::resolver::ResolverProcess;
 use crate::run_folder::RunFolder;
+use crate::state::StateFile;
 use crate::surroundings::Surroundings;
 
 /// A guest's surroundings, from where on the process can only reach what the guest needs.
@@ -28,6 +29,8 @@ pub struct Premises {
     folder: RunFolder,
     /// Started before the confinement, for the first system that may ask it.
     resolver: RefCell<Option<ResolverProcess>>,
+    /// What earlier runs have changed in the registry.
+    state: RefCell<Option<StateFile>>,
 }
 
 impl Premises {
@@ -38,15 +41,21 @@ impl Premises {
             [] => None,
             program => Some(Surroundings::arrange(args, program)?),
         };
-        Self::confine(surroundings, keep, args.net)
+        let state = args.state.as_deref().map(StateFile::open).transpose()?;
+        Self::confine(surroundings, keep, args.net, state)
     }
 
     /// The same for the demonstration.
     pub fn of_demonstration() -> Result<Self> {
-        Self::confine(None, Vec::new(), NetName::Off)
+        Self::confine(None, Vec::new(), NetName::Off, None)
     }
 
-    fn confine(surroundings: Option<Surroundings>, keep: Vec<PathBuf>, net: NetName) -> Result<Self> {
+    fn confine(
+        surroundings: Option<Surroundings>,
+        keep: Vec<PathBuf>,
+        net: NetName,
+        state: Option<StateFile>,
+    ) -> Result<Self> {
         interrupt::watch();
         let folder = RunFolder::make()?;
         let resolver = match net {
@@ -62,7 +71,16 @@ impl Premises {
             }
         }
         let confinement = confine::confine(&allowed);
-        Ok(Self { surroundings, confinement, folder, resolver: RefCell::new(resolver) })
+        let (resolver, state) = (RefCell::new(resolver), RefCell::new(state));
+        Ok(Self { surroundings, confinement, folder, resolver, state })
+    }
+
+    /// Keeps what a run has changed in the registry, if that was asked for.
+    pub fn save_state(&self, system: &System) -> Result<()> {
+        match (self.state.borrow_mut().as_mut(), system.registry_changes()) {
+            (Some(file), Some(changes)) => file.save(&changes),
+            _ => Ok(()),
+        }
     }
 
     /// Boots a system; nothing of the program has run yet. Must not outlive the premises, which take its files away.
@@ -98,6 +116,7 @@ impl Premises {
             denied: args.deny.clone(),
             disk_limit: args.max_disk,
             scratch: Some(self.folder.path().to_owned()),
+            state: self.state.borrow().as_ref().map(|state| state.text.clone()),
             max_processes: args.max_processes,
             timeout: args.timeout,
             instruction_limit: None,

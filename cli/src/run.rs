@@ -39,12 +39,16 @@ pub fn run(args: &Run) -> Result<u8> {
     if let Some(mut map) = map {
         perf::write(&mut map, &system).context("cannot write the map for perf")?;
     }
+    premises.save_state(&system)?;
     let status = conclude(&system, &end, args.stats);
     if args.stats {
         let statistics = system.machine.statistics();
         let text = summary(&statistics, started.elapsed(), &premises.confinement, args.json);
         let _ = write!(std::io::stderr(), "{text}");
     }
+    // The process is about to end, and the host takes its memory faster in one piece than it is given back in parts.
+    let System { machine, .. } = system;
+    std::mem::forget(machine);
     status
 }
 

@@ -59,6 +59,7 @@ pub fn run(args: &Trace) -> Result<u8> {
         let covered = coverage::write(&mut file, &mut system);
         covered.with_context(|| format!("cannot write {}", path.display()))?;
     }
+    premises.save_state(&system)?;
     conclude(&system, &end, false)
 }
 

@@ -96,6 +96,7 @@ fn program(
         denied: Vec::new(),
         disk_limit: u64::MAX,
         scratch: None,
+        state: None,
         max_processes: lstar_nt::system::DEFAULT_MAX_PROCESSES,
         timeout: None,
         instruction_limit: None,

@@ -1,6 +1,7 @@
 //! From a configuration to a process that is about to run.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::Arc;
 
 use lstar_runtime::{GateAction, Machine};
@@ -22,6 +23,7 @@ use crate::object::manager::attributes::INHERIT;
 use crate::object::{Body, HandleTable, ObjectManager};
 use crate::process::create::{CreateError, SystemImages};
 use crate::process::{EntryPoints, Process};
+use crate::registry::{Registry, hive, state, system_hives};
 use crate::scheduler::Scheduler;
 use crate::service::Handle;
 use crate::status::Status;
@@ -129,6 +131,7 @@ pub(crate) fn prepare(
         disk_limit,
         scratch,
         max_processes,
+        state,
         ..
     } = config;
     let mut volumes = Vec::new();
@@ -178,7 +181,7 @@ pub(crate) fn prepare(
     let mut handles = HandleTable::new();
     let StandardStreams { handles: standard_handles, console, connection } =
         standard_handles(&mut objects, &mut handles, &mut *host).map_err(failed("standard handles"))?;
-    let registry = crate::registry::defaults::registry(now).map_err(failed("the registry"))?;
+    let (registry, registry_base, notes) = make_registry(&volumes, state.as_deref(), now)?;
     let clock = Clock::new(clock, now);
     let command_line = loader::command_line(&program, &arguments);
     let shared_data = machine.memory().allocate_frames(lstar_arch::PAGE_SIZE).map_err(Status::from);
@@ -204,6 +207,7 @@ pub(crate) fn prepare(
         priority_class: crate::process::information::NORMAL_CLASS,
         execute_flags: 0x4D,
         cookie: cookie(&mut *host),
+        job: None,
         debug_object: None,
         debug_inherit: true,
         ended_threads: std::collections::BTreeMap::new(),
@@ -236,6 +240,7 @@ pub(crate) fn prepare(
         debug_told: BTreeMap::new(),
         afd: Afd::new(network, resolver),
         registry,
+        registry_base,
         watches: crate::registry::notify::Watches::default(),
         system,
         clock,
@@ -245,7 +250,7 @@ pub(crate) fn prepare(
         direct,
         stop: None,
         last_exception: None,
-        notes: Vec::new(),
+        notes,
         mapped_images: Vec::new(),
         function_tracer: None,
         tracer: None,
@@ -269,6 +274,37 @@ pub(crate) fn prepare(
         standard_handles,
     };
     Ok((kernel, kernel_image, Start { parameters }))
+}
+
+/// The registry from the system root's hives, with changes of earlier runs; what it was before these, when they are to be kept;
+/// and what there is to be told.
+fn make_registry(
+    volumes: &[Volume],
+    state: Option<&str>,
+    now: i64,
+) -> Result<(Registry, Option<Registry>, Vec<String>), BootError> {
+    let (mut hives, mut notes) = (Vec::new(), Vec::new());
+    for place in system_hives::PLACES {
+        for &name in place.files {
+            let Ok(SectionFile { file, .. }) = open(volumes, name) else { continue };
+            let failed = |error: std::io::Error| BootError::Hive(format!("{name}: {error}"));
+            if file.metadata().map_err(failed)?.len() > system_hives::MOST_BYTES {
+                return Err(BootError::Hive(format!("{name}: longer than any hive that lstar reads")));
+            }
+            let mut bytes = Vec::new();
+            (&file).read_to_end(&mut bytes).map_err(failed)?;
+            if hive::is_dirty(&bytes) {
+                notes.push(format!("{name} was not closed: what its logs hold is missing"));
+            }
+            hives.push((place, name, bytes));
+            break;
+        }
+    }
+    let mut registry = system_hives::registry(now, &hives).map_err(|error| BootError::Hive(error.to_string()))?;
+    let Some(text) = state else { return Ok((registry, None, notes)) };
+    let base = registry.clone();
+    state::apply(&mut registry, text, now).map_err(BootError::State)?;
+    Ok((registry, Some(base), notes))
 }
 
 /// Folders that every installation has and programs write to: the system root that people bring is not one.

@@ -57,6 +57,7 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::process::jobs::SERVICES,
     crate::process::services::SERVICES,
     crate::registry::notify::SERVICES,
+    crate::registry::hive_services::SERVICES,
     crate::registry::services::SERVICES,
     crate::system_services::SERVICES,
     crate::thread::information::SERVICES,
@@ -171,6 +172,8 @@ pub struct Kernel {
     pub debug_told: BTreeMap<ThreadId, EventId>,
     /// The registry.
     pub registry: Registry,
+    /// What it was before any changes, where they are to be told.
+    pub registry_base: Option<Registry>,
     /// Who watches it.
     pub watches: crate::registry::notify::Watches,
     /// Atoms, identifiers, NLS, armed timers.

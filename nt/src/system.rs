@@ -61,6 +61,8 @@ pub struct SystemConfig {
     pub disk_limit: u64,
     /// Folder for what copy-on-write drives change; `None`: the host's for temporary files.
     pub scratch: Option<PathBuf>,
+    /// Changes of the registry that earlier runs made (see [`crate::registry::state`]); with them, this run's can be told.
+    pub state: Option<String>,
     /// Most processes at a time.
     pub max_processes: usize,
     /// Ends the run after that long.
@@ -166,6 +168,12 @@ pub enum BootError {
     /// The guest kernel did not reach its end of start-up.
     #[error("the guest kernel stopped during start-up: {0:?}")]
     Start(VmExit),
+    /// A hive of the system root cannot be used.
+    #[error("cannot load the registry: {0}")]
+    Hive(String),
+    /// Changes of earlier runs cannot be made again.
+    #[error("cannot make the registry's changes again: {0}")]
+    State(crate::registry::state::StateError),
     /// No service has a name that was given.
     #[error("there is no service {0}; `lstar services` lists them")]
     Service(String),
@@ -383,6 +391,13 @@ impl System {
         Some(Box::new(self.kernel.crash_report(self.machine.memory(), exception)))
     }
 
+    /// All changes of the registry, those of earlier runs included, when the configuration has given any.
+    #[must_use]
+    pub fn registry_changes(&self) -> Option<String> {
+        let base = self.kernel.registry_base.as_ref()?;
+        Some(crate::registry::state::changes(base, &self.kernel.registry))
+    }
+
     /// Address of a symbol of the guest kernel.
     #[must_use]
     pub fn kernel_symbol(&self, name: &str) -> Option<u64> {
@@ -447,6 +462,7 @@ pub fn demonstration(folder: &Path, machine: MachineConfig, host: Box<dyn Host>)
         denied: Vec::new(),
         disk_limit: u64::MAX,
         scratch: None,
+        state: None,
         max_processes: DEFAULT_MAX_PROCESSES,
         timeout: None,
         instruction_limit: None,

@@ -1,11 +1,12 @@
 //! What NtQuerySystemInformation tells: facts about the machine, its processes, their handles.
 
 use crate::io::info::{Answer, Bytes};
+use crate::object::{Body, Handle};
 use crate::service::Call;
 use crate::status::Status;
 use crate::strings::utf16_bytes;
 use crate::system_services::CLOCK_INTERVAL;
-use crate::user_ptr::{UserBuffer, UserPtr};
+use crate::user_ptr::{UserBuffer, UserMemory as _, UserPtr};
 
 const PAGE_SIZE: u32 = 0x1000;
 /// Physical pages that the guest is told of: 4 GiB.
@@ -96,6 +97,10 @@ fn system_information(call: &mut Call<'_, '_>, class: u32, buffer: u64, length: 
         35 => Answer::fixed(vec![0, 1]),
         // SystemRegistryQuotaInformation.
         37 => Answer::fixed(bytes.u32s(&[0x1000_0000, 0x10_0000]).u64s(&[0]).0),
+        // SystemTimeAdjustmentInformation: adjustment and increment, and that there is none.
+        28 => Answer::fixed(bytes.u32s(&[CLOCK_INTERVAL, CLOCK_INTERVAL, 1]).0),
+        // SystemRecommendedSharedDataAlignment: a line of the cache.
+        58 => Answer::fixed(bytes.u32s(&[64]).0),
         // SystemCurrentTimeZoneInformation, SystemDynamicTimeZoneInformation.
         44 => Answer::fixed(time_zone().get(..172).map(<[u8]>::to_vec).unwrap_or_default()),
         102 => Answer::fixed(time_zone()),
@@ -292,6 +297,11 @@ pub(crate) fn query_system_ex(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
+    /// SystemCpuSetInformation.
+    const CPU_SETS: u32 = 175;
+    if class == CPU_SETS {
+        return query_cpu_sets(call, input, input_length, buffer, length, returned);
+    }
     if input_length < 4 {
         return Err(Status::INVALID_PARAMETER);
     }
@@ -303,6 +313,59 @@ pub(crate) fn query_system_ex(
         _ => return Err(Status::INVALID_INFO_CLASS),
     };
     call.answer(UserBuffer::new(buffer, u64::from(length)), returned, &answer)
+}
+
+/// SYSTEM_CPU_SET_INFORMATION: the one processor, for a process or the caller.
+fn query_cpu_sets(
+    call: &mut Call<'_, '_>,
+    input: UserPtr<u32>,
+    input_length: u32,
+    buffer: u64,
+    length: u32,
+    returned: UserPtr<u32>,
+) -> Result<Status, Status> {
+    const SIZE: u32 = 0x20;
+    /// Identifier of the first one.
+    const FIRST: u32 = 0x100;
+    if input.is_null() || input_length != 8 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let process = input.cast::<Handle>().read(call)?;
+    if process != Handle::NULL {
+        call.process_by_handle(process, crate::process::access::QUERY_LIMITED_INFORMATION)?;
+    }
+    if length < SIZE {
+        returned.write_optional(call, SIZE)?;
+        return Err(Status::BUFFER_TOO_SMALL);
+    }
+    // Size, type, identifier; group, indices of processor, core, cache and node, and flags are 0.
+    let mut bytes = Bytes::default().u32s(&[SIZE, 0, FIRST]).0;
+    bytes.resize(SIZE as usize, 0);
+    UserBuffer::new(buffer, u64::from(length)).write(call, &bytes)?;
+    returned.write_optional(call, SIZE)?;
+    Ok(Status::SUCCESS)
+}
+
+/// NtSetSystemInformation: what there is belongs to the host.
+pub(crate) fn set_system(call: &mut Call<'_, '_>, class: u32, buffer: u64, length: u32) -> Result<(), Status> {
+    /// SystemTimeAdjustmentInformation, SYSTEM_SET_TIME_ADJUST_INFORMATION.
+    const TIME_ADJUSTMENT: u32 = 28;
+    const TIME_ADJUSTMENT_SIZE: u32 = 8;
+    /// SeSystemtimePrivilege.
+    const SYSTEM_TIME: u32 = 12;
+    match class {
+        TIME_ADJUSTMENT if length != TIME_ADJUSTMENT_SIZE => Err(Status::INFO_LENGTH_MISMATCH),
+        TIME_ADJUSTMENT => {
+            call.read_user(buffer, &mut [0; TIME_ADJUSTMENT_SIZE as usize])?;
+            let token = call.kernel.primary_token();
+            match call.kernel.objects.body(token)? {
+                // The guest's clock runs as it does.
+                Body::Token(token) if token.has_enabled(SYSTEM_TIME) => Ok(()),
+                _ => Err(Status::PRIVILEGE_NOT_HELD),
+            }
+        }
+        _ => Err(Status::INVALID_INFO_CLASS),
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ services! { pub SERVICES;
     NtQuerySystemInformation(class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = crate::system_information::query_system;
     /// Tells facts about the system, given an input.
     NtQuerySystemInformationEx(class: u32, input: UserPtr<u32>, input_length: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = crate::system_information::query_system_ex;
+    /// Changes facts about the system, none of which are the guest's.
+    NtSetSystemInformation(class: u32, buffer: u64, length: u32) = crate::system_information::set_system;
     /// Tells the wall-clock time.
     NtQuerySystemTime(time: UserPtr<i64>) = query_system_time;
     /// Sets the wall-clock time.

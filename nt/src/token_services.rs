@@ -87,7 +87,7 @@ fn open_thread_token_ex(
 }
 
 impl crate::kernel::Kernel {
-    fn primary_token(&mut self) -> crate::object::ObjectId {
+    pub(crate) fn primary_token(&mut self) -> crate::object::ObjectId {
         match self.system.token {
             Some(id) => id,
             None => {

@@ -52,12 +52,12 @@ grep -v '^#' "$here/programs.tsv" | while IFS='	' read -r name registry package 
     rm -rf "$work/$name"
 done
 
-for name in hello services processes console network limits; do
+for name in hello services processes console network limits loads registry; do
     if [ "$dir/$name.exe" -nt "$here/$name.c" ]; then
         continue
     fi
     if command -v x86_64-w64-mingw32-gcc >/dev/null; then
-        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lmswsock -lbcrypt -ladvapi32 -lntdll
+        x86_64-w64-mingw32-gcc -O2 -s -o "$dir/$name.exe" "$here/$name.c" -lws2_32 -lmswsock -lbcrypt -ladvapi32 -lntdll -lpsapi
     else
         echo "fetch.sh: no x86_64-w64-mingw32-gcc (Debian: gcc-mingw-w64-x86-64): $name.exe not built" >&2
         exit 1

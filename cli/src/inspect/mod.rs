@@ -7,6 +7,7 @@ mod imports;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -111,7 +112,34 @@ pub fn inspect(path: &Path, purpose: Purpose) -> Result<Inspection, ImageProblem
         return Err(ImageProblem::TooLong(metadata.len()));
     }
     let file = fs::File::open(path).map_err(ImageProblem::Unreadable)?;
-    inspect_file(&File { read_at: &|buf, offset| file.read_exact_at(buf, offset), length: metadata.len() }, purpose)
+    let chunk = RefCell::new((0, Vec::new()));
+    let read_at = |buf: &mut [u8], offset| read_chunked(&file, &mut chunk.borrow_mut(), buf, offset);
+    inspect_file(&File { read_at: &read_at, length: metadata.len() }, purpose)
+}
+
+/// Reads through a chunk of the file that is kept, with its offset: tables are read entry by entry.
+fn read_chunked(file: &fs::File, chunk: &mut (u64, Vec<u8>), buf: &mut [u8], offset: u64) -> io::Result<()> {
+    const CHUNK: usize = 0x1_0000;
+    if buf.len() > CHUNK {
+        return file.read_exact_at(buf, offset);
+    }
+    let (start, bytes) = chunk;
+    let holds = |start: u64, bytes: &[u8]| {
+        let skip = usize::try_from(offset.checked_sub(start)?).ok()?;
+        bytes.get(skip..skip.checked_add(buf.len())?).map(<[u8]>::to_vec)
+    };
+    if holds(*start, bytes).is_none() {
+        bytes.resize(CHUNK, 0);
+        let read = file.read_at(bytes, offset)?;
+        bytes.truncate(read);
+        *start = offset;
+    }
+    match holds(*start, bytes) {
+        Some(found) => buf.copy_from_slice(&found),
+        // The host gave less than was asked for.
+        None => return file.read_exact_at(buf, offset),
+    }
+    Ok(())
 }
 
 fn inspect_file(file: &File<'_>, purpose: Purpose) -> Result<Inspection, ImageProblem> {

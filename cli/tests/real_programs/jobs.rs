@@ -314,6 +314,42 @@ pub const JOBS: &[Job] = &[
     },
 ];
 
+/// Loads: `tests/programs/loads.c`. Not among the jobs, since each takes many seconds.
+pub const LOADS: &[Job] = &[
+    Job {
+        name: "load-files",
+        program: "loads.exe",
+        arguments: &["files", "100000"],
+        check: Check::By(loaded),
+        ..PLAIN
+    },
+    Job {
+        name: "load-lock",
+        program: "loads.exe",
+        arguments: &["lock", "64", "4000"],
+        check: Check::By(loaded),
+        ..PLAIN
+    },
+    Job {
+        name: "load-processes",
+        program: "loads.exe",
+        arguments: &["processes", "1000"],
+        check: Check::By(loaded),
+        ..PLAIN
+    },
+    Job { name: "load-map", program: "loads.exe", arguments: &["map", "4096"], check: Check::By(loaded), ..PLAIN },
+];
+
+/// A load tells that all of it was done, and that nothing has leaked.
+fn loaded(_: &Path, output: &[u8]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(output);
+    if text.trim_end().ends_with(": done, nothing left") {
+        Ok(())
+    } else {
+        Err("not done, or something leaked".to_owned())
+    }
+}
+
 fn check_lines(_: &Path, output: &[u8]) -> Result<(), String> {
     let expected: String = inputs::lines()
         .enumerate()

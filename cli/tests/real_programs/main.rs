@@ -6,6 +6,7 @@
 //! The expected outputs in `tests/programs/expected` were made by native Wine 10 or compared with it. With
 //! `LSTAR_BLESS=1` outputs that differ are written there, and `docs/programs.md` is made anew.
 
+mod beside_native;
 mod inputs;
 mod jobs;
 mod table;
@@ -38,8 +39,8 @@ fn selected() -> impl Iterator<Item = &'static Job> {
     JOBS.iter().filter(move |job| names.is_empty() || names.iter().any(|name| name == job.name))
 }
 
-/// Starts `lstar COMMAND OPTIONS PROGRAM ARGUMENTS` in a job's folder.
-fn lstar(job: &Job, directory: &Path, command: &str, options: &[&str]) -> Output {
+/// `lstar COMMAND OPTIONS PROGRAM ARGUMENTS` in a job's folder.
+fn lstar_command(job: &Job, directory: &Path, command: &str, options: &[&str]) -> Command {
     let input = match job.input {
         Some(name) => std::fs::File::open(directory.join(name)).expect("the job's standard input").into(),
         None => Stdio::null(),
@@ -49,14 +50,13 @@ fn lstar(job: &Job, directory: &Path, command: &str, options: &[&str]) -> Output
     if let Some(folder) = job.drive {
         lstar.arg("--mount").arg(format!("E:={}", programs().join(folder).display()));
     }
+    lstar.args(options).arg(programs().join(job.program)).args(job.arguments).current_dir(directory).stdin(input);
     lstar
-        .args(options)
-        .arg(programs().join(job.program))
-        .args(job.arguments)
-        .current_dir(directory)
-        .stdin(input)
-        .output()
-        .expect("lstar starts")
+}
+
+/// Runs that.
+fn lstar(job: &Job, directory: &Path, command: &str, options: &[&str]) -> Output {
+    lstar_command(job, directory, command, options).output().expect("lstar starts")
 }
 
 /// Runs a job on an engine in a folder of its own; says what differs from native.
@@ -64,24 +64,28 @@ fn run(job: &Job, engine: &str) -> Result<(), String> {
     let directory = tempfile::tempdir().expect("temporary folder");
     (job.prepare)(directory.path());
     let output = lstar(job, directory.path(), "run", &["--engine", engine]);
-    let context = |what: String| {
-        let show = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(3000)]).into_owned();
-        let (out, error) = (show(&output.stdout), show(&output.stderr));
-        format!("{} on the {engine}: {what}\nstdout: {out}\nstderr: {error}", job.name)
+    judge(job, directory.path(), &output).map_err(|what| format!("{} on the {engine}: {what}", job.name))
+}
+
+/// Says what of a run differs from native.
+fn judge(job: &Job, directory: &Path, output: &Output) -> Result<(), String> {
+    let verdict = if output.status.code() != Some(job.status) {
+        Err(format!("{}, native: {}", output.status, job.status))
+    } else {
+        match job.check {
+            Check::Output => compare(job.name, &output.stdout),
+            Check::Error => compare(job.name, &output.stderr),
+            Check::File(name) => match std::fs::read(directory.join(name)) {
+                Ok(bytes) => compare(job.name, &bytes),
+                Err(error) => Err(format!("{name}: {error}")),
+            },
+            Check::By(check) => check(directory, &output.stdout),
+        }
     };
-    if output.status.code() != Some(job.status) {
-        return Err(context(format!("{}, native: {}", output.status, job.status)));
-    }
-    match job.check {
-        Check::Output => compare(job.name, &output.stdout),
-        Check::Error => compare(job.name, &output.stderr),
-        Check::File(name) => match std::fs::read(directory.path().join(name)) {
-            Ok(bytes) => compare(job.name, &bytes),
-            Err(error) => Err(format!("{name}: {error}")),
-        },
-        Check::By(check) => check(directory.path(), &output.stdout),
-    }
-    .map_err(context)
+    verdict.map_err(|what| {
+        let show = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(3000)]).into_owned();
+        format!("{what}\nstdout: {}\nstderr: {}", show(&output.stdout), show(&output.stderr))
+    })
 }
 
 /// Compares with the expected output of a job.

@@ -266,5 +266,5 @@ fn set_information(
     }
     let object = call.object(debug, Some(ObjectType::DebugObject), right::SET_INFORMATION)?;
     call.kernel.debug_object(object)?.kill_on_close = flags & KILL_ON_CLOSE != 0;
-    Ok(())
+    returned.write_optional(call, 0)
 }

@@ -14,6 +14,7 @@ pub mod file;
 pub mod filesystem;
 pub mod host;
 pub mod info;
+mod listings;
 pub mod mailslot;
 pub mod mailslot_services;
 pub mod mapped;

@@ -4,8 +4,8 @@
 //! read and resolved here, one component at a time, and may not climb over the mount's root. A copy-on-write volume
 //! has two layers: changes go to an upper folder that is removed at the end, the mounted folder below is only read.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +14,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use super::listings::{Change, Listings, names_in};
 use super::path::fold;
 use super::{status_of, status_of_io};
 use crate::status::Status;
@@ -83,13 +84,6 @@ impl FileNode {
     }
 }
 
-/// Names of one folder by their upper case, valid while its time of change is the same.
-#[derive(Debug)]
-struct Listing {
-    changed: (i64, u64),
-    names: HashMap<String, String>,
-}
-
 /// A mounted folder.
 #[derive(Debug)]
 pub struct Volume {
@@ -107,8 +101,8 @@ pub struct Volume {
     hidden: BTreeSet<String>,
     /// Attributes that the host cannot keep (hidden, system), by upper-case path.
     attributes: BTreeMap<String, u32>,
-    /// Listings of lower folders, which lstar itself never changes.
-    listings: RefCell<HashMap<(u64, u64), Listing>>,
+    /// Names in folders of both layers.
+    listings: Listings,
     _scratch: Option<Scratch>,
 }
 
@@ -206,7 +200,7 @@ impl Volume {
             quota: Rc::default(),
             hidden: BTreeSet::new(),
             attributes: BTreeMap::new(),
-            listings: RefCell::default(),
+            listings: Listings::default(),
             _scratch: scratch,
         })
     }
@@ -319,13 +313,13 @@ impl Volume {
     /// The entry of that name in any case, upper layer first; links are not followed.
     fn find(&self, at: &Directory, name: &str) -> Result<Option<(Layer, String, Stat)>, Status> {
         if let Some(upper) = &at.upper
-            && let Some((real, stat)) = find_in(upper.as_fd(), name, scan)?
+            && let Some((real, stat)) = find_in(upper.as_fd(), name, |folder, name| self.listings.find(folder, name))?
         {
             return Ok(Some((Layer::Upper, real, stat)));
         }
         match &at.lower {
             Some(lower) if !self.is_hidden(&at.path, name) => {
-                let found = find_in(lower.as_fd(), name, |folder, name| self.scan_cached(folder, name))?;
+                let found = find_in(lower.as_fd(), name, |folder, name| self.listings.find(folder, name))?;
                 Ok(found.map(|(real, stat)| (Layer::Lower, real, stat)))
             }
             _ => Ok(None),
@@ -334,22 +328,6 @@ impl Volume {
 
     fn is_hidden(&self, path: &[String], name: &str) -> bool {
         !self.hidden.is_empty() && self.hidden.contains(&key_of(&joined(path, name)))
-    }
-
-    fn scan_cached(&self, folder: BorrowedFd<'_>, name: &str) -> Result<Option<String>, Errno> {
-        let stat = rustix::fs::fstat(folder)?;
-        let changed = (stat.st_mtime, stat.st_mtime_nsec as u64);
-        let mut listings = self.listings.borrow_mut();
-        let listing = listings.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| Listing {
-            // Differs from any real time of change.
-            changed: (i64::MIN, 0),
-            names: HashMap::new(),
-        });
-        if listing.changed != changed {
-            listing.names = names_in(folder)?.into_iter().map(|name| (fold(&name), name)).collect();
-            listing.changed = changed;
-        }
-        Ok(listing.names.get(&fold(name)).cloned())
     }
 
     /// Opens a subdirectory in both layers.
@@ -363,7 +341,7 @@ impl Volume {
         let lower = match (&at.lower, layer) {
             (Some(lower), Layer::Lower) => Some(open(lower, real)?),
             (Some(lower), Layer::Upper) if !self.is_hidden(&at.path, real) => {
-                match find_in(lower.as_fd(), real, |folder, name| self.scan_cached(folder, name))? {
+                match find_in(lower.as_fd(), real, |folder, name| self.listings.find(folder, name))? {
                     Some((name, stat)) if type_of(&stat) == FileType::Directory => Some(open(lower, &name)?),
                     _ => None,
                 }
@@ -380,7 +358,8 @@ impl Volume {
         }
         let mut at = self.upper.clone().ok_or(Status::MEDIA_WRITE_PROTECTED)?;
         for name in &directory.path {
-            match rustix::fs::mkdirat(&at, name.as_str(), Mode::from_raw_mode(0o755)) {
+            let make = || rustix::fs::mkdirat(&at, name.as_str(), Mode::from_raw_mode(0o755));
+            match self.listings.change(at.as_fd(), Change::Added(name), make) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(status_of(error)),
             }
@@ -428,7 +407,8 @@ impl Volume {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | SAFE;
         // The copy belongs to lstar: it must be writable whatever the original says.
         let mode = Mode::from_raw_mode(stat.st_mode & 0o777 | 0o600);
-        let copy = rustix::fs::openat(&upper, node.name.as_str(), flags, mode).map_err(status_of)?;
+        let create = || rustix::fs::openat(&upper, node.name.as_str(), flags, mode);
+        let copy = self.listings.change(upper.as_fd(), Change::Added(&node.name), create).map_err(status_of)?;
         let mut copy = File::from(copy);
         std::io::copy(&mut source, &mut copy).map_err(|error| status_of_io(&error))?;
         let modified = source.metadata().and_then(|m| m.modified()).map_err(|error| status_of_io(&error))?;
@@ -442,7 +422,8 @@ impl Volume {
     pub fn create_file(&self, parent: &Directory, name: &str) -> Result<(File, FileNode), Status> {
         let upper = self.upper_of(parent)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | SAFE;
-        let file = rustix::fs::openat(&upper, name, flags, Mode::from_raw_mode(0o644)).map_err(status_of)?;
+        let create = || rustix::fs::openat(&upper, name, flags, Mode::from_raw_mode(0o644));
+        let file = self.listings.change(upper.as_fd(), Change::Added(name), create).map_err(status_of)?;
         let parent = Directory { upper: Some(upper), ..parent.clone() };
         Ok((File::from(file), FileNode { parent, name: name.to_owned(), layer: Layer::Upper }))
     }
@@ -450,7 +431,8 @@ impl Volume {
     /// Creates a directory where there is none.
     pub fn create_directory(&self, parent: &Directory, name: &str) -> Result<Directory, Status> {
         let upper = self.upper_of(parent)?;
-        rustix::fs::mkdirat(&upper, name, Mode::from_raw_mode(0o755)).map_err(status_of)?;
+        let make = || rustix::fs::mkdirat(&upper, name, Mode::from_raw_mode(0o755));
+        self.listings.change(upper.as_fd(), Change::Added(name), make).map_err(status_of)?;
         let folder = open_folder(upper.as_fd(), name).map_err(status_of)?;
         // A lower directory of that name was hidden when it was deleted, or never was.
         Ok(Directory { upper: Some(folder), lower: None, path: joined(&parent.path, name) })
@@ -481,7 +463,8 @@ impl Volume {
         let Some((name, parent)) = path.split_last() else { return Err(Status::CANNOT_DELETE) };
         let Found::Directory(Directory { upper: Some(upper), .. }) = self.lookup(parent)? else { return Ok(()) };
         let before = rustix::fs::statat(&upper, name.as_str(), AtFlags::SYMLINK_NOFOLLOW);
-        match rustix::fs::unlinkat(&upper, name.as_str(), flags) {
+        let remove = || rustix::fs::unlinkat(&upper, name.as_str(), flags);
+        match self.listings.change(upper.as_fd(), Change::Removed(name), remove) {
             Ok(()) => {
                 // What it took is free again; a name of several frees nothing.
                 if let Ok(stat) = before
@@ -549,13 +532,19 @@ impl Volume {
         };
         let (old, new) = (self.upper_of(&source_parent)?, self.upper_of(&target_parent)?);
         let (old_name, new_name) = (source_name.as_str(), target_name.as_str());
-        rustix::fs::renameat_with(&old, old_name, &new, new_name, RenameFlags::NOREPLACE)
-            .or_else(|error| match error {
-                // The same spelling: nothing to do.
-                Errno::EXIST if source == target => Ok(()),
-                Errno::INVAL => rustix::fs::renameat(&old, old_name, &new, new_name),
-                error => Err(error),
+        let rename = || {
+            rustix::fs::renameat_with(&old, old_name, &new, new_name, RenameFlags::NOREPLACE).or_else(|error| {
+                match error {
+                    // The same spelling: nothing to do.
+                    Errno::EXIST if source == target => Ok(()),
+                    Errno::INVAL => rustix::fs::renameat(&old, old_name, &new, new_name),
+                    error => Err(error),
+                }
             })
+        };
+        let listings = &self.listings;
+        listings
+            .change(old.as_fd(), Change::Other, || listings.change(new.as_fd(), Change::Other, rename))
             .map_err(status_of)?;
         self.hide(&source);
         self.hide(&target);
@@ -591,7 +580,8 @@ impl Volume {
         }
         let folder = source.parent.layer(source.layer).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
         let new = self.upper_of(&parent)?;
-        rustix::fs::linkat(folder, source.name.as_str(), &new, name.as_str(), AtFlags::empty()).map_err(status_of)?;
+        let link = || rustix::fs::linkat(folder, source.name.as_str(), &new, name.as_str(), AtFlags::empty());
+        self.listings.change(new.as_fd(), Change::Added(name), link).map_err(status_of)?;
         self.hide(&target);
         Ok(target)
     }
@@ -686,27 +676,6 @@ fn find_in(
         Some(real) => stat(&real),
         None => Ok(None),
     }
-}
-
-fn scan(folder: BorrowedFd<'_>, name: &str) -> Result<Option<String>, Errno> {
-    let wanted = fold(name);
-    Ok(names_in(folder)?.into_iter().find(|name| fold(name) == wanted))
-}
-
-/// Names in a folder that are text and could be a component of an NT path.
-fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let readable = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::new(readable)? {
-        let entry = entry?;
-        if let Ok(name) = entry.file_name().to_str()
-            && super::NtPath::parse(name).is_ok_and(|path| path.parts == [name])
-        {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
 }
 
 fn new_scratch(base: &Path) -> std::io::Result<Scratch> {

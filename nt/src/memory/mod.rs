@@ -131,6 +131,12 @@ impl MemoryManager {
             return FaultResolution::Retry;
         }
         let Some((start, vad)) = self.vads.find_mut(address) else { return FaultResolution::AccessViolation };
+        if vad.unloaded.contains(&page) {
+            return match vad.load_at(space, start, page) {
+                Ok(true) => FaultResolution::Retry,
+                _ => FaultResolution::AccessViolation,
+            };
+        }
         if let Backing::Stack { teb } = vad.backing {
             let teb_limit = teb.wrapping_add(TEB_STACK_LIMIT);
             let committed = vad.pages.get(&page).copied();
@@ -141,7 +147,7 @@ impl MemoryManager {
         match vad.pages.get(&page).copied() {
             Some(protection) if protection.is_guard() => {
                 let range = page..page + PAGE_SIZE;
-                match vad.protect(space, range, protection.without_guard()) {
+                match vad.protect(space, start, range, protection.without_guard()) {
                     Ok(_) => FaultResolution::GuardPage,
                     Err(_) => FaultResolution::AccessViolation,
                 }

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lstar_arch::PAGE_SIZE;
 use lstar_runtime::{AddressSpace, Frames, Protection};
 use rangemap::RangeSet;
 
@@ -69,11 +68,13 @@ pub struct Section {
     pub contents: Contents,
     /// SEC_RESERVE: offsets of the pages that were committed through any view.
     committed: Mutex<RangeSet<u64>>,
+    /// Offsets that are still to be read from the file, when a page is first touched through any view.
+    unread: Mutex<RangeSet<u64>>,
 }
 
-/// Where frames are mapped for a moment to fill or flush them: kernel address space that nothing else uses.
-const SCRATCH: u64 = 0xFFFF_F900_0000_0000;
 const CHUNK: usize = 1 << 20;
+/// Files from this size on are read when they are touched.
+const LARGE_FILE: u64 = 0x2_0000;
 
 impl Section {
     /// A section of an image file.
@@ -89,6 +90,7 @@ impl Section {
             file: Some(file),
             contents: Contents::Image(Box::new(headers)),
             committed: Mutex::default(),
+            unread: Mutex::default(),
         })
     }
 
@@ -105,7 +107,15 @@ impl Section {
         let frames = space.allocate_frames(size).map_err(|_| Status::COMMITMENT_LIMIT)?;
         let size = frames.size();
         let contents = Contents::Data(frames);
-        Ok(Self { protection, attributes, size, file: None, contents, committed: Mutex::default() })
+        Ok(Self {
+            protection,
+            attributes,
+            size,
+            file: None,
+            contents,
+            committed: Mutex::default(),
+            unread: Mutex::default(),
+        })
     }
 
     /// A section of a data file; `size` 0 takes the file's. A section larger than the file extends it when it may be
@@ -129,14 +139,46 @@ impl Section {
             file.file.set_len(size).map_err(|_| Status::DISK_FULL)?;
         }
         let frames = space.allocate_frames(size).map_err(|_| Status::COMMITMENT_LIMIT)?;
-        space.map_frames(SCRATCH, frames.size(), &frames, 0, Protection::RW)?;
-        let filled = copy_file(space, &file.file, 0, size, SCRATCH);
-        space.unmap(SCRATCH, frames.size())?;
-        filled?;
         // Pages of a file are there: nothing is to be committed.
         let attributes = attributes & !(attributes::COMMIT | attributes::RESERVE) | attributes::FILE;
+        let mut unread = RangeSet::new();
+        unread.insert(0..frames.size());
+        let unread = Mutex::new(unread);
         let contents = Contents::Data(frames);
-        Ok(Self { protection, attributes, size, file: Some(file), contents, committed: Mutex::default() })
+        let section =
+            Self { protection, attributes, size, file: Some(file), contents, committed: Mutex::default(), unread };
+        if size < LARGE_FILE {
+            section.read_file(&(0..size))?;
+        }
+        Ok(section)
+    }
+
+    /// Whether something of a range of offsets is still to be read from the file.
+    #[must_use]
+    pub fn is_unread(&self, offsets: &Range<u64>) -> bool {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).overlaps(offsets)
+    }
+
+    /// Reads what of a range of offsets has not been read yet from the file.
+    pub fn read_file(&self, offsets: &Range<u64>) -> Result<(), Status> {
+        let (Contents::Data(frames), Some(file)) = (&self.contents, &self.file) else { return Ok(()) };
+        // A panic elsewhere leaves the set as it was.
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        let clip = |part: &Range<u64>| part.start.max(offsets.start)..part.end.min(offsets.end);
+        let missing: Vec<Range<u64>> = unread.overlapping(offsets).map(clip).collect();
+        for part in missing {
+            let end = part.end.min(self.size);
+            copy_file(&file.file, part.start, end.saturating_sub(part.start), |done, bytes| {
+                // The frames are zero: holes of the file stay holes.
+                if bytes.iter().all(|&byte| byte == 0) || frames.fill(part.start + done, bytes) {
+                    Ok(())
+                } else {
+                    Err(Status::INVALID_PARAMETER)
+                }
+            })?;
+            unread.remove(part);
+        }
+        Ok(())
     }
 
     /// Whether pages have to be committed before they can be used.
@@ -184,12 +226,18 @@ impl Section {
         writable && self.file.is_some() && matches!(self.contents, Contents::Data(_))
     }
 
-    /// Fills freshly mapped pages of an image at `base` from the file.
-    pub fn load_image(&self, space: &mut AddressSpace, base: u64) -> Result<(), Status> {
+    /// Fills freshly mapped pages of an image at `base`, a range of addresses, from the file.
+    pub fn load_image_part(&self, space: &mut AddressSpace, base: u64, range: &Range<u64>) -> Result<(), Status> {
         let (Some(headers), Some(file)) = (self.image(), &self.file) else { return Err(Status::SECTION_NOT_IMAGE) };
         for part in &headers.parts {
             let address = base + u64::from(part.rva);
-            copy_file(space, &file.file, part.file_offset, u64::from(part.file_size), address)?;
+            let start = range.start.max(address);
+            let end = range.end.min(address + u64::from(part.file_size));
+            if start < end {
+                copy_file(&file.file, part.file_offset + (start - address), end - start, |done, bytes| {
+                    Ok(space.write_unchecked(start + done, bytes)?)
+                })?;
+            }
         }
         Ok(())
     }
@@ -216,9 +264,14 @@ impl Section {
     }
 }
 
-/// Copies from a file to mapped guest memory, whatever its protection.
-fn copy_file(space: &mut AddressSpace, file: &File, offset: u64, size: u64, address: u64) -> Result<(), Status> {
-    let mut buffer = vec![0; CHUNK.min(size.next_multiple_of(PAGE_SIZE) as usize)];
+/// Reads part of a file, as far as it goes, piece by piece; `take` gets each with its offset in the part.
+fn copy_file(
+    file: &File,
+    offset: u64,
+    size: u64,
+    mut take: impl FnMut(u64, &[u8]) -> Result<(), Status>,
+) -> Result<(), Status> {
+    let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
     let mut done = 0;
     while done < size {
         let length = buffer.len().min(usize::try_from(size - done).unwrap_or(usize::MAX));
@@ -226,7 +279,7 @@ fn copy_file(space: &mut AddressSpace, file: &File, offset: u64, size: u64, addr
         if read == 0 {
             break;
         }
-        space.write_unchecked(address + done, &buffer[..read])?;
+        take(done, &buffer[..read])?;
         done += read as u64;
     }
     Ok(())

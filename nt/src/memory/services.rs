@@ -359,7 +359,7 @@ fn nt_protect_virtual_memory(
     let range = page_range(address, length).ok_or(Status::INVALID_PARAMETER_3)?;
     let old = call.attached(target, |call| {
         call.kernel.memory.adopt_commits(call.vcpu.memory, range.start);
-        let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
+        let (start, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::CONFLICTING_ADDRESSES)?;
         match &vad.backing {
             Backing::View { .. } if !protection.is_compatible_with(vad.protection) => {
                 return Err(Status::SECTION_PROTECTION);
@@ -368,7 +368,7 @@ fn nt_protect_virtual_memory(
             _ if protection.is_copy() => return Err(Status::INVALID_PAGE_PROTECTION),
             _ => {}
         }
-        vad.protect(call.vcpu.memory, range.clone(), protection)
+        vad.protect(call.vcpu.memory, start, range.clone(), protection)
     })?;
     base.write(call, range.start)?;
     size.write(call, range.end - range.start)?;

@@ -25,6 +25,10 @@ impl From<MapError> for Status {
     }
 }
 
+/// Bytes of a file that are read at a touch at least, and at most.
+const FILE_PIECE: u64 = 0x1_0000;
+const MOST_AHEAD: u64 = 0x10_0000;
+
 /// What backs an allocation.
 #[derive(Clone, Debug)]
 pub enum Backing {
@@ -67,6 +71,10 @@ pub struct Vad {
     pub private: RangeSet<u64>,
     /// MEM_WRITE_WATCH: the pages that were written since they were committed or reset.
     pub written: Option<RangeSet<u64>>,
+    /// Committed pages that are read from a file at the first touch; the machine has none there.
+    pub unloaded: RangeSet<u64>,
+    /// What was read last at a touch.
+    ahead: Range<u64>,
 }
 
 /// All allocations of a process, by start address.
@@ -179,6 +187,8 @@ impl VadTree {
             pages: RangeMap::new(),
             private: RangeSet::new(),
             written: None,
+            unloaded: RangeSet::new(),
+            ahead: 0..0,
         };
         self.vads.insert(range.start, vad);
         Ok(())
@@ -206,6 +216,8 @@ impl VadTree {
         vad.pages.remove(at..u64::MAX);
         tail.private.remove(0..at);
         vad.private.remove(at..u64::MAX);
+        tail.unloaded.remove(0..at);
+        vad.unloaded.remove(at..u64::MAX);
         if let (Some(tail), Some(head)) = (&mut tail.written, &mut vad.written) {
             tail.remove(0..at);
             head.remove(at..u64::MAX);
@@ -254,6 +266,7 @@ impl Vad {
         range: Range<u64>,
         protection: PageProtection,
     ) -> Result<(), Status> {
+        self.load(space, start, &range)?;
         let gaps: Vec<Range<u64>> = self.pages.gaps(&range).collect();
         let committed: Vec<Range<u64>> = self.pages.overlapping(&range).map(|(r, _)| r.clone()).collect();
         let access = match self.written {
@@ -264,8 +277,12 @@ impl Vad {
         for gap in gaps {
             let size = gap.end - gap.start;
             match &self.backing {
-                Backing::View { frames, offset, .. } => {
+                Backing::View { section, frames, offset } => {
                     let frame_offset = offset + (gap.start - start);
+                    if section.is_unread(&(frame_offset..frame_offset + size)) {
+                        self.commit_unloaded(gap, protection);
+                        continue;
+                    }
                     space.map_frames(gap.start, size, frames, frame_offset, access)?;
                 }
                 Backing::KernelFrames(frames) => {
@@ -282,9 +299,53 @@ impl Vad {
         Ok(())
     }
 
+    /// Commits pages that are to be read from a file at the first touch.
+    pub fn commit_unloaded(&mut self, range: Range<u64>, protection: PageProtection) {
+        self.pages.insert(range.clone(), protection);
+        self.unloaded.insert(range);
+    }
+
+    /// A page was touched that has not been read yet: reads some of what follows it, too; the more, the longer it goes on like
+    /// that.
+    pub fn load_at(&mut self, space: &mut AddressSpace, start: u64, page: u64) -> Result<bool, Status> {
+        let first = page & !(FILE_PIECE - 1);
+        let length = match self.ahead.end == first {
+            true => (2 * (self.ahead.end - self.ahead.start)).clamp(FILE_PIECE, MOST_AHEAD),
+            false => FILE_PIECE,
+        };
+        self.ahead = first..first + length;
+        self.load(space, start, &(first..first + length))
+    }
+
+    /// Reads what of a range has not been read from a file; `start` is where the view begins. Says whether there was
+    /// anything.
+    pub fn load(&mut self, space: &mut AddressSpace, start: u64, range: &Range<u64>) -> Result<bool, Status> {
+        let missing: Vec<Range<u64>> =
+            self.unloaded.overlapping(range).map(|part| part.start.max(range.start)..part.end.min(range.end)).collect();
+        for part in &missing {
+            let access = self.pages.get(&part.start).ok_or(Status::NOT_COMMITTED)?.access();
+            let size = part.end - part.start;
+            match &self.backing {
+                Backing::Image(section) => {
+                    space.map(part.start, size, access)?;
+                    section.load_image_part(space, start, part)?;
+                }
+                Backing::View { section, frames, offset } => {
+                    let first = offset + (part.start - start);
+                    section.read_file(&(first..first + size))?;
+                    space.map_frames(part.start, size, frames, first, access)?;
+                }
+                _ => return Err(Status::NOT_COMMITTED),
+            }
+            self.unloaded.remove(part.clone());
+        }
+        Ok(!missing.is_empty())
+    }
+
     /// Gives the memory of a range back; it stays reserved.
     pub fn decommit(&mut self, space: &mut AddressSpace, range: Range<u64>) -> Result<(), Status> {
         space.unmap(range.start, range.end - range.start)?;
+        self.unloaded.remove(range.clone());
         self.pages.remove(range.clone());
         if let Some(written) = &mut self.written {
             written.remove(range);
@@ -296,6 +357,7 @@ impl Vad {
     pub fn protect(
         &mut self,
         space: &mut AddressSpace,
+        start: u64,
         range: Range<u64>,
         protection: PageProtection,
     ) -> Result<PageProtection, Status> {
@@ -303,6 +365,7 @@ impl Vad {
             return Err(Status::NOT_COMMITTED);
         }
         let old = self.pages.get(&range.start).copied().ok_or(Status::NOT_COMMITTED)?;
+        self.load(space, start, &range)?;
         self.set_protection(space, range, protection)?;
         Ok(old)
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lstar_arch::PAGE_SIZE;
-use lstar_runtime::AddressSpace;
+use lstar_runtime::{AddressSpace, Protection};
 
 use super::protection::PageProtection;
 use super::section::{Contents, Section, attributes};
@@ -37,6 +37,9 @@ const MEM_RESERVE: u32 = 0x2000;
 const MEM_FREE: u32 = 0x1_0000;
 /// MEM_PRIVATE, MEM_MAPPED, MEM_IMAGE.
 const TYPES: [u32; 3] = [0x2_0000, 0x4_0000, 0x100_0000];
+
+/// Constant parts of images from this size on (resources, symbols for debuggers) are read when they are touched.
+const LARGE_PART: u64 = 0x2_0000;
 
 /// A wanted view of a data section.
 #[derive(Clone, Copy, Debug)]
@@ -102,9 +105,17 @@ impl MemoryManager {
                 }
                 protection => protection,
             };
-            vad.commit(space, start, at..at + u64::from(part.size), protection)?;
+            let range = at..at + u64::from(part.size);
+            let access = protection.access();
+            let constant = !access.intersects(Protection::WRITE | Protection::EXECUTE) && !protection.is_copy();
+            if constant && u64::from(part.size) >= LARGE_PART {
+                vad.commit_unloaded(range, protection);
+            } else {
+                vad.commit(space, start, range.clone(), protection)?;
+                section.load_image_part(space, start, &range)?;
+            }
         }
-        section.load_image(space, start)
+        Ok(())
     }
 
     /// Maps part of a data section; returns address and size.
@@ -255,9 +266,65 @@ impl super::vad::Vad {
     /// Writes what a view shares with its file back; private copies stay where they are.
     fn flush(&self, space: &AddressSpace, start: u64) -> Result<(), Status> {
         let Backing::View { section, offset, .. } = &self.backing else { return Ok(()) };
-        let shared: Vec<Range<u64>> = self.private.gaps(&(start..self.end)).collect();
+        // What has not been read has not been changed.
+        let mut untouched = self.private.clone();
+        self.unloaded.iter().for_each(|part| untouched.insert(part.clone()));
+        let shared: Vec<Range<u64>> = untouched.gaps(&(start..self.end)).collect();
         shared
             .into_iter()
             .try_for_each(|part| section.flush(space, part.start, offset + (part.start - start), part.end - part.start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use lstar_arch::Privilege;
+
+    use super::super::section::SectionFile;
+    use super::*;
+
+    #[test]
+    fn files_are_read_where_they_are_touched() {
+        const SIZE: u64 = 0x10_0000;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(b"later", 0x8_0000).unwrap();
+        let mut space = AddressSpace::new(1 << 30).unwrap();
+        let mut manager = MemoryManager::default();
+        let named = SectionFile { file: file.try_clone().unwrap(), name: "\\a".to_owned(), held: None };
+        let section = Section::of_file(&mut space, named, 0, PageProtection::READWRITE, attributes::COMMIT).unwrap();
+        let section = Arc::new(section);
+        let request = ViewRequest {
+            base: None,
+            placement: Placement::default(),
+            offset: 0,
+            size: 0,
+            protection: PageProtection::READWRITE,
+            replace_placeholder: false,
+        };
+        let views = [0, 1].map(|_| manager.map_data(&mut space, &section, request).unwrap().0);
+        assert!(section.is_unread(&(0..SIZE)) && space.protection(views[0]).is_none());
+        let read = |manager: &mut MemoryManager, space: &mut AddressSpace, address| {
+            let mut bytes = [0; 5];
+            manager.read(space, address, &mut bytes, Privilege::User).map(|()| bytes)
+        };
+        assert_eq!(read(&mut manager, &mut space, views[0] + 0x8_0000), Ok(*b"later"));
+        assert!(section.is_unread(&(0..0x1000)) && !section.is_unread(&(0x8_0000..0x8_1000)));
+        // Both views show the same memory, and what was changed is written back.
+        manager.write(&mut space, views[0] + 0x8_0000, b"LATER", Privilege::User).unwrap();
+        assert_eq!(read(&mut manager, &mut space, views[1] + 0x8_0000), Ok(*b"LATER"));
+        manager.unmap_view(&mut space, views[0], false).unwrap();
+        let mut written = [0; 5];
+        file.read_exact_at(&mut written, 0x8_0000).unwrap();
+        assert_eq!(&written, b"LATER");
+        // Other rights do not lose what has not been read yet.
+        let (start, vad) = manager.vads.find_mut(views[1]).unwrap();
+        vad.protect(&mut space, start, start..start + 0x2000, PageProtection::READONLY).unwrap();
+        assert_eq!(read(&mut manager, &mut space, views[1]), Ok(*b"first"));
+        let refused = manager.write(&mut space, views[1], b"x", Privilege::User);
+        assert_eq!(refused, Err(Status::ACCESS_VIOLATION));
     }
 }

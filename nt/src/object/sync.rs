@@ -286,14 +286,18 @@ impl IoCompletion {
 /// A job.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Member processes.
+    /// Processes in it and in the jobs nested in it.
     pub processes: Vec<u32>,
+    /// The job that it is nested in.
+    pub parent: Option<ObjectId>,
+    /// Its processes are being ended by NtTerminateJobObject.
+    pub terminating: bool,
     /// Processes that have ever been members.
     pub total_processes: u32,
     /// JOBOBJECT_EXTENDED_LIMIT_INFORMATION, or as much of it as was set.
     pub limits: Vec<u8>,
     /// Port that gets messages, and its key.
     pub completion: Option<(ObjectId, u64)>,
-    /// All members have ended by a limit.
+    /// All members have been ended.
     pub signaled: bool,
 }

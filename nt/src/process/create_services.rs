@@ -404,6 +404,7 @@ fn create(
         priority_class: wishes.priority_class.unwrap_or(super::information::NORMAL_CLASS),
         execute_flags: kernel.process.execute_flags,
         cookie: u32::from_le_bytes(cookie),
+        job: None,
         debug_object: None,
         debug_inherit: process_flags & flag::NO_DEBUG_INHERIT == 0,
         ended_threads: std::collections::BTreeMap::new(),

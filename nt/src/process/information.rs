@@ -87,6 +87,36 @@ const NORMAL_PRIORITY: i32 = 8;
 /// PROCESS_PRIORITY_CLASS_NORMAL.
 pub(crate) const NORMAL_CLASS: u8 = 2;
 
+/// The length that a query of a class must have, where there is but one; an error when there is no such class.
+fn query_length(class: u32) -> Result<Option<u32>, Status> {
+    Ok(match class {
+        class::BASIC | class::IO_COUNTERS => Some(0x30),
+        class::TIMES => Some(0x20),
+        class::DEBUG_PORT | class::WOW64 | class::DEBUG_OBJECT_HANDLE | class::AFFINITY_MASK => Some(8),
+        class::DEFAULT_HARD_ERROR_MODE
+        | class::HANDLE_COUNT
+        | class::PRIORITY_BOOST
+        | class::SUBSYSTEM
+        | class::SESSION
+        | class::DEBUG_FLAGS
+        | class::IO_PRIORITY
+        | class::EXECUTE_FLAGS
+        | class::COOKIE => Some(4),
+        class::PRIORITY_CLASS => Some(2),
+        class::IMAGE_INFORMATION => Some(0x40),
+        class::QUOTA_LIMITS
+        | class::VM_COUNTERS
+        | class::IMAGE_FILE_NAME
+        | class::IMAGE_FILE_NAME_WIN32
+        | class::COMMAND_LINE
+        | class::PAGE_PRIORITY
+        | class::GROUP_INFORMATION
+        | class::PROTECTION
+        | class::MITIGATION_POLICY => None,
+        _ => return Err(Status::INVALID_INFO_CLASS),
+    })
+}
+
 fn nt_query_information_process(
     call: &mut Call<'_, '_>,
     process: Handle,
@@ -95,6 +125,14 @@ fn nt_query_information_process(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
+    // The buffer is looked at before the handle is.
+    match query_length(class)? {
+        Some(size) if length != size => return Err(Status::INFO_LENGTH_MISMATCH),
+        Some(size) if !call.kernel.memory.may_write(buffer.address(), u64::from(size)) => {
+            return Err(Status::ACCESS_VIOLATION);
+        }
+        _ => {}
+    }
     let target = call.process_by_handle(process, access::QUERY_LIMITED_INFORMATION)?;
     let output = UserBuffer::new(buffer.address(), u64::from(length));
     let kernel = &*call.kernel;

@@ -1,4 +1,7 @@
 //! Jobs: groups of processes with common limits and a common end.
+//!
+//! A process is in one job, and in those around it: a job that has never had a process becomes nested in the job of the
+//! first that it is given (Windows 8).
 
 use super::ProcessId;
 use crate::io::info::{Answer, Bytes};
@@ -71,15 +74,23 @@ impl Kernel {
         }
     }
 
-    /// Jobs that a process is in, outermost first.
+    /// Jobs that a process is in, or was when it ended, innermost first.
     fn jobs_of(&self, process: ProcessId) -> Vec<ObjectId> {
-        let member = |body: &Body| matches!(body, Body::Job(job) if job.processes.contains(&process));
-        let mut jobs: Vec<_> = self.objects.iter().filter(|(_, o)| member(&o.body)).map(|(id, _)| id).collect();
-        jobs.sort_by_key(|&id| match self.objects.body(id) {
-            Ok(Body::Job(job)) => std::cmp::Reverse(job.processes.len()),
-            _ => std::cmp::Reverse(0),
-        });
-        jobs
+        let first = self.process_by_id(process).and_then(|process| process.job);
+        self.jobs_around(first)
+    }
+
+    /// A job and those that it is nested in.
+    fn jobs_around(&self, first: Option<ObjectId>) -> Vec<ObjectId> {
+        let job = |id| match self.objects.body(id) {
+            Ok(Body::Job(job)) => Some(job),
+            _ => None,
+        };
+        // One that is gone has no processes and no limits any more.
+        std::iter::successors(first.filter(|&id| job(id).is_some()), |&id| {
+            job(id)?.parent.filter(|&parent| job(parent).is_some())
+        })
+        .collect()
     }
 
     fn post_job_message(&mut self, id: ObjectId, message: u64, process: ProcessId) {
@@ -97,28 +108,57 @@ impl Kernel {
         Ok(!limited || (job.processes.len() as u32) < job.active_limit())
     }
 
+    /// Puts a process into a job, which becomes nested in the one that the process is in.
     fn join_job(&mut self, id: ObjectId, process: ProcessId) -> Result<(), Status> {
-        if self.job_mut(id)?.processes.contains(&process) {
+        let current = self.jobs_of(process);
+        if current.contains(&id) {
             return Ok(());
         }
-        if !self.has_room(id)? {
-            self.post_job_message(id, message::ACTIVE_PROCESS_LIMIT, process);
-            return Err(Status::QUOTA_EXCEEDED);
-        }
         let job = self.job_mut(id)?;
-        job.processes.push(process);
-        job.total_processes += 1;
-        // A job lives as long as it has members.
-        self.objects.reference(id);
-        self.post_job_message(id, message::NEW_PROCESS, process);
+        if let Some(&innermost) = current.first() {
+            match job.parent {
+                Some(parent) if parent == innermost => {}
+                None if job.total_processes == 0 => job.parent = Some(innermost),
+                _ => return Err(Status::ACCESS_DENIED),
+            }
+        }
+        let joined: Vec<_> = self.jobs_around(Some(id)).into_iter().filter(|id| !current.contains(id)).collect();
+        for &id in &joined {
+            if !self.has_room(id)? {
+                self.post_job_message(id, message::ACTIVE_PROCESS_LIMIT, process);
+                return Err(Status::QUOTA_EXCEEDED);
+            }
+        }
+        for id in joined {
+            let job = self.job_mut(id)?;
+            job.processes.push(process);
+            job.total_processes += 1;
+            // A job lives as long as it has members.
+            self.objects.reference(id);
+            self.post_job_message(id, message::NEW_PROCESS, process);
+        }
+        if let Some(process) = self.process_by_id_mut(process) {
+            process.job = Some(id);
+        }
         Ok(())
+    }
+
+    /// The innermost job of a process that takes its children: they break away from jobs that let them.
+    fn job_for_children(&self, parent: ProcessId, breakaway: bool) -> Option<ObjectId> {
+        self.jobs_of(parent).into_iter().find(|&id| {
+            let flags = match self.objects.body(id) {
+                Ok(Body::Job(job)) => job.limit_flags(),
+                _ => 0,
+            };
+            flags & limit::SILENT_BREAKAWAY_OK == 0 && !(breakaway && flags & limit::BREAKAWAY_OK != 0)
+        })
     }
 
     /// Whether the jobs of `parent` let it have another child.
     pub(super) fn check_job_limits(&mut self, parent: ProcessId) -> Result<(), Status> {
-        for job in self.jobs_of(parent) {
-            let breaks_away = self.job_mut(job)?.limit_flags() & limit::SILENT_BREAKAWAY_OK != 0;
-            if !breaks_away && !self.has_room(job)? {
+        let first = self.job_for_children(parent, false);
+        for job in self.jobs_around(first) {
+            if !self.has_room(job)? {
                 self.post_job_message(job, message::ACTIVE_PROCESS_LIMIT, parent);
                 return Err(Status::QUOTA_EXCEEDED);
             }
@@ -134,14 +174,14 @@ impl Kernel {
         asked_for: &[ObjectId],
         breakaway: bool,
     ) -> Result<(), Status> {
-        for job in self.jobs_of(parent) {
-            let flags = self.job_mut(job)?.limit_flags();
-            if breakaway && flags & (limit::BREAKAWAY_OK | limit::SILENT_BREAKAWAY_OK) == 0 {
-                return Err(Status::ACCESS_DENIED);
-            }
-            if !breakaway && flags & limit::SILENT_BREAKAWAY_OK == 0 {
-                self.join_job(job, process)?;
-            }
+        if let Some(&innermost) = self.jobs_of(parent).first()
+            && breakaway
+            && self.job_mut(innermost)?.limit_flags() & (limit::BREAKAWAY_OK | limit::SILENT_BREAKAWAY_OK) == 0
+        {
+            return Err(Status::ACCESS_DENIED);
+        }
+        if let Some(job) = self.job_for_children(parent, breakaway) {
+            self.join_job(job, process)?;
         }
         asked_for.iter().try_for_each(|&job| self.join_job(job, process))
     }
@@ -151,11 +191,15 @@ impl Kernel {
         let status = self.process_by_id(process).and_then(|process| process.exit_status).unwrap_or(Status::SUCCESS);
         let abnormal = status.0 >= 0xC000_0000;
         for id in self.jobs_of(process) {
+            if !self.job_mut(id).is_ok_and(|job| job.processes.contains(&process)) {
+                continue;
+            }
             let message = if abnormal { message::ABNORMAL_EXIT_PROCESS } else { message::EXIT_PROCESS };
             self.post_job_message(id, message, process);
             let Ok(job) = self.job_mut(id) else { continue };
             job.processes.retain(|&member| member != process);
             if job.processes.is_empty() {
+                job.signaled |= std::mem::take(&mut job.terminating);
                 self.post_job_message(id, message::ACTIVE_PROCESS_ZERO, 0);
             }
             self.objects.dereference(id);
@@ -215,7 +259,11 @@ fn is_process_in_job(call: &mut Call<'_, '_>, process: Handle, handle: Handle) -
 
 fn terminate_job(call: &mut Call<'_, '_>, handle: Handle, status: u32) -> Result<Outcome, Status> {
     let id = call.object(handle, Some(ObjectType::Job), access::TERMINATE)?;
-    let doomed: Vec<_> = call.kernel.job_mut(id)?.processes.iter().map(|&process| (process, Status(status))).collect();
+    let job = call.kernel.job_mut(id)?;
+    let doomed: Vec<_> = job.processes.iter().map(|&process| (process, Status(status))).collect();
+    // It is signalled when the last one has ended.
+    job.terminating = !doomed.is_empty();
+    job.signaled |= doomed.is_empty();
     call.kernel.doomed.extend(doomed);
     Ok(Outcome::Return(Status::SUCCESS))
 }
@@ -230,7 +278,7 @@ fn query_job(
 ) -> Result<Status, Status> {
     let id = match handle {
         // The innermost job of the caller; without one there are no limits.
-        Handle::NULL => call.kernel.jobs_of(call.kernel.process.id).pop(),
+        Handle::NULL => call.kernel.jobs_of(call.kernel.process.id).first().copied(),
         handle => Some(call.object(handle, Some(ObjectType::Job), access::QUERY)?),
     };
     let job = match id {
@@ -251,6 +299,9 @@ fn query_job(
         }
         // JobObjectBasicProcessIdList.
         3 => {
+            if length < 0x10 {
+                return Err(Status::INFO_LENGTH_MISMATCH);
+            }
             let fits = (length as usize).saturating_sub(8) / 8;
             let ids: Vec<u64> = job.processes.iter().take(fits).map(|&id| u64::from(id)).collect();
             let bytes = Bytes::default().u32s(&[active, ids.len() as u32]).u64s(&ids).0;

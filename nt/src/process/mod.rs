@@ -110,6 +110,8 @@ pub struct Process {
     pub execute_flags: u32,
     /// ProcessCookie.
     pub cookie: u32,
+    /// The job it is in, or was when it ended.
+    pub job: Option<ObjectId>,
     /// What it is debugged through; referenced.
     pub debug_object: Option<ObjectId>,
     /// Its children are debugged with it.

@@ -66,9 +66,13 @@ type KeyTable = &'static [(&'static str, &'static [(&'static str, Data)])];
 /// `\Registry\Machine`.
 const MACHINE: KeyTable = &[
     ("Hardware\\Description\\System\\CentralProcessor\\0", &[]),
+    ("Software\\Classes\\.exe", &[("", Text("exefile"))]),
+    ("Software\\Classes\\.txt", &[("", Text("txtfile"))]),
     ("Software\\Classes\\CLSID", &[]),
     ("Software\\Classes\\Interface\\{00000000-0000-0000-C000-000000000046}", &[("", Text("IUnknown"))]),
     ("Software\\Classes\\Interface\\{00020400-0000-0000-C000-000000000046}", &[("", Text("IDispatch"))]),
+    ("Software\\Classes\\exefile", &[("", Text("Application"))]),
+    ("Software\\Classes\\txtfile", &[("", Text("Text Document"))]),
     ("Software\\Classes\\Wow6432Node\\CLSID", &[]),
     ("Software\\Classes\\Wow6432Node\\Interface\\{00000000-0000-0000-C000-000000000046}", &[("", Text("IUnknown"))]),
     ("Software\\Wow6432Node\\Classes", &[(LINK_VALUE, Link("\\Registry\\Machine\\Software\\Classes\\Wow6432Node"))]),
@@ -321,17 +325,49 @@ fn create_link(registry: &mut Registry, base: KeyId, path: &str, now: i64) -> Re
 
 /// A registry with the built-in keys, stamped with system time `now`.
 pub fn registry(now: i64) -> Result<Registry, Status> {
+    let mut registry = branches(now)?;
+    let none = |_: &str| false;
+    fill(&mut registry, now, &none)?;
+    Ok(registry)
+}
+
+/// A registry of its branches alone.
+pub(super) fn branches(now: i64) -> Result<Registry, Status> {
     let mut registry = Registry::new();
-    let machine = registry.create_all(registry.root(), "Machine", now)?;
-    let users = registry.create_all(registry.root(), "User", now)?;
-    let user = registry.create_all(users, USER_SID, now)?;
-    registry.create_all(users, &format!("{USER_SID}_Classes"), now)?;
-    let default = registry.create_all(users, ".Default", now)?;
-    for (base, table) in [(machine, MACHINE), (user, USER), (default, USER)] {
+    for branch in ["Machine", "User"] {
+        registry.create_all(registry.root(), branch, now)?;
+    }
+    Ok(registry)
+}
+
+/// Keys that Windows makes at each start, so that no hive holds them, and one that older versions lack.
+const MADE_AT_START: [&str; 4] = [
+    "Hardware\\Description\\System\\CentralProcessor\\0",
+    "System\\CurrentControlSet\\Control\\ComputerName\\ActiveComputerName",
+    "System\\CurrentControlSet\\Control\\Nls\\Sorting\\Ids",
+    "Volatile Environment",
+];
+
+/// Adds the built-in keys. `is_loaded` says of a branch (`Machine\Software`) whether a hive has given it: then only what no
+/// hive holds is added, where it is missing.
+pub(super) fn fill(registry: &mut Registry, now: i64, is_loaded: &dyn Fn(&str) -> bool) -> Result<(), Status> {
+    let root = registry.root();
+    let user = format!("User\\{USER_SID}");
+    registry.create_all(root, &format!("{user}_Classes"), now)?;
+    for (base, table) in [("Machine", MACHINE), (user.as_str(), USER), ("User\\.Default", USER)] {
+        let base_key = registry.create_all(root, base, now)?;
         for (path, values) in table {
+            let branch = match base {
+                "Machine" => format!("Machine\\{}", path.split('\\').next().unwrap_or_default()),
+                user => user.to_owned(),
+            };
+            let loaded = is_loaded(&branch);
+            if loaded && (!MADE_AT_START.contains(path) || registry.open(base_key, path).is_ok()) {
+                continue;
+            }
             let key = match values.first() {
-                Some((_, Data::Link(_))) => create_link(&mut registry, base, path, now)?,
-                _ => registry.create_all(base, path, now)?,
+                Some((_, Data::Link(_))) => create_link(registry, base_key, path, now)?,
+                _ => registry.create_all(base_key, path, now)?,
             };
             for (name, data) in *values {
                 let (kind, bytes) = data.encode();
@@ -339,9 +375,12 @@ pub fn registry(now: i64) -> Result<Registry, Status> {
             }
         }
     }
-    let zones = registry.create_all(machine, "Software\\Microsoft\\Windows NT\\CurrentVersion\\Time Zones", now)?;
-    super::time_zones::add(&mut registry, zones, now)?;
-    Ok(registry)
+    if !is_loaded("Machine\\Software") {
+        const ZONES: &str = "Machine\\Software\\Microsoft\\Windows NT\\CurrentVersion\\Time Zones";
+        let zones = registry.create_all(root, ZONES, now)?;
+        super::time_zones::add(registry, zones, now)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,13 +1,18 @@
-//! The registry: an in-memory tree of keys and values, with the keys that start-up code reads.
+//! The registry: a tree of keys and values in memory.
 //!
-//! Nothing is loaded from or saved to the host: each run starts from [`defaults`].
+//! A run starts from the hives of the system root, and from [`defaults`] where there are none. What it changes is forgotten,
+//! or kept as a list of changes ([`state`]); the hives themselves are never written.
 
 pub mod defaults;
+pub mod hive;
+pub mod hive_services;
 pub mod notify;
 pub mod services;
+pub mod state;
+pub mod system_hives;
 mod time_zones;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::io::fold;
 use crate::status::Status;
@@ -54,7 +59,7 @@ pub struct Value {
 }
 
 /// A key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Key {
     /// Last component in its original spelling.
     pub name: String,
@@ -90,18 +95,20 @@ impl Key {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Slot {
     generation: u32,
     key: Option<Key>,
 }
 
 /// The tree. Its root is `\Registry`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Registry {
     slots: Vec<Slot>,
     free: Vec<usize>,
     bytes: usize,
+    /// Keys that NtLoadKey has made of hives: their files keep them.
+    loaded: HashSet<KeyId>,
 }
 
 /// The only value of a symbolic link.
@@ -133,6 +140,8 @@ pub struct CreateOptions<'a> {
     pub open_link: bool,
 }
 
+/// Keys of the root. `A` is there once a program has loaded a hive of its own.
+const BRANCHES: [&str; 3] = ["MACHINE", "USER", "A"];
 /// Longest key name in UTF-16 units.
 const MAX_KEY_NAME: usize = 256;
 /// Longest value name in UTF-16 units.
@@ -164,7 +173,12 @@ impl Registry {
             children: BTreeMap::new(),
             values: BTreeMap::new(),
         };
-        Self { slots: vec![Slot { generation: 0, key: Some(root) }], free: Vec::new(), bytes: 0 }
+        Self {
+            slots: vec![Slot { generation: 0, key: Some(root) }],
+            free: Vec::new(),
+            bytes: 0,
+            loaded: HashSet::new(),
+        }
     }
 
     /// `\Registry`.
@@ -255,8 +269,8 @@ impl Registry {
             Found::Vacancy { parent, name } => (parent, name),
         };
         let CreateOptions { class, volatile, link, .. } = options;
-        // `\Registry` itself takes no keys beside its hives.
-        if at == self.root() && self.key(at)?.children.len() >= 2 {
+        // `\Registry` itself takes no keys beside its branches.
+        if at == self.root() && !BRANCHES.contains(&fold(&last).as_str()) {
             return Err(Status::ACCESS_DENIED);
         }
         if self.key(at)?.volatile && !volatile {
@@ -315,6 +329,7 @@ impl Registry {
         let parent = self.key_mut(parent)?;
         parent.children.remove(&name);
         parent.last_write = now;
+        self.loaded.remove(&id);
         let slot = &mut self.slots[id.index];
         slot.key = None;
         slot.generation = slot.generation.wrapping_add(1);
@@ -367,6 +382,57 @@ impl Registry {
         key.last_write = now;
         self.bytes = self.bytes.saturating_sub(value.name.len() + value.data.len());
         Ok(())
+    }
+
+    /// Deletes all values and subkeys of a key.
+    pub fn clear(&mut self, id: KeyId, now: i64) -> Result<(), Status> {
+        let mut stack: Vec<KeyId> = self.key(id)?.children().collect();
+        while let Some(&key) = stack.last() {
+            let before = stack.len();
+            stack.extend(self.key(key)?.children());
+            if stack.len() == before {
+                stack.pop();
+                self.delete(key, now)?;
+            }
+        }
+        let key = self.key_mut(id)?;
+        key.last_write = now;
+        let values = std::mem::take(&mut key.values);
+        let bytes: usize = values.values().map(|value| value.name.len() + value.data.len()).sum();
+        self.bytes = self.bytes.saturating_sub(bytes);
+        Ok(())
+    }
+
+    /// Copies what a key of another registry holds into an empty one.
+    pub fn copy(&mut self, from: &Self, source: KeyId, target: KeyId) -> Result<(), Status> {
+        let mut queue = vec![(source, target)];
+        while let Some((source, target)) = queue.pop() {
+            let key = from.key(source)?;
+            let volatile = self.key(target)?.volatile;
+            for value in key.values() {
+                self.set_value(target, &value.name, value.kind, value.data.clone(), key.last_write)?;
+            }
+            for child in key.children() {
+                let below = from.key(child)?;
+                let options = CreateOptions { class: &below.class, link: below.link, volatile, open_link: true };
+                queue.push((child, self.create(target, &below.name, options, below.last_write)?.0));
+            }
+            self.restore_stamp(target, &key.class, key.last_write);
+        }
+        Ok(())
+    }
+
+    /// Gives a key the class and the time of change that it had elsewhere.
+    fn restore_stamp(&mut self, id: KeyId, class: &str, last_write: i64) {
+        if let Ok(key) = self.key_mut(id) {
+            class.clone_into(&mut key.class);
+            key.last_write = last_write;
+        }
+    }
+
+    /// What is there now does not count as stored by the guest.
+    fn forgive(&mut self) {
+        self.bytes = 0;
     }
 
     /// `\REGISTRY\...` path of a key.

@@ -50,7 +50,7 @@ const ENUMERATE_SUB_KEYS: u32 = 8;
 const DELETE: u32 = 0x1_0000;
 
 /// Key that a name is relative to, and the rest of the name.
-fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<(KeyId, String), Status> {
+pub(super) fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<(KeyId, String), Status> {
     if attributes.name.is_none() {
         return Err(Status::ACCESS_VIOLATION);
     }
@@ -80,7 +80,7 @@ pub(super) fn key_of(call: &Call<'_, '_>, handle: Handle, access: u32) -> Result
 /// Bits that choose between the 32-bit and the 64-bit view; there is one view.
 const WOW64_VIEWS: u32 = 0x300;
 
-fn give(
+pub(super) fn give(
     call: &mut Call<'_, '_>,
     out: UserPtr<Handle>,
     key: KeyId,

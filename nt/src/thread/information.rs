@@ -95,6 +95,12 @@ fn nt_query_information_thread(
     length: u32,
     returned: UserPtr<u32>,
 ) -> Result<Status, Status> {
+    // For these the length is looked at before the handle is.
+    match class {
+        class::AM_I_LAST_THREAD if length != 4 => return Err(Status::INFO_LENGTH_MISMATCH),
+        class::HIDE_FROM_DEBUGGER if length != 1 => return Err(Status::INFO_LENGTH_MISMATCH),
+        _ => {}
+    }
     let (id, process, ended) = identify(call, thread, query_access(class))?;
     let output = UserBuffer::new(buffer.address(), u64::from(length));
     let kernel = &*call.kernel;
@@ -192,6 +198,12 @@ fn nt_set_information_thread(
     buffer: UserPtr<u8>,
     length: u32,
 ) -> Result<Status, Status> {
+    if class == class::ENABLE_ALIGNMENT_FAULT_FIXUP {
+        if length != 1 {
+            return Err(Status::INFO_LENGTH_MISMATCH);
+        }
+        buffer.read(call)?;
+    }
     let access = if class == class::NAME { SET_LIMITED_INFORMATION } else { SET_INFORMATION };
     let id = call.thread_by_handle(thread, access)?;
     let expect = |size: u32| if length == size { Ok(()) } else { Err(Status::INFO_LENGTH_MISMATCH) };

@@ -8,6 +8,9 @@ use lstar_arch::PAGE_SIZE;
 use super::MapError;
 use super::window::MemoryFile;
 
+/// From so many bytes on a system call costs less than the faults that it spares.
+pub(super) const MANY: usize = 16 << 10;
+
 /// Allocator of page frames (offsets in the memory file).
 #[derive(Debug)]
 pub(super) struct FrameStore {
@@ -123,7 +126,10 @@ impl Frames {
     pub fn fill(&self, offset: u64, data: &[u8]) -> bool {
         let fits = offset.checked_add(data.len() as u64).is_some_and(|end| end <= self.size);
         if fits {
-            self.store.file.write(self.offset + offset, data);
+            match data.len() {
+                ..MANY => self.store.file.write(self.offset + offset, data),
+                MANY.. => self.store.file.write_many(self.offset + offset, data),
+            }
         }
         fits
     }

@@ -377,9 +377,12 @@ impl AddressSpace {
     fn copy_out(&self, address: u64, buf: &mut [u8]) {
         let mut done = 0;
         while done < buf.len() {
-            let at = address.wrapping_add(done as u64);
-            let length = in_page(at).min(buf.len() - done);
-            self.store.file.read(self.file_offset(at), &mut buf[done..done + length]);
+            let (offset, length) = self.contiguous(address.wrapping_add(done as u64), buf.len() - done);
+            let part = &mut buf[done..done + length];
+            match length {
+                ..frames::MANY => self.store.file.read(offset, part),
+                frames::MANY.. => self.store.file.read_many(offset, part),
+            }
             done += length;
         }
     }
@@ -388,11 +391,26 @@ impl AddressSpace {
     fn copy_in(&self, address: u64, data: &[u8]) {
         let mut done = 0;
         while done < data.len() {
-            let at = address.wrapping_add(done as u64);
-            let length = in_page(at).min(data.len() - done);
-            self.store.file.write(self.file_offset(at), &data[done..done + length]);
+            let (offset, length) = self.contiguous(address.wrapping_add(done as u64), data.len() - done);
+            let part = &data[done..done + length];
+            match length {
+                ..frames::MANY => self.store.file.write(offset, part),
+                frames::MANY.. => self.store.file.write_many(offset, part),
+            }
             done += length;
         }
+    }
+
+    /// Where the bytes at `address`, on pages that are present, are in the memory file, and how many of `most` bytes follow
+    /// each other there.
+    #[inline(always)]
+    fn contiguous(&self, address: u64, most: usize) -> (u64, usize) {
+        let offset = self.file_offset(address);
+        let mut length = in_page(address);
+        while length < most && self.file_offset(address.wrapping_add(length as u64)) == offset + length as u64 {
+            length += PAGE_SIZE as usize;
+        }
+        (offset, length.min(most))
     }
 
     /// Writes whatever the page's protection says (loaders, debuggers). Fails where nothing is mapped.

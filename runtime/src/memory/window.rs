@@ -110,6 +110,37 @@ impl MemoryFile {
         unsafe { ptr::copy_nonoverlapping(data.as_ptr(), self.pointer(offset, data.len()), data.len()) };
     }
 
+    /// Copies many bytes in, as a write to the file: pages that nothing has touched yet are neither cleared nor mapped for it.
+    /// What the host does not take that way is copied.
+    pub fn write_many(&self, mut offset: u64, mut data: &[u8]) {
+        // Asserts that it is inside.
+        self.pointer(offset, data.len());
+        while !data.is_empty() {
+            match rustix::io::pwrite(&self.fd, data, offset) {
+                Ok(written) if written != 0 => {
+                    offset += written as u64;
+                    data = &data[written..];
+                }
+                _ => return self.write(offset, data),
+            }
+        }
+    }
+
+    /// Copies many bytes out, as a read of the file: pages that nothing has touched yet stay so.
+    pub fn read_many(&self, mut offset: u64, mut buf: &mut [u8]) {
+        // Asserts that it is inside.
+        self.pointer(offset, buf.len());
+        while !buf.is_empty() {
+            match rustix::io::pread(&self.fd, &mut *buf, offset) {
+                Ok(read) if read != 0 => {
+                    offset += read as u64;
+                    buf = &mut buf[read..];
+                }
+                _ => return self.read(offset, buf),
+            }
+        }
+    }
+
     /// Copies bytes from one place of the file to another; the ranges may overlap.
     #[inline(always)]
     pub fn copy(&self, from: u64, to: u64, len: usize) {

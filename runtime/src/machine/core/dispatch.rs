@@ -183,8 +183,13 @@ fn interpret(this: &mut Core, mode: Option<Mode>, nested: bool, depth: &mut u64)
         }
         Outcome::Hot => {
             // The block may have been reached by interpreted code, and be translated already.
-            if !this.has_code_at_rip() {
-                this.translate();
+            let expected = this.mode().is_some_and(|mode| this.is_expected(mode));
+            if !this.has_code_at_rip() && !expected {
+                // Visits at the ends of time slices, when nothing is looked up, count too: it may not have been warm.
+                this.load_stored();
+                if !this.has_code_at_rip() {
+                    this.translate();
+                }
             }
             Next::Again
         }
