@@ -297,6 +297,16 @@ impl ServiceGate for NoGate {
     }
 }
 
+/// To [`NARROW`], as flat 32-bit code.
+fn enter_narrow(machine: &mut Machine) {
+    let mut vcpu = machine.vcpu();
+    vcpu.enter_user_mode(CODE64, 0x2B);
+    *vcpu.state_mut().segment_mut(SegmentIndex::Cs) = Segment::flat_code32(CODE32, 3);
+    vcpu.set_data_segment(SegmentIndex::Ds, 0x2B, u32::MAX);
+    vcpu.set_data_segment(SegmentIndex::Es, 0x2B, u32::MAX);
+    vcpu.set_rip(NARROW);
+}
+
 /// What is left when nothing handles the exception: RIP, CR2, registers, and how many regions there were.
 fn until_fault(engine: Engine, mapped: &[u64], code: Code<'_>, steps: u64) -> ((u64, u64, [u64; 16], VmExit), u64) {
     let config = MachineConfig { engine, hot_threshold: 0, memory_limit: 1 << 28, ..MachineConfig::default() };
@@ -308,16 +318,26 @@ fn until_fault(engine: Engine, mapped: &[u64], code: Code<'_>, steps: u64) -> ((
         memory.map(page, 0x1000, Protection::RW).expect("page");
         memory.write_unchecked(page, &[0x5A; 0x1000]).expect("mapped");
     }
-    let mut vcpu = machine.vcpu();
-    vcpu.enter_user_mode(CODE64, 0x2B);
-    *vcpu.state_mut().segment_mut(SegmentIndex::Cs) = Segment::flat_code32(CODE32, 3);
-    vcpu.set_data_segment(SegmentIndex::Ds, 0x2B, u32::MAX);
-    vcpu.set_data_segment(SegmentIndex::Es, 0x2B, u32::MAX);
-    vcpu.set_rip(NARROW);
+    enter_narrow(&mut machine);
     let exit = machine.run(&mut NoGate, steps);
     let regions = machine.statistics().regions_32bit;
     let vcpu = machine.vcpu();
     ((vcpu.rip(), vcpu.cr2(), Gpr::ALL.map(|register| vcpu.reg(register)), exit), regions)
+}
+
+/// Code in the last page below 4 GiB is interpreted, and counted.
+#[test]
+fn an_endless_loop_below_4_gib_ends_with_the_budget() {
+    const LAST: u64 = (1 << 32) - 0x1000;
+    let config = MachineConfig { hot_threshold: 0, memory_limit: 1 << 28, ..MachineConfig::default() };
+    let mut machine = Machine::new(config).expect("machine");
+    for (page, code) in [(NARROW, &[0xE9, 0xFB, 0xEF, 0xAE, 0xFF][..]), (LAST, &[0x40, 0xEB, 0xFD])] {
+        machine.memory().map(page, 0x1000, Protection::RX).expect("page");
+        machine.memory().write_unchecked(page, code).expect("mapped");
+    }
+    enter_narrow(&mut machine);
+    assert_eq!(machine.run(&mut NoGate, 1001), VmExit::Budget);
+    assert_eq!((machine.vcpu().reg(Gpr::Rax), machine.vcpu().rip()), (500, LAST));
 }
 
 /// An access that crosses 4 GiB, and strings that come there.

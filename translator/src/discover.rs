@@ -364,7 +364,7 @@ impl Reader<'_> {
         let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         let insn = decoder.decode();
         if !insn.is_invalid() {
-            return Some(insn);
+            return Some(if depends_on_vendor(&insn, bytes) { as_amd_does(bytes, rip, bitness) } else { insn });
         }
         if decoder.last_error() != DecoderError::NoMoreBytes || bytes.len() >= MAX_INSTRUCTION {
             return None;
@@ -376,8 +376,22 @@ impl Reader<'_> {
         let rest = self.page(page.checked_add(PAGE_SIZE)?);
         joined.extend_from_slice(&rest[..rest.len().min(MAX_INSTRUCTION)]);
         let insn = Decoder::with_ip(bitness, &joined, rip, DecoderOptions::NONE).decode();
+        let insn = if depends_on_vendor(&insn, &joined) { as_amd_does(&joined, rip, bitness) } else { insn };
         (!insn.is_invalid()).then_some(insn)
     }
+}
+
+/// The instruction as AMD's processors understand it. A transfer that then is one of 16 bits is left to the interpreter.
+fn as_amd_does(bytes: &[u8], rip: u64, bitness: u32) -> Instruction {
+    Decoder::with_ip(bitness, bytes, rip, DecoderOptions::AMD).decode()
+}
+
+/// Whether it is a control transfer with an operand-size prefix: in 64-bit code AMD's processors heed it, Intel's do not (AMD64
+/// Architecture Programmer's Manual vol. 3, 1.2.2 and Jcc).
+fn depends_on_vendor(insn: &Instruction, bytes: &[u8]) -> bool {
+    const OPERAND_SIZE: u8 = 0x66;
+    let is_prefix = |byte: &&u8| matches!(**byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
+    insn.flow_control() != FlowControl::Next && bytes.iter().take_while(is_prefix).any(|&byte| byte == OPERAND_SIZE)
 }
 
 /// Frequent targets of the indirect jump at `rip` that can belong to the same function.
@@ -810,5 +824,15 @@ mod tests {
         let region = region(&[0x06], 100);
         assert!(region.blocks[0].insns.is_empty());
         assert!(matches!(region.blocks[0].end, Terminator::Helper(Helper::InterpretJump, [rip, _]) if rip == BASE));
+    }
+
+    #[test]
+    fn what_vendors_take_for_different_branches_goes_to_the_interpreter() {
+        for code in [&[0x66, 0x73, 5, 0x90][..], &[0x2E, 0x66, 0xC3], &[0x66, 0xEB, 0xFD], &[0x66, 0xFF, 0xE0]] {
+            let region = region(code, 100);
+            // It is there, so that it counts.
+            assert_eq!(region.blocks[0].insns.len(), 1, "{code:02x?}");
+            assert!(matches!(region.blocks[0].end, Terminator::Helper(Helper::InterpretJump, [rip, _]) if rip == BASE));
+        }
     }
 }

@@ -285,7 +285,10 @@ impl Core {
     fn is_flat_32bit(&self) -> bool {
         const BORDER: u64 = 1 << 32;
         let is_free = |page| self.memory.protection(page).is_none();
-        self.cpu().is_flat_32bit() && (is_free(BORDER) || is_free(BORDER - PAGE_SIZE))
+        // Behind the last page EIP wraps.
+        self.cpu().rip < BORDER - PAGE_SIZE
+            && self.cpu().is_flat_32bit()
+            && (is_free(BORDER) || is_free(BORDER - PAGE_SIZE))
     }
 
     /// Whether the code at hand is user code of another mode than the host frames of translated code.
