@@ -4,4 +4,5 @@ pub mod bare;
 pub mod coverage;
 pub mod differential;
 pub mod fuzz;
+pub mod hostile;
 pub mod programs;

@@ -1,5 +1,4 @@
-//! Shifts and rotates (SDM vol. 1, 7.3.5 and 7.3.6), and BMI2's flagless ones. RCL and RCR by other counts than
-//! one go to the interpreter.
+//! Shifts and rotates (SDM vol. 1, 7.3.5 and 7.3.6), and BMI2's flagless ones.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
@@ -105,10 +104,84 @@ fn rotate(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     Ok(())
 }
 
-/// RCL and RCR by one.
+/// RCL and RCR.
 fn rotate_through_carry(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let ty = e.operand_type(insn, 0)?;
-    let Count::Known(1) = count(e, insn, 1, ty)? else { return Err(NotLifted) };
+    let amount = match count(e, insn, 1, ty)? {
+        Count::Known(1) => return rotate_through_carry_once(e, insn, ty),
+        Count::Known(amount) => e.iconst(types::I8, i64::from(amount)),
+        Count::Register(amount) => amount,
+    };
+    let left = insn.mnemonic() == Mnemonic::Rcl;
+    let place = e.place(insn, 0)?;
+    let value = e.get(place);
+    let carry = e.flag(CF);
+    let carry = e.zero_extend64(carry);
+    let (result, out) = if ty == types::I64 {
+        rotated_65(e, left, value, carry, amount)
+    } else {
+        rotated_ring(e, left, value, carry, amount)
+    };
+    e.put(place, result);
+    e.unless_zero(amount, |e| {
+        let zero = e.iconst(ty, 0);
+        let sign = e.b.ins().icmp(IntCC::SignedLessThan, result, zero);
+        // As for one: the sign against CF, or the two upper bits.
+        let overflow = if left {
+            e.b.ins().bxor(sign, out)
+        } else {
+            let second = e.b.ins().ishl_imm_u(result, 1);
+            let second = e.b.ins().icmp(IntCC::SignedLessThan, second, zero);
+            e.b.ins().bxor(sign, second)
+        };
+        e.set_flag_bits(ALL_FLAGS, &[(CF, out), (OF, overflow)]);
+    });
+    Ok(())
+}
+
+/// An operand of up to 32 bits with the carry above it, rotated within 64 bits: result and carry. Only 8 and 16 bits can be
+/// rotated all the way round.
+fn rotated_ring(e: &mut Emitter<'_>, left: bool, value: Value, carry: Value, amount: Value) -> (Value, Value) {
+    let ty = e.type_of(value);
+    let bits = i64::from(ty.bits());
+    let amount = e.b.ins().uextend(types::I32, amount);
+    let amount = if bits < 32 { e.b.ins().urem_imm_u(amount, bits + 1) } else { amount };
+    let ring_bits = e.iconst(types::I32, bits + 1);
+    let rest = e.b.ins().isub(ring_bits, amount);
+    let wide = e.zero_extend64(value);
+    let carry = e.b.ins().ishl_imm_u(carry, bits);
+    let ring = e.b.ins().bor(wide, carry);
+    let (up, down) = if left { (amount, rest) } else { (rest, amount) };
+    let (up, down) = (e.b.ins().ishl(ring, up), e.b.ins().ushr(ring, down));
+    let ring = e.b.ins().bor(up, down);
+    let out = e.b.ins().ushr_imm_u(ring, bits);
+    let out = e.b.ins().ireduce(types::I8, out);
+    (e.b.ins().ireduce(ty, ring), e.b.ins().band_imm_u(out, 1))
+}
+
+/// The same for 64 bits; a rotation by zero leaves the value, and a carry that means nothing.
+fn rotated_65(e: &mut Emitter<'_>, left: bool, value: Value, carry: Value, amount: Value) -> (Value, Value) {
+    // Shifts take their counts modulo 64; by 65 - amount is by 1, then by 64 - amount.
+    let rest = e.b.ins().ineg(amount);
+    let less = e.b.ins().iadd_imm_s(amount, -1);
+    let (main, wrapped, in_place, out) = if left {
+        let once = e.b.ins().ushr_imm_u(value, 1);
+        let main = e.b.ins().ishl(value, amount);
+        (main, e.b.ins().ushr(once, rest), e.b.ins().ishl(carry, less), e.b.ins().ushr(value, rest))
+    } else {
+        let once = e.b.ins().ishl_imm_u(value, 1);
+        let main = e.b.ins().ushr(value, amount);
+        (main, e.b.ins().ishl(once, rest), e.b.ins().ishl(carry, rest), e.b.ins().ushr(value, less))
+    };
+    let rotated = e.b.ins().bor(main, wrapped);
+    let rotated = e.b.ins().bor(rotated, in_place);
+    let result = e.b.ins().select(amount, rotated, value);
+    let out = e.b.ins().ireduce(types::I8, out);
+    (result, e.b.ins().band_imm_u(out, 1))
+}
+
+/// RCL and RCR by one.
+fn rotate_through_carry_once(e: &mut Emitter<'_>, insn: &Instruction, ty: Type) -> Lifted {
     let place = e.place(insn, 0)?;
     let value = e.get(place);
     let carry = e.flag(CF);
