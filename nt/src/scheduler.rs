@@ -125,7 +125,7 @@ impl Kernel {
         loop {
             outcome = match outcome {
                 Outcome::Return(status) => {
-                    vcpu.set_reg(Gpr::Rax, u64::from(status.0));
+                    vcpu.set_result(u64::from(status.0));
                     self.wake(vcpu);
                     if self.scheduler.current().is_some_and(|thread| self.scheduler.may_run(thread)) {
                         return Settled::Resume;
