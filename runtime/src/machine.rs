@@ -102,8 +102,8 @@ pub trait ServiceGate {
     /// Offers the work of SYSCALL and the guest's entry code at the system call of 64-bit code at CPL 3 that ends at RIP;
     /// only with [`SyscallDispatch::Direct`] in translated code.
     ///
-    /// `None`, with the registers unchanged, lets SYSCALL execute and the guest's code run. Otherwise the state must be exactly what that code
-    /// would have left: behind SYSRET for [`GateAction::Resume`], anything consistent for the others.
+    /// `None`, with the registers unchanged, lets SYSCALL execute and the guest's code run. Otherwise the state must be exactly
+    /// what that code would have left: behind SYSRET for [`GateAction::Resume`], anything consistent for the others.
     fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
         let _ = vcpu;
         None

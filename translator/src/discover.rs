@@ -8,25 +8,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind, Register,
-};
-use lstar_arch::PAGE_SIZE;
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpKind};
 
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
 use crate::effects::{ALL_FLAGS, Effects, FlagWrite, available, effects, is_mmx, is_x87, without_counts};
+use crate::flow::{Flow, Limits, flow, has_16bit_address, writes_code_segment};
 use crate::leaf::{self, Leaf};
 use crate::lift::{self, Lifter};
-use lstar_arch::cpuid::Features;
+use crate::reader::{Reader, Snapshot};
 
 /// Farthest distance at which the target of an unconditional jump still counts as part of the same function.
 const NEAR_JUMP: u64 = 16 * 1024;
 /// Most targets of an indirect jump that are part of the region.
 const JUMP_TARGETS: usize = 256;
-/// Longest x86 instruction (SDM vol. 2, 2.3.11).
-const MAX_INSTRUCTION: usize = 15;
-
 /// How an instruction is carried out.
 #[derive(Clone, Copy)]
 pub(crate) enum Lowering {
@@ -210,197 +205,12 @@ impl Region {
     }
 }
 
-/// Everything that discovery asked of a [`CodeSource`], to be asked again on another thread.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    pages: HashMap<u64, Vec<u8>>,
-    targets: HashMap<u64, Vec<u64>>,
-    /// On those pages.
-    stops: BTreeSet<u64>,
-}
-
-impl Snapshot {
-    /// Guest addresses of the pages in it.
-    pub fn pages(&self) -> impl Iterator<Item = u64> {
-        self.pages.keys().copied()
-    }
-}
-
-impl CodeSource for Snapshot {
-    fn fetch(&mut self, address: u64, buf: &mut [u8], _: Mode) -> usize {
-        let page = address & !(PAGE_SIZE - 1);
-        let rest = self.pages.get(&page).and_then(|bytes| bytes.get((address - page) as usize..)).unwrap_or_default();
-        let count = rest.len().min(buf.len());
-        buf[..count].copy_from_slice(&rest[..count]);
-        count
-    }
-
-    fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
-        self.targets.get(&jump).cloned().unwrap_or_default()
-    }
-
-    fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
-        self.stops.range(range).copied().collect()
-    }
-}
-
-/// What discovery needs to know besides the code.
-pub(crate) struct Limits<'a> {
-    /// Most instructions.
-    pub max_instructions: usize,
-    /// Whether CALL is a host call.
-    pub host_calls: bool,
-    /// Available instruction sets.
-    pub features: Features,
-    /// See [`crate::TranslatorConfig`].
-    pub known_targets: bool,
-    /// See [`crate::TranslatorConfig`].
-    pub look_ahead: bool,
-    /// See [`crate::TranslatorConfig`].
-    pub inline_leaves: bool,
-    /// See [`crate::TranslatorConfig`].
-    pub inline_system_calls: bool,
-    /// Addresses of instructions whose lifter has declined.
-    pub declined: &'a HashSet<u64>,
-}
-
-/// How an instruction ends its block, before targets are known to be in the region.
-pub(crate) enum Flow {
-    Next,
-    Jump(u64),
-    Branch(u64),
-    IndirectJump,
-    Call,
-    Return,
-    Helper(Helper, [u64; 2]),
-}
-
-pub(crate) fn flow(insn: &Instruction, mode: Mode) -> Flow {
-    let rip = insn.ip();
-    if has_16bit_address(insn) {
-        return match insn.flow_control() {
-            FlowControl::Next if !lift::system::leaves(insn, mode) => Flow::Next,
-            _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
-        };
-    }
-    // With an operand-size prefix, 32-bit code branches within the first 64 KiB.
-    let branch = if mode.is_32bit() { OpKind::NearBranch32 } else { OpKind::NearBranch64 };
-    let near = insn.op_count() > 0 && insn.op0_kind() == branch;
-    match insn.flow_control() {
-        FlowControl::UnconditionalBranch if near => Flow::Jump(insn.near_branch_target()),
-        FlowControl::ConditionalBranch if near && lift::control_flow::has_condition(insn) => {
-            Flow::Branch(insn.near_branch_target())
-        }
-        FlowControl::Call if near => Flow::Call,
-        FlowControl::IndirectCall if matches!(insn.code(), Code::Call_rm64 | Code::Call_rm32) => Flow::Call,
-        FlowControl::IndirectBranch if matches!(insn.code(), Code::Jmp_rm64 | Code::Jmp_rm32) => Flow::IndirectJump,
-        FlowControl::Return => match insn.code() {
-            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Flow::Return,
-            Code::Iretq => Flow::Helper(Helper::Iret, [rip, 0]),
-            Code::Sysretq => Flow::Helper(Helper::Sysret, [rip, 8]),
-            Code::Sysretd => Flow::Helper(Helper::Sysret, [rip, 4]),
-            _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
-        },
-        // The helper takes the instruction for two bytes long; with a prefix it is the interpreter's.
-        FlowControl::Call if insn.code() == Code::Syscall && insn.len() == 2 && !mode.is_32bit() => {
-            if mode == Mode::User {
-                return Flow::Next;
-            }
-            Flow::Helper(Helper::Syscall, [insn.next_ip(), 0])
-        }
-        FlowControl::Next if !lift::system::leaves(insn, mode) => Flow::Next,
-        FlowControl::Call if insn.code() == Code::Vmcall && mode == Mode::Kernel => Flow::Next,
-        _ => Flow::Helper(Helper::InterpretJump, [rip, 0]),
-    }
-}
-
-/// Whether the memory operand has a 16-bit address, which only 32-bit code can have: such instructions are the interpreter's.
-fn has_16bit_address(insn: &Instruction) -> bool {
-    let memory = insn.op_kinds().any(|kind| kind == OpKind::Memory);
-    memory && (insn.memory_displ_size() == 2 || insn.memory_base().is_gpr16() || insn.memory_index().is_gpr16())
-}
-
-/// Whether the instruction writes through CS, which faults outside of 64-bit mode.
-fn writes_code_segment(insn: &Instruction, effects: &Effects, mode: Mode) -> bool {
-    mode.is_32bit() && effects.stores && insn.memory_segment() == Register::CS
-}
-
-/// Reads code page by page.
-pub(crate) struct Reader<'a> {
-    source: &'a mut dyn CodeSource,
-    mode: Mode,
-    seen: Snapshot,
-}
-
-impl Reader<'_> {
-    fn page(&mut self, page: u64) -> &[u8] {
-        let (source, mode) = (&mut *self.source, self.mode);
-        let Snapshot { pages, stops, .. } = &mut self.seen;
-        pages.entry(page).or_insert_with(|| {
-            let mut bytes = vec![0; PAGE_SIZE as usize];
-            let count = source.fetch(page, &mut bytes, mode);
-            bytes.truncate(count);
-            stops.extend(source.stops(page..page.saturating_add(PAGE_SIZE)));
-            bytes
-        })
-    }
-
-    /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing, or where no translated code
-    /// is wanted.
-    pub fn decode(&mut self, rip: u64) -> Option<Instruction> {
-        /// The last page below 4 GiB, behind which EIP wraps.
-        const LAST_PAGE: u64 = (1 << 32) - PAGE_SIZE;
-        let bitness = if self.mode.is_32bit() { 32 } else { 64 };
-        if self.mode.is_32bit() && rip >= LAST_PAGE {
-            return None;
-        }
-        let page = rip & !(PAGE_SIZE - 1);
-        let offset = (rip - page) as usize;
-        self.page(page);
-        if self.seen.stops.contains(&rip) {
-            return None;
-        }
-        let bytes = self.page(page).get(offset..)?;
-        let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
-        let insn = decoder.decode();
-        if !insn.is_invalid() {
-            return Some(if depends_on_vendor(&insn, bytes) { as_amd_does(bytes, rip, bitness) } else { insn });
-        }
-        if decoder.last_error() != DecoderError::NoMoreBytes || bytes.len() >= MAX_INSTRUCTION {
-            return None;
-        }
-        let mut joined = bytes.to_vec();
-        if offset + joined.len() < PAGE_SIZE as usize {
-            return None;
-        }
-        let rest = self.page(page.checked_add(PAGE_SIZE)?);
-        joined.extend_from_slice(&rest[..rest.len().min(MAX_INSTRUCTION)]);
-        let insn = Decoder::with_ip(bitness, &joined, rip, DecoderOptions::NONE).decode();
-        let insn = if depends_on_vendor(&insn, &joined) { as_amd_does(&joined, rip, bitness) } else { insn };
-        (!insn.is_invalid()).then_some(insn)
-    }
-}
-
-/// The instruction as AMD's processors understand it. A transfer that then is one of 16 bits is left to the interpreter.
-fn as_amd_does(bytes: &[u8], rip: u64, bitness: u32) -> Instruction {
-    Decoder::with_ip(bitness, bytes, rip, DecoderOptions::AMD).decode()
-}
-
-/// Whether it is a control transfer with an operand-size prefix: in 64-bit code AMD's processors heed it, Intel's do not (AMD64
-/// Architecture Programmer's Manual vol. 3, 1.2.2 and Jcc).
-fn depends_on_vendor(insn: &Instruction, bytes: &[u8]) -> bool {
-    const OPERAND_SIZE: u8 = 0x66;
-    let is_prefix = |byte: &&u8| matches!(**byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
-    insn.flow_control() != FlowControl::Next && bytes.iter().take_while(is_prefix).any(|&byte| byte == OPERAND_SIZE)
-}
-
 /// Frequent targets of the indirect jump at `rip` that can belong to the same function.
 fn near_targets(reader: &mut Reader<'_>, rip: u64, limits: &Limits<'_>) -> Vec<u64> {
     if !limits.known_targets {
         return Vec::new();
     }
-    let (source, mode) = (&mut *reader.source, reader.mode);
-    let mut targets = reader.seen.targets.entry(rip).or_insert_with(|| source.indirect_targets(rip, mode)).clone();
+    let mut targets = reader.indirect_targets(rip);
     targets.retain(|target| target.abs_diff(rip) <= NEAR_JUMP);
     targets.truncate(JUMP_TARGETS);
     targets
@@ -473,14 +283,14 @@ fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>)
 
 /// Reads all that [`discover`] would read.
 pub(crate) fn read_ahead(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Snapshot {
-    let mut reader = Reader { source, mode, seen: Snapshot::default() };
+    let mut reader = Reader::new(source, mode);
     explore(entry, mode, limits, &mut reader);
-    reader.seen
+    reader.into_snapshot()
 }
 
 /// Builds the region at `entry`.
 pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Region {
-    let mut reader = Reader { source, mode, seen: Snapshot::default() };
+    let mut reader = Reader::new(source, mode);
     let Explored { decoded, leaders, leaves } = explore(entry, mode, limits, &mut reader);
     let mut builder =
         Builder { reader: &mut reader, limits, factory: InstructionInfoFactory::new(), blocks: Vec::new() };
@@ -745,6 +555,8 @@ fn covered(mut spans: Vec<Range<u64>>) -> Vec<Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use lstar_arch::cpuid::Features;
+
     use super::*;
 
     const BASE: u64 = 0x40_1FF8;

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Code, Instruction};
 
 use crate::abi::Mode;
-use crate::discover::{Flow, Limits, Reader, flow};
 use crate::effects::without_counts;
+use crate::flow::{Flow, Limits, flow};
+use crate::reader::Reader;
 
 /// Most instructions of a function that is inlined.
 const MOST_INSTRUCTIONS: usize = 12;

@@ -24,11 +24,13 @@ mod discover;
 mod effects;
 mod emit;
 pub mod flags;
+mod flow;
 pub mod host_op;
 mod leaf;
 mod lift;
 mod liveness;
 mod locate;
+mod reader;
 mod recover;
 pub mod statemap;
 mod translate;
@@ -38,7 +40,7 @@ use abi::{Mode, Slot, VcpuBlock};
 use serde::{Deserialize, Serialize};
 
 pub use config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
-pub use discover::Snapshot;
+pub use reader::Snapshot;
 pub use recover::{FlagSource, Form, Operand};
 pub use translate::Translator;
 

@@ -14,11 +14,13 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use crate::abi::{Mode, PROBES, Slot};
 use crate::config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
-use crate::discover::{BasicBlock, Limits, Region, Snapshot, discover, read_ahead};
+use crate::discover::{BasicBlock, Region, discover, read_ahead};
 use crate::emit::{EmitOptions, Emitted, Emitter, INSTRUCTIONS, SiteRecord, TRAP_CODES, region_signature};
+use crate::flow::Limits;
 use crate::host_op::HostFeatures;
 use crate::liveness::analyse;
 use crate::locate::{self, Located};
+use crate::reader::Snapshot;
 use crate::statemap::StateMap;
 use crate::{CodeSource, CompiledRegion, Probe, Site};
 

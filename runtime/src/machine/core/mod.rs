@@ -4,6 +4,7 @@
 mod dispatch;
 mod source;
 mod stops;
+mod system_call;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ptr;
@@ -13,14 +14,14 @@ use lstar_arch::Vector;
 use lstar_arch::control::{cr0, cr4, dr};
 use lstar_arch::cpuid::Features;
 use lstar_arch::delivery::{self, Event};
-use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Rflags, Vendor, system};
+use lstar_arch::{CpuState, GuestMemory, PAGE_SIZE, Rflags, Vendor};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, PROBES, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::host_op::{HostOp, StringOp};
 use lstar_translator::{Translator, TranslatorConfig, flags};
 
 use super::coverage::{Coverage, CoveredBlock};
-use super::{Engine, GateAction, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
+use super::{Engine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
 use crate::code_cache::CodeCache;
 use crate::code_store::CodeStore;
 use crate::compiler::{Compiler, Translated};
@@ -126,9 +127,6 @@ impl std::fmt::Debug for Core {
         f.debug_struct("Core").field("config", &self.config).field("exit", &self.exit).finish_non_exhaustive()
     }
 }
-
-/// More instructions than direct dispatch does the work of.
-const MOST_DISPATCHED: i64 = 512;
 
 impl Core {
     pub fn new(config: MachineConfig) -> Result<Box<Self>, MachineError> {
@@ -416,131 +414,6 @@ impl Core {
     fn count_switch(&mut self, cpl: u8) {
         if self.cpu().cpl != cpl {
             self.statistics.privilege_switches += 1;
-        }
-    }
-
-    /// SYSCALL, from translated code. `Continue` when the call has already come back behind the instruction, and translated code
-    /// can go on.
-    #[inline(always)]
-    pub fn syscall(&mut self, next: u64) -> After {
-        self.cpu_mut().rip = next;
-        match self.direct_dispatch(next) {
-            Some(after) => after,
-            None => self.syscall_architecturally(next),
-        }
-    }
-
-    #[inline(never)]
-    fn syscall_architecturally(&mut self, next: u64) -> After {
-        let cpu = self.cpu_mut();
-        let cpl = cpu.cpl;
-        match system::syscall(cpu) {
-            Ok(()) => {
-                self.statistics.syscalls += 1;
-                self.count_switch(cpl);
-                After::Redirect
-            }
-            Err(exception) => {
-                self.cpu_mut().rip = next.wrapping_sub(2);
-                self.block_mut().budget += 1;
-                self.deliver(Event::Exception(exception))
-            }
-        }
-    }
-
-    /// SYSRETQ (`quad`) or SYSRETL at `rip`, from translated code.
-    pub fn sysret(&mut self, rip: u64, quad: bool) -> After {
-        let size = if quad { system::OperandSize::Qword } else { system::OperandSize::Dword };
-        let cpu = self.cpu_mut();
-        // Only an exception looks at it, and that restores it.
-        cpu.rip = rip;
-        match system::sysret(cpu, size) {
-            Ok(()) => {
-                self.statistics.privilege_switches += 1;
-                if self.cpu().rflags & Rflags::TF.bits() != 0 {
-                    return self.deliver(Event::Exception(Exception::db(dr::DR6_BS)));
-                }
-                After::Redirect
-            }
-            Err(exception) => {
-                self.cpu_mut().rip = rip;
-                self.block_mut().budget += 1;
-                self.deliver(Event::Exception(exception))
-            }
-        }
-    }
-
-    /// Lets the gate do the work of SYSCALL and the entry code, where that is wanted: `Continue` when the call has come back
-    /// to `next`. `None`, with nothing changed, when SYSCALL is to execute.
-    #[inline(always)]
-    fn direct_dispatch(&mut self, next: u64) -> Option<After> {
-        let gate = self.gate.filter(|_| self.dispatches_directly)?;
-        // The guest code may not last as long as the run; then it must itself be where the run ends.
-        if self.block().budget < MOST_DISPATCHED {
-            return None;
-        }
-        let mut vcpu = self.vcpu();
-        let before = vcpu.retired;
-        // SAFETY: as in `service_gate`.
-        let action = unsafe { (*gate).system_call(&mut vcpu) }?;
-        let done = vcpu.retired.wrapping_sub(before);
-        let touched = vcpu.touched;
-        let block = self.block_mut();
-        block.budget -= done as i64;
-        // Entry and exit code can change these only, by way of the trap frame.
-        let unusual = block.cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits()
-            | u64::from(!block.cpu.mxcsr & MXCSR_MASKS)
-            | block.cpu.rip ^ next;
-        let unusual = unusual | u64::from(touched) | u64::from(self.memory.has_changes());
-        if action == GateAction::Resume && unusual == 0 {
-            // Back in user mode: `next` is there.
-            self.statistics.syscalls += 1;
-            self.statistics.privilege_switches += 2;
-            return Some(After::Continue);
-        }
-        Some(self.come_back(action, next))
-    }
-
-    /// What follows a system call that has not simply come back.
-    #[inline(never)]
-    fn come_back(&mut self, action: GateAction, next: u64) -> After {
-        self.statistics.syscalls += 1;
-        self.statistics.privilege_switches += 1;
-        self.count_switch(0);
-        let stale = self.drop_stale();
-        match action {
-            GateAction::Resume => {
-                let here = self.cpu().cpl == 3 && self.cpu().rip == next;
-                if !stale && here && !self.must_redispatch() { After::Continue } else { After::Redirect }
-            }
-            GateAction::Redirect => After::Redirect,
-            GateAction::Stop => {
-                self.exit = Some(VmExit::Stopped);
-                After::Exit
-            }
-        }
-    }
-
-    /// The gate instruction has executed; RIP is `next`.
-    pub fn service_gate(&mut self, next: u64) -> After {
-        self.cpu_mut().rip = next;
-        let Some(gate) = self.gate else {
-            self.exit = Some(VmExit::Halted);
-            return After::Exit;
-        };
-        let cpl = self.cpu().cpl;
-        // SAFETY: the pointer was made from the exclusive reference that `run` holds for the whole run; the gate has no way
-        // to reach the core, so this is the only use of it at a time.
-        let action = unsafe { (*gate).service(&mut self.vcpu()) };
-        self.count_switch(cpl);
-        let stale = self.drop_stale();
-        match action {
-            GateAction::Resume if !stale => After::Continue,
-            GateAction::Resume | GateAction::Redirect => After::Redirect,
-            GateAction::Stop => {
-                self.exit = Some(VmExit::Stopped);
-                After::Exit
-            }
         }
     }
 
