@@ -1,6 +1,7 @@
 //! What NtQuerySystemInformation tells: facts about the machine, its processes, their handles.
 
 use crate::io::info::{Answer, Bytes};
+use crate::memory::HIGHEST_USER_ADDRESS;
 use crate::object::{Body, Handle};
 use crate::service::Call;
 use crate::status::Status;
@@ -11,8 +12,6 @@ use crate::user_ptr::{UserBuffer, UserMemory as _, UserPtr};
 const PAGE_SIZE: u32 = 0x1000;
 /// Physical pages that the guest is told of: 4 GiB.
 const PHYSICAL_PAGES: u32 = 0x10_0000;
-/// Highest address of user mode, as Windows 7 has it.
-const HIGHEST_USER_ADDRESS: u64 = 0x7FF_FFFE_FFFF;
 
 /// NtQuerySystemInformation.
 pub(crate) fn query_system(

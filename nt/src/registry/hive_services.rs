@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::services::{give, key_of, locate};
+use super::system_hives::MOST_BYTES;
 use super::{CreateOptions, KeyId, Registry, hive, notify};
 use crate::io::services::open_section_file;
 use crate::io::{file, status_of_io};
@@ -40,8 +41,6 @@ const BACKUP: u32 = 17;
 const RESTORE: u32 = 18;
 /// REG_APP_HIVE: for the caller alone, below `\Registry\A`.
 const APP_HIVE: u32 = 0x10;
-/// Longest file that is looked at.
-const MOST_BYTES: u64 = 512 << 20;
 
 fn need(call: &mut Call<'_, '_>, privilege: u32) -> Result<(), Status> {
     let token = call.kernel.primary_token();
