@@ -22,8 +22,8 @@ pub mod transfer;
 pub use fast_call::{FastCall, swapgs, syscall, sysenter, sysexit, sysret};
 pub use flags::{cli, popf, pushf, sti};
 pub use registers::{
-    clts, cpuid, hlt, invlpg, lmsw, mov_from_cr, mov_from_dr, mov_to_cr, mov_to_dr, rdbase, rdmsr, rdpid, rdpmc, rdtsc,
-    rdtscp, smsw, wrbase, wrmsr, xgetbv, xsetbv,
+    TSC_PER_INSTRUCTION, clts, cpuid, hlt, invlpg, lmsw, mov_from_cr, mov_from_dr, mov_to_cr, mov_to_dr, rdbase, rdmsr,
+    rdpid, rdpmc, rdtsc, rdtscp, smsw, wrbase, wrmsr, xgetbv, xsetbv,
 };
 pub use tables::{lar, lgdt, lidt, lldt, lsl, ltr, sgdt, sidt, sldt, str, verr, verw};
 pub use transfer::{far_call, far_jmp, far_ret, iret, load_segment};

@@ -25,14 +25,15 @@ struct Case {
     how: &'static str,
 }
 
+const INLINE: &str = "inline";
 const OPERATION: &str = "stub of one host instruction";
 const HELPER: &str = "helper";
 const INTERPRETER: &str = "interpreter";
 
 const CASES: &[Case] = &[
-    Case { name: "(nothing but the loop)", emit: |_| Ok(()), how: "inline" },
-    Case { name: "PADDD", emit: |a| a.paddd(xmm0, xmm1), how: "inline" },
-    Case { name: "AESENC", emit: |a| a.aesenc(xmm0, xmm1), how: "inline" },
+    Case { name: "(nothing but the loop)", emit: |_| Ok(()), how: INLINE },
+    Case { name: "PADDD", emit: |a| a.paddd(xmm0, xmm1), how: INLINE },
+    Case { name: "AESENC", emit: |a| a.aesenc(xmm0, xmm1), how: INLINE },
     Case { name: "AESKEYGENASSIST", emit: |a| a.aeskeygenassist(xmm0, xmm1, 1), how: OPERATION },
     Case { name: "PCLMULQDQ", emit: |a| a.pclmulqdq(xmm0, xmm1, 0), how: OPERATION },
     Case { name: "SHA256RNDS2", emit: |a| a.sha256rnds2(xmm1, xmm2), how: OPERATION },
@@ -63,10 +64,18 @@ const CASES: &[Case] = &[
             a.movzx(eax, al)?;
             a.xlatb()
         },
+        how: INLINE,
+    },
+    Case { name: "CMPXCHG r64, r64", emit: |a| a.cmpxchg(rdx, r11), how: INLINE },
+    Case { name: "RDTSC", emit: |a| a.rdtsc(), how: INLINE },
+    Case {
+        name: "PUSHFQ and POPFQ",
+        emit: |a| {
+            a.pushfq()?;
+            a.popfq()
+        },
         how: INTERPRETER,
     },
-    Case { name: "CMPXCHG r64, r64", emit: |a| a.cmpxchg(rdx, r11), how: INTERPRETER },
-    Case { name: "RDTSC", emit: |a| a.rdtsc(), how: INTERPRETER },
     Case { name: "FXSAVE", emit: |a| a.fxsave(ptr(r10 + 0x200)), how: INTERPRETER },
     Case {
         name: "ENTER and LEAVE",
@@ -74,7 +83,7 @@ const CASES: &[Case] = &[
             a.enter(16, 0)?;
             a.leave()
         },
-        how: INTERPRETER,
+        how: INLINE,
     },
 ];
 

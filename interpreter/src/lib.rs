@@ -30,10 +30,8 @@ mod xsave;
 
 pub use engine::Interpreter;
 use lstar_arch::Exception;
+pub use lstar_arch::system::TSC_PER_INSTRUCTION;
 pub use x87::{Provider, Transcendental, provide_transcendentals};
-
-/// Ticks of the time-stamp counter for each instruction retired.
-pub const TSC_PER_INSTRUCTION: u64 = 1;
 
 /// How a [`Interpreter::step`] or [`Interpreter::run`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

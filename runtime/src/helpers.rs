@@ -139,12 +139,6 @@ extern "C" fn store_mxcsr(_: *mut VcpuBlock, _: u64) -> u64 {
     value.into()
 }
 
-extern "C" fn read_tsc(block: *mut VcpuBlock, _: u64) -> u64 {
-    // SAFETY: as in `check`.
-    let core = unsafe { &mut *(*block).context.cast::<Core>() };
-    core.read_tsc()
-}
-
 /// Resolves what a slot or the target table could not; called by the stubs.
 pub(crate) extern "C" fn resolve(block: *mut VcpuBlock, argument: u64, kind: u64) -> Resolution {
     let kind = if kind == MissKind::Slot as u64 { MissKind::Slot } else { MissKind::Target };
@@ -165,7 +159,6 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::ServiceGate => service_gate as *const (),
         Helper::LoadMxcsr => load_mxcsr as *const (),
         Helper::StoreMxcsr => store_mxcsr as *const (),
-        Helper::ReadTsc => read_tsc as *const (),
         Helper::ReadFlags => read_flags as *const (),
     }) as u64
 }

@@ -167,6 +167,9 @@ pub struct VcpuBlock {
     pub x87_enter: u64,
     /// Address of the code, called like a host operation, that moves it back into the block.
     pub x87_leave: u64,
+    /// The time-stamp counter when `budget` will be 0: it counts retired instructions
+    /// ([`lstar_arch::system::TSC_PER_INSTRUCTION`] for each).
+    pub tsc_at_end: u64,
 }
 
 /// Hand-written entry points with a region's signature.
@@ -223,8 +226,6 @@ macro_rules! foreach_helper {
             LoadMxcsr(1) Leaf;
             /// The processor's MXCSR. Argument: unused.
             StoreMxcsr(1) Leaf;
-            /// RDTSC's value. Argument: unused.
-            ReadTsc(1) Leaf;
             /// Folds `lazy` into `cpu.rflags` (as [`crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
             ReadFlags(1) Leaf;
         }

@@ -140,6 +140,15 @@ fn repeats_comparison(insn: &Instruction) -> bool {
 fn changes_system_state(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(mnemonic, M::Ldmxcsr | M::Vldmxcsr | M::Swapgs | M::Cli | M::Sti | M::Cld | M::Std)
+        || matches!(mnemonic, M::Wrfsbase | M::Wrgsbase)
+}
+
+/// Whether a lifter can trap to the site for another reason than those that iced-x86 tells of.
+fn checks_system_state(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Rdtsc | M::Rdtscp | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase)
+        // These behave as loads.
+        || matches!(mnemonic, M::Clflush | M::Clflushopt | M::Clwb)
 }
 
 /// Whether the instruction works on the x87's registers, which are never in SSA form.
@@ -203,7 +212,13 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
         flag_write,
         stores: stores || x87 || changes_system_state(insn.mnemonic()),
-        faults: x87 || memory || divides || refused || insn.is_jmp_near_indirect() || insn.is_call_near_indirect(),
+        faults: x87
+            || memory
+            || divides
+            || refused
+            || checks_system_state(insn.mnemonic())
+            || insn.is_jmp_near_indirect()
+            || insn.is_call_near_indirect(),
     }
 }
 

@@ -163,6 +163,9 @@ pub fn xsetbv(cpu: &mut CpuState) -> Result<(), Exception> {
     Ok(())
 }
 
+/// Ticks of the time-stamp counter for each instruction retired.
+pub const TSC_PER_INSTRUCTION: u64 = 1;
+
 fn require_tsc(cpu: &CpuState) -> Result<(), Exception> {
     require(cpu.cpl == 0 || cpu.cr4 & cr4::TSD == 0, Exception::GP0)
 }

@@ -1,15 +1,20 @@
 //! One instruction of an encoding, to be executed or translated on its own.
 
-use iced_x86::{Code, Encoder, Instruction, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
 use crate::differential::{CODE, DATA};
 
 /// The forms of an encoding: with registers and with memory where an operand can be either, else one. The memory operand is
-/// `[rbx]`, immediates are 0.
+/// `[rbx]`, immediates are 0; ENTER also has a nesting level.
 #[must_use]
 pub fn examples(code: Code) -> Vec<Vec<u8>> {
     let mut forms: Vec<Vec<u8>> = [false, true].into_iter().filter_map(|memory| example(code, memory)).collect();
     forms.dedup();
+    if code.mnemonic() == Mnemonic::Enter {
+        // With enclosing frames.
+        let nested = forms.iter().filter_map(|form| Some([form.split_last()?.1, &[2]].concat()));
+        forms = nested.chain(forms.iter().cloned()).collect();
+    }
     forms
 }
 

@@ -267,6 +267,96 @@ const NO_XSAVE: Code = |a| {
     a.mov(cr4, rax)
 };
 
+/// Clears CR4.FSGSBASE.
+const NO_FSGSBASE: Code = |a| {
+    a.mov(rax, cr4)?;
+    a.and(rax, !(1 << 16))?;
+    a.mov(cr4, rax)
+};
+/// Behind RDTSC: a loop with another one, which counts in R9 what is between the two.
+const COUNT_UP: Code = |a| {
+    let mut again = a.create_label();
+    a.xor(r9d, r9d)?;
+    a.mov(r10d, 50)?;
+    a.mov(r8, rax)?;
+    a.set_label(&mut again)?;
+    a.nop()?;
+    a.rdtsc()?;
+    a.mov(r11, rax)?;
+    a.sub(rax, r8)?;
+    a.imul_2(r9, r9)?;
+    a.add(r9, rax)?;
+    a.mov(r8, r11)?;
+    a.dec(r10d)?;
+    a.jnz(again)
+};
+
+fn counts_up(seen: &Seen) {
+    // 5 instructions to the first, then rounds of 9.
+    let expected = (0..50).fold(0u64, |sum, round| sum.wrapping_mul(sum).wrapping_add(if round == 0 { 5 } else { 9 }));
+    assert_eq!(seen.reg(Gpr::R9), expected, "{seen:x?}");
+}
+
+#[test]
+fn segment_bases_and_selectors() {
+    const USER_BASE: u64 = 0x1234_5678_9ABC;
+    run(&[
+        row("RDGSBASE", User, |a| a.rdgsbase(rdx), Next).check(|seen| assert_eq!(seen.reg(Gpr::Rdx), ACTIVE_GS)),
+        row("RDGSBASE of 32 bits", User, |a| a.rdgsbase(edx), Next)
+            .setup(|a| {
+                a.mov(rdx, 0x7FFF_8765_4321u64)?;
+                a.wrgsbase(rdx)?;
+                a.mov(rdx, -1i64)
+            })
+            .check(|seen| assert_eq!((seen.reg(Gpr::Rdx), seen.gs[0]), (0x8765_4321, 0x7FFF_8765_4321))),
+        row("WRGSBASE of 32 bits", User, |a| a.wrgsbase(edx), Next)
+            .setup(|a| a.mov(rdx, -2i64))
+            .check(|seen| assert_eq!(seen.gs[0], 0xFFFF_FFFE)),
+        row("WRGSBASE of a kernel address", User, |a| a.wrgsbase(rdx), Next)
+            .setup(|a| a.mov(rdx, 0xFFFF_8000_0000_0000u64))
+            .check(|seen| assert_eq!(seen.gs[0], 0xFFFF_8000_0000_0000)),
+        row("WRGSBASE of an address that is not canonical", User, |a| a.wrgsbase(rdx), Fault(GP, Some(0)))
+            .setup(|a| a.mov(rdx, 0x8000_0000_0000u64)),
+        row("WRGSBASE of another one", User, |a| a.wrgsbase(rdx), Fault(GP, Some(0)))
+            .setup(|a| a.mov(rdx, 0xFFFF_7FFF_FFFF_FFFFu64)),
+        row("WRFSBASE and RDFSBASE", User, |a| a.rdfsbase(r9), Next)
+            .setup(|a| {
+                a.mov(rdx, USER_BASE)?;
+                a.wrfsbase(rdx)?;
+                a.mov(r8, -1i64)?;
+                a.rdfsbase(r8d)
+            })
+            .check(|seen| assert_eq!([seen.reg(Gpr::R9), seen.reg(Gpr::R8)], [USER_BASE, USER_BASE & 0xFFFF_FFFF])),
+        row("an access behind WRGSBASE", User, |a| a.mov(rdx, qword_ptr(8).gs()), Next)
+            .setup(|a| {
+                // The row's own stack.
+                a.mov(qword_ptr(rsp - 0x40), 0x5A5A)?;
+                a.mov(r8, qword_ptr(rsp - 0x60))?;
+                a.lea(r8, qword_ptr(rsp - 0x48))?;
+                a.wrgsbase(r8)
+            })
+            .check(|seen| assert_eq!(seen.reg(Gpr::Rdx), 0x5A5A)),
+        row("RDFSBASE without FSGSBASE", User, |a| a.rdfsbase(rdx), Fault(UD, None)).boot(NO_FSGSBASE),
+        row("WRGSBASE without FSGSBASE", Kernel, |a| a.wrgsbase(rdx), Fault(UD, None)).boot(NO_FSGSBASE),
+        row("MOV of a selector into 64 bits", User, |a| a.mov(rdx, cs), Next)
+            .setup(|a| a.mov(rdx, -1i64))
+            .check(|seen| assert_eq!(seen.reg(Gpr::Rdx), USER_CS.into())),
+        row("MOV of a selector into 32 bits", Compatibility, |a| a.mov(edx, ss), Next)
+            .check(|seen| assert_eq!(seen.reg(Gpr::Rdx), USER_SS.into())),
+        row("MOV of a selector into 16 bits", User, |a| a.mov(dx, ss), Next)
+            .setup(|a| a.mov(rdx, -1i64))
+            .check(|seen| assert_eq!(seen.reg(Gpr::Rdx), 0xFFFF_FFFF_FFFF_0000 | u64::from(USER_SS))),
+        row("MOV of a selector into memory", User, |a| a.mov(word_ptr(rsp - 8), cs), Next)
+            .setup(|a| a.mov(qword_ptr(rsp - 8), -1))
+            .then(|a| a.mov(rdx, qword_ptr(rsp - 8)))
+            .check(|seen| assert_eq!(seen.reg(Gpr::Rdx), 0xFFFF_FFFF_FFFF_0000 | u64::from(USER_CS))),
+        row("PUSH FS", User, |a| a.push(fs), Next)
+            .setup(|a| a.mov(qword_ptr(rsp - 8), -1))
+            .then(|a| a.pop(rdx))
+            .check(|seen| assert_eq!(seen.reg(Gpr::Rdx) & 0xFFFF, 0)),
+    ]);
+}
+
 #[test]
 fn counters_and_identification() {
     let rdtsc: Code = |a| a.rdtsc();
@@ -281,6 +371,12 @@ fn counters_and_identification() {
         row("RDTSCP at CPL 3 with TSD", User, rdtscp, Fault(GP, Some(0))).boot(TSD),
         row("RDTSC at CPL 1 with TSD", Ring1, rdtsc, Fault(GP, Some(0))).boot(TSD),
         row("RDTSC at CPL 0 with TSD", Kernel, rdtsc, Next).boot(TSD),
+        row("RDTSC counts instructions", User, rdtsc, Next).then(COUNT_UP).check(counts_up),
+        row("RDTSC counts instructions at CPL 0", Kernel, rdtsc, Next).then(COUNT_UP).check(counts_up),
+        row("RDPID", User, |a| a.rdpid(r9), Next)
+            .setup(|a| a.mov(r9, -1i64))
+            .prepare(|vcpu| assert!(vcpu.write_msr(TSC_AUX, 0xFEDC_1234)))
+            .check(|seen| assert_eq!(seen.reg(Gpr::R9), 0xFEDC_1234)),
         row("RDTSCP", User, rdtscp, Next)
             .setup(|a| a.mov(rcx, -1i64))
             .prepare(|vcpu| assert!(vcpu.write_msr(TSC_AUX, 0x1234)))

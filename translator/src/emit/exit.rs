@@ -356,6 +356,12 @@ impl Emitter<'_> {
         }
     }
 
+    /// The budget behind the current instruction.
+    pub fn budget_behind(&mut self) -> Value {
+        let budget = self.b.use_var(self.vars.budget);
+        self.b.ins().iadd_imm_s(budget, -i64::from(self.local.pending + 1))
+    }
+
     /// Nothing but the block is known to hold the guest state.
     fn after_barrier(&mut self) {
         self.forget();

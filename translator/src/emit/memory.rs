@@ -95,7 +95,7 @@ impl Emitter<'_> {
             sum = Some(self.gpr64(base.full_register().number()));
         }
         if index != Register::None {
-            let value = self.gpr64(index.full_register().number());
+            let value = self.index(index, types::I64);
             let shift = insn.memory_index_scale().trailing_zeros();
             let scaled = if shift == 0 { value } else { self.scaled(value, shift) };
             sum = Some(match sum {
@@ -112,6 +112,16 @@ impl Emitter<'_> {
             return Linear { base: Some(self.b.ins().uextend(types::I64, narrow)), displacement: 0 };
         }
         Linear { base: sum, displacement }
+    }
+
+    /// An index register, of which XLAT takes the lowest byte.
+    pub(super) fn index(&mut self, register: Register, ty: Type) -> Value {
+        if register == Register::AL {
+            let byte = self.gpr(register);
+            return self.b.ins().uextend(ty, byte);
+        }
+        let value = self.gpr64(register.full_register().number());
+        self.resize(value, ty)
     }
 
     /// `base + index`, the same value for the same operands: so a check of it counts for later uses.
@@ -174,7 +184,8 @@ impl Emitter<'_> {
         segment_of(insn).map(|segment| self.segment_base(segment))
     }
 
-    pub(super) fn segment_base(&mut self, segment: SegmentIndex) -> Value {
+    /// The base of FS or GS.
+    pub fn segment_base(&mut self, segment: SegmentIndex) -> Value {
         let slot = usize::from(segment == SegmentIndex::Gs);
         if let Some(value) = self.local.segments[slot] {
             return value;
@@ -195,14 +206,19 @@ impl Emitter<'_> {
         let current = self.segment_base(SegmentIndex::Gs);
         let other = self.load_state(types::I64, offset);
         self.store_state(current, offset);
-        let gs = offset_of!(VcpuBlock, cpu)
+        self.set_segment_base(SegmentIndex::Gs, other);
+    }
+
+    /// Sets the base of FS or GS.
+    pub fn set_segment_base(&mut self, segment: SegmentIndex, base: Value) {
+        let offset = offset_of!(VcpuBlock, cpu)
             + offset_of!(CpuState, segments)
-            + SegmentIndex::Gs as usize * size_of::<Segment>()
+            + segment as usize * size_of::<Segment>()
             + offset_of!(Segment, base);
         let flags = MemFlagsData::trusted().with_alias_region(Some(self.alias.segments));
         let view = self.view();
-        self.b.ins().store(flags, other, view, VCPU_OFFSET + gs as i32);
-        self.local.segments[1] = Some(other);
+        self.b.ins().store(flags, base, view, VCPU_OFFSET + offset as i32);
+        self.local.segments[usize::from(segment == SegmentIndex::Gs)] = Some(base);
     }
 
     fn host(&mut self, linear: Linear, size: i64) -> Result<Host, NotLifted> {

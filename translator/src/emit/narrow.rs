@@ -21,6 +21,11 @@ impl Emitter<'_> {
         self.region.mode.is_32bit()
     }
 
+    /// Whether the region is code at CPL 3.
+    pub fn is_user(&self) -> bool {
+        self.region.mode.is_user()
+    }
+
     /// What CALL and PUSH push.
     pub fn stack_type(&self) -> Type {
         if self.is_32bit() { types::I32 } else { types::I64 }
@@ -45,7 +50,7 @@ impl Emitter<'_> {
         let displacement = i64::from(insn.memory_displacement32() as i32);
         let mut sum = if base == Register::None { None } else { Some(self.gpr(base)) };
         if index != Register::None {
-            let value = self.gpr(index);
+            let value = self.index(index, types::I32);
             let shift = insn.memory_index_scale().trailing_zeros();
             let scaled = if shift == 0 { value } else { self.b.ins().ishl_imm_u(value, i64::from(shift)) };
             sum = Some(match sum {
@@ -101,7 +106,7 @@ impl Emitter<'_> {
         self.address_at(linear, 0)
     }
 
-    fn segment_field(&mut self, ty: Type, segment: SegmentIndex, field: usize) -> Value {
+    pub(super) fn segment_field(&mut self, ty: Type, segment: SegmentIndex, field: usize) -> Value {
         let segment = offset_of!(CpuState, segments) + segment as usize * size_of::<Segment>();
         let offset = offset_of!(VcpuBlock, cpu) + segment + field;
         let flags = MemFlagsData::trusted().with_alias_region(Some(self.alias.segments));

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use super::{Emitter, Host, NotLifted};
 use crate::abi::VcpuBlock;
 use crate::effects::{HIGH_BITS, RegSet, XMM_BITS};
-use lstar_arch::CpuState;
+use lstar_arch::{CpuState, Segment, SegmentIndex};
 
 /// An operand that is read and written back.
 #[derive(Clone, Copy)]
@@ -62,8 +62,14 @@ impl Emitter<'_> {
 
     /// Writes a register at its own width: 32-bit writes clear the upper half, narrower ones merge.
     pub fn set_gpr(&mut self, register: Register, value: Value) {
+        let new = self.merged(register, value);
+        self.set_gpr64(register.full_register().number(), new);
+    }
+
+    /// All 64 bits of the register as [`Emitter::set_gpr`] would leave them.
+    pub fn merged(&mut self, register: Register, value: Value) -> Value {
         let number = register.full_register().number();
-        let new = match register.size() {
+        match register.size() {
             8 => value,
             4 => self.b.ins().uextend(types::I64, value),
             size => {
@@ -77,8 +83,21 @@ impl Emitter<'_> {
                 let kept = self.b.ins().band_imm_s(old, mask);
                 self.b.ins().bor(kept, wide)
             }
+        }
+    }
+
+    /// The selector in a segment register.
+    pub fn selector(&mut self, register: Register) -> Option<Value> {
+        let segment = match register {
+            Register::ES => SegmentIndex::Es,
+            Register::CS => SegmentIndex::Cs,
+            Register::SS => SegmentIndex::Ss,
+            Register::DS => SegmentIndex::Ds,
+            Register::FS => SegmentIndex::Fs,
+            Register::GS => SegmentIndex::Gs,
+            _ => return None,
         };
-        self.set_gpr64(number, new);
+        Some(self.segment_field(types::I16, segment, offset_of!(Segment, selector)))
     }
 
     /// Reads operand `index` (register, memory or immediate) as an integer of its own width; immediates get `ty`.

@@ -1,8 +1,8 @@
 //! Data transfer (SDM vol. 1, 7.3.1): moves, exchanges, stack, extensions, conditional moves.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{InstBuilder, types};
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use cranelift_codegen::ir::{InstBuilder, Value, types};
+use iced_x86::{Code, Instruction, Mnemonic, Register};
 
 use std::mem::offset_of;
 
@@ -32,7 +32,10 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Xadd => xadd,
         M::Cmpxchg => cmpxchg,
         M::Cmpxchg8b | M::Cmpxchg16b => cmpxchg_double,
-        M::Pushfq | M::Pushfd => push_flags,
+        M::Pushfq | M::Pushfd | M::Pushf => push_flags,
+        M::Enter => enter,
+        M::Xlatb => xlat,
+        M::Clflush | M::Clflushopt | M::Clwb => touch,
         M::Bswap => bswap,
         M::Cbw | M::Cwde | M::Cdqe => extend_accumulator,
         M::Cwd | M::Cdq | M::Cqo => extend_into_dx,
@@ -42,9 +45,13 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     })
 }
 
+/// MOV, also of a selector, which is extended into a register.
 fn mov(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let ty = e.operand_type(insn, 0)?;
-    let value = e.read(insn, 1, ty)?;
+    let value = match e.selector(insn.op1_register()) {
+        Some(selector) => e.resize(selector, ty),
+        None => e.read(insn, 1, ty)?,
+    };
     let place = e.place(insn, 0)?;
     e.put(place, value);
     Ok(())
@@ -95,8 +102,12 @@ fn stack_operand(e: &Emitter<'_>, insn: &Instruction) -> Result<i64, NotLifted> 
 fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let size = stack_operand(e, insn)?;
     let ty = int_type(size as usize)?;
-    only_if(insn.op0_kind() != OpKind::Register || insn.op0_register().is_gpr())?;
-    let value = e.read(insn, 0, ty)?;
+    let value = match e.selector(insn.op0_register()) {
+        // In 32-bit code processors differ about the upper half.
+        Some(_) if e.is_32bit() => return Err(NotLifted),
+        Some(selector) => e.resize(selector, ty),
+        None => e.read(insn, 0, ty)?,
+    };
     let rsp = e.stack_pointer();
     let host = e.address_at(rsp, -size)?;
     e.store(value, host);
@@ -107,25 +118,68 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
 fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let size = stack_operand(e, insn)?;
     let ty = int_type(size as usize)?;
-    only_if(insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr())?;
     let rsp = e.stack_pointer();
     let host = e.address_at(rsp, 0)?;
     let value = e.load(ty, host);
+    // Before the store, which can fault: its address counts from the new stack pointer. The site has been opened with the old one.
     e.move_stack_pointer(rsp, size);
+    let place = e.place(insn, 0)?;
     // POP RSP: the popped value wins over the increment.
-    e.set_gpr(insn.op0_register(), value);
+    e.put(place, value);
     Ok(())
 }
 
 fn leave(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    only_if(matches!(insn.code(), Code::Leaveq | Code::Leaved))?;
+    let register = match insn.code() {
+        Code::Leavew => Register::BP,
+        Code::Leaved => Register::EBP,
+        _ => Register::RBP,
+    };
     let rbp = e.pointer(RBP);
     let host = e.address_at(rbp, 0)?;
-    let ty = e.stack_type();
-    let saved = e.load(ty, host);
-    e.move_stack_pointer(rbp, ty.bytes().into());
-    let saved = e.zero_extend64(saved);
-    e.set_gpr64(RBP, saved);
+    let saved = e.load(int_type(register.size())?, host);
+    e.move_stack_pointer(rbp, register.size() as i64);
+    e.set_gpr(register, saved);
+    Ok(())
+}
+
+/// ENTER without enclosing frames. (With them it is rare: interpreter.)
+fn enter(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    only_if(insn.immediate8_2nd().is_multiple_of(32))?;
+    let register = match insn.code() {
+        Code::Enterw_imm16_imm8 => Register::BP,
+        Code::Enterd_imm16_imm8 => Register::EBP,
+        _ => Register::RBP,
+    };
+    let (ty, size) = (int_type(register.size())?, register.size() as i64);
+    let rsp = e.stack_pointer();
+    let saved = e.gpr(register);
+    // The new top of the stack must be writable, although nothing is written to it.
+    let below = size + i64::from(insn.immediate16());
+    let top = e.address_at(rsp, -below)?;
+    let there = e.load(ty, top);
+    e.store(there, top);
+    let host = e.address_at(rsp, -size)?;
+    e.store(saved, host);
+    let frame = e.wrapped(rsp, -size);
+    let frame = e.resize(frame, ty);
+    e.set_gpr(register, frame);
+    e.move_stack_pointer(rsp, -below);
+    Ok(())
+}
+
+/// XLAT.
+fn xlat(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let host = e.address(insn)?;
+    let value = e.load(types::I8, host);
+    e.set_gpr(Register::AL, value);
+    Ok(())
+}
+
+/// CLFLUSH and its like: a load of one byte.
+fn touch(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let host = e.address(insn)?;
+    e.load(types::I8, host);
     Ok(())
 }
 
@@ -161,9 +215,7 @@ fn xadd(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     Ok(())
 }
 
-/// CMPXCHG with memory. (With a register destination it is rare, and its upper halves are a puzzle: interpreter.)
 fn cmpxchg(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
-    only_if(insn.op0_kind() == OpKind::Memory)?;
     let place = e.place(insn, 0)?;
     let accumulator = match e.operand_type(insn, 0)? {
         types::I8 => Register::AL,
@@ -175,6 +227,13 @@ fn cmpxchg(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let expected = e.gpr(accumulator);
     let source = e.gpr(insn.op1_register());
     let equal = e.b.ins().icmp(IntCC::Equal, expected, old);
+    let difference = e.b.ins().isub(expected, old);
+    let flags = Arithmetic { kind: FlagKind::Sub, a: expected, b: old, carry: None, result: difference };
+    if let Place::Register(destination) = place {
+        exchange_registers(e, equal, [destination, accumulator], [source, old]);
+        e.set_flags(flags);
+        return Ok(());
+    }
     // The destination is always written (with its old value on a mismatch), as on hardware.
     let new = e.b.ins().select(equal, source, old);
     let accumulator_before = e.gpr64(0);
@@ -183,9 +242,25 @@ fn cmpxchg(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let loaded = e.gpr64(0);
     let rax = e.b.ins().select(equal, accumulator_before, loaded);
     e.set_gpr64(0, rax);
-    let result = e.b.ins().isub(expected, old);
-    e.set_flags(Arithmetic { kind: FlagKind::Sub, a: expected, b: old, carry: None, result });
+    e.set_flags(flags);
     Ok(())
+}
+
+/// Writes the first register if `equal`, else the second. The other one is not touched at all, so that it keeps its upper half.
+fn exchange_registers(e: &mut Emitter<'_>, equal: Value, registers: [Register; 2], values: [Value; 2]) {
+    let numbers = registers.map(|register| register.full_register().number());
+    let before = numbers.map(|number| e.gpr64(number));
+    let written = [0, 1].map(|index| e.merged(registers[index], values[index]));
+    if numbers[0] == numbers[1] {
+        // AH and AL, or a register with itself.
+        let value = e.b.ins().select(equal, written[0], written[1]);
+        e.set_gpr64(numbers[0], value);
+        return;
+    }
+    let first = e.b.ins().select(equal, written[0], before[0]);
+    let second = e.b.ins().select(equal, before[1], written[1]);
+    e.set_gpr64(numbers[0], first);
+    e.set_gpr64(numbers[1], second);
 }
 
 /// CMPXCHG8B and CMPXCHG16B. The destination is written in any case; ZF tells, the other flags keep their values.
@@ -236,17 +311,17 @@ fn cmpxchg_double(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     Ok(())
 }
 
-/// PUSHFQ and PUSHFD; RF and VM are pushed as zero.
-fn push_flags(e: &mut Emitter<'_>, _: &Instruction) -> Lifted {
+/// PUSHFQ, PUSHFD and PUSHF; RF and VM are pushed as zero.
+fn push_flags(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     const STATUS_FLAGS: i64 = 0x8D5;
     const RF_AND_VM: i64 = 3 << 16;
     let status = e.status_word();
     let rflags = e.load_state(types::I64, offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, rflags));
     let others = e.b.ins().band_imm_s(rflags, !(STATUS_FLAGS | RF_AND_VM));
     let value = e.b.ins().bor(others, status);
-    let ty = e.stack_type();
-    let value = e.resize(value, ty);
-    let (rsp, size) = (e.stack_pointer(), i64::from(ty.bytes()));
+    let size = stack_operand(e, insn)?;
+    let value = e.resize(value, int_type(size as usize)?);
+    let rsp = e.stack_pointer();
     let host = e.address_at(rsp, -size)?;
     e.store(value, host);
     e.move_stack_pointer(rsp, -size);

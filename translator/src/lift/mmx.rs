@@ -11,7 +11,7 @@ use lstar_arch::control::cr0;
 use lstar_arch::state::X87State;
 use std::mem::offset_of;
 
-use super::{Lifter, only_if, sse_integer, sse_shuffle};
+use super::{Lifter, only_if, sse_integer, sse_move, sse_shuffle};
 use crate::abi::VcpuBlock;
 use crate::effects::is_mmx;
 use crate::emit::{Emitter, Halves, Lifted, NotLifted, int_type};
@@ -33,6 +33,7 @@ pub(crate) fn lifter(insn: &Instruction) -> Option<Lifter> {
         M::Emms => empty,
         M::Movd => |e, insn| transfer(e, insn, types::I32),
         M::Movq | M::Movntq | M::Movq2dq | M::Movdq2q => |e, insn| transfer(e, insn, types::I64),
+        M::Maskmovq => masked_store,
         M::Pand => |e, insn| bitwise(e, insn, |e, a, b| e.b.ins().band(a, b)),
         M::Pandn => |e, insn| bitwise(e, insn, |e, a, b| e.b.ins().band_not(b, a)),
         M::Por => |e, insn| bitwise(e, insn, |e, a, b| e.b.ins().bor(a, b)),
@@ -92,6 +93,23 @@ fn write(e: &mut Emitter<'_>, register: Register, value: Value) {
     let ones = e.iconst(types::I16, 0xFFFF);
     e.store_state(ones, place_of(register) + 8);
     enter(e);
+}
+
+/// MASKMOVQ, as MASKMOVDQU.
+fn masked_store(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let host = sse_move::masked_destination(e, insn)?;
+    check_available(e);
+    let [data, mask] = [insn.op1_register(), insn.op2_register()].map(|register| {
+        let value = read(e, register);
+        widened(e, value, types::I8X16)
+    });
+    let old = e.load(types::I64, host);
+    let old = widened(e, old, types::I8X16);
+    let new = sse_move::masked_bytes(e, mask, data, old);
+    let new = half(e, new, 0);
+    e.store(new, host);
+    enter(e);
+    Ok(())
 }
 
 /// 64 bits as the low half of a vector; the upper half is zero.

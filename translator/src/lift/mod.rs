@@ -18,6 +18,7 @@ pub(crate) mod fma;
 pub(crate) mod logic;
 pub(crate) mod mmx;
 pub(crate) mod shift;
+pub(crate) mod sse4a;
 pub(crate) mod sse_convert;
 pub(crate) mod sse_float;
 pub(crate) mod sse_integer;
@@ -57,6 +58,7 @@ const FAMILIES: &[fn(Mnemonic) -> Option<Lifter>] = &[
     sse_convert::lifter,
     sse_state::lifter,
     sse_string::lifter,
+    sse4a::lifter,
     avx::lifter,
     avx_masked::lifter,
     fma::lifter,

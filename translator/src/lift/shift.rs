@@ -4,7 +4,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Lifter, only_if};
+use super::Lifter;
 use crate::effects::{ALL_FLAGS, CF, OF};
 use crate::emit::{Arithmetic, Emitter, Lifted, NotLifted};
 use crate::flags::FlagKind;
@@ -222,10 +222,9 @@ fn rotate_flags(e: &mut Emitter<'_>, result: Value, left: bool) {
     e.set_flag_bits(ALL_FLAGS, &[(CF, carry), (OF, overflow)]);
 }
 
-/// SHLD and SHRD of 32 and 64 bits. (With 16 bits, counts above 16 are undefined: interpreter.)
+/// SHLD and SHRD.
 fn shift_double(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let ty = e.operand_type(insn, 0)?;
-    only_if(ty.bits() >= 32)?;
     let left = insn.mnemonic() == Mnemonic::Shld;
     let count = count(e, insn, 2, ty)?;
     let amount = match count {
@@ -236,6 +235,16 @@ fn shift_double(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     let place = e.place(insn, 0)?;
     let a = e.get(place);
     let fill = e.gpr(insn.op1_register());
+    if ty.bits() < 32 {
+        let (result, carry) = shifted_words(e, left, a, fill, amount);
+        e.put(place, result);
+        match count {
+            Count::Register(amount) => e.unless_zero(amount, |e| double_flags(e, a, result, carry)),
+            Count::Known(_) => double_flags(e, a, result, carry),
+        }
+        return Ok(());
+    }
+    let kind = if left { FlagKind::Shl } else { FlagKind::Shr };
     let mask = i64::from(ty.bits() - 1);
     let opposite = e.b.ins().bxor_imm_u(amount, mask);
     // Shifting by one first makes a count of zero come out right.
@@ -252,16 +261,41 @@ fn shift_double(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
     };
     e.put(place, result);
     match count {
-        Count::Register(amount) => e.unless_zero(amount, |e| double_flags(e, a, result, amount, left)),
-        Count::Known(_) => double_flags(e, a, result, amount, left),
+        Count::Register(amount) => e.unless_zero(amount, |e| {
+            let carry = e.shifted_out(kind, a, amount);
+            double_flags(e, a, result, carry);
+        }),
+        Count::Known(_) => {
+            let carry = e.shifted_out(kind, a, amount);
+            double_flags(e, a, result, carry);
+        }
     }
     Ok(())
 }
 
-/// CF is the last bit shifted out of `a`, OF a change of sign (for every count); AF is cleared.
-fn double_flags(e: &mut Emitter<'_>, a: Value, result: Value, amount: Value, left: bool) {
-    let kind = if left { FlagKind::Shl } else { FlagKind::Shr };
-    let carry = e.shifted_out(kind, a, amount);
+/// SHLD and SHRD of 16 bits: result and carry. Beyond 16 positions, where the manual leaves the result open, the destination's
+/// bits follow the source's, as measured.
+fn shifted_words(e: &mut Emitter<'_>, left: bool, a: Value, fill: Value, amount: Value) -> (Value, Value) {
+    const BITS: i64 = 16;
+    let (outer, inner) = (e.zero_extend64(a), e.zero_extend64(fill));
+    let upper = e.b.ins().ishl_imm_u(outer, 2 * BITS);
+    let middle = e.b.ins().ishl_imm_u(inner, BITS);
+    let joined = e.b.ins().bor(upper, middle);
+    let joined = e.b.ins().bor(joined, outer);
+    let (by, out_by) = if left {
+        let less = e.b.ins().ineg(amount);
+        (e.b.ins().iadd_imm_s(less, 2 * BITS), e.b.ins().iadd_imm_s(less, 3 * BITS))
+    } else {
+        (amount, e.b.ins().iadd_imm_s(amount, -1))
+    };
+    let result = e.b.ins().ushr(joined, by);
+    let out = e.b.ins().ushr(joined, out_by);
+    let out = e.b.ins().ireduce(types::I8, out);
+    (e.b.ins().ireduce(types::I16, result), e.b.ins().band_imm_u(out, 1))
+}
+
+/// CF is the last bit shifted out, OF a change of sign (for every count); AF is cleared.
+fn double_flags(e: &mut Emitter<'_>, a: Value, result: Value, carry: Value) {
     let ty = e.type_of(a);
     let zero = e.iconst(ty, 0);
     let changed = e.b.ins().bxor(a, result);

@@ -1,12 +1,13 @@
 //! SSE, SSE2 and AVX data transfer and bitwise logic (SDM vol. 1, 10.4, 11.4 and 14.1).
 
-use cranelift_codegen::ir::{InstBuilder, Type, types};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::sse_integer::{Binary, lanewise};
 use super::{Lifter, last_source, only_if};
 use crate::effects::clears_by_xor;
-use crate::emit::{Emitter, Halves, Lifted, is_vex, is_wide};
+use crate::emit::{Emitter, Halves, Host, Lifted, NotLifted, is_vex, is_wide};
 
 /// Lifters of this chapter.
 pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
@@ -22,6 +23,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
         M::Movhps | M::Movhpd => |e, insn| move_half(e, insn, 1),
         M::Movhlps => |e, insn| move_between_halves(e, insn, 0, 1),
         M::Movlhps | M::Unpcklpd | M::Punpcklqdq => low_quadwords,
+        M::Maskmovdqu => masked_store,
         M::Xorps | M::Xorpd | M::Pxor => xor,
         M::Andps | M::Andpd | M::Pand => and,
         M::Andnps | M::Andnpd | M::Pandn => and_not,
@@ -129,6 +131,43 @@ fn move_between_halves(e: &mut Emitter<'_>, insn: &Instruction, to: u8, from: u8
     only_if(insn.op0_register().is_xmm())?;
     let value = e.xmm_lane(insn.op_register(last_source(insn)), types::F64, from);
     e.merge_lane(insn, to, value);
+    Ok(())
+}
+
+/// Where MASKMOVDQU and MASKMOVQ store: at RDI or, by its address size, EDI.
+pub(super) fn masked_destination(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Host, NotLifted> {
+    let segment = e.segment_base_of(insn);
+    let register = match insn.op0_kind() {
+        OpKind::MemorySegRDI => Register::RDI,
+        OpKind::MemorySegEDI => Register::EDI,
+        _ => return Err(NotLifted),
+    };
+    // There, the limit counts.
+    only_if(segment.is_none() || !e.is_32bit())?;
+    let pointer = e.gpr(register);
+    let pointer = e.zero_extend64(pointer);
+    let address = match segment {
+        Some(base) => e.b.ins().iadd(base, pointer),
+        None => pointer,
+    };
+    e.address_at(address, 0)
+}
+
+/// The bytes of `data` whose counterparts in `mask` have their upper bits set, else those of `old`.
+pub(super) fn masked_bytes(e: &mut Emitter<'_>, mask: Value, data: Value, old: Value) -> Value {
+    let zero = e.zero_vector(types::I8X16);
+    let selected = e.b.ins().icmp(IntCC::SignedLessThan, mask, zero);
+    e.b.ins().bitselect(selected, data, old)
+}
+
+/// MASKMOVDQU. All bytes are read and written; where that faults, the interpreter finds out whether they all are selected.
+fn masked_store(e: &mut Emitter<'_>, insn: &Instruction) -> Lifted {
+    let host = masked_destination(e, insn)?;
+    let data = e.xmm(insn.op1_register(), types::I8X16);
+    let mask = e.xmm(insn.op2_register(), types::I8X16);
+    let old = e.load(types::I8X16, host);
+    let new = masked_bytes(e, mask, data, old);
+    e.store(new, host);
     Ok(())
 }
 

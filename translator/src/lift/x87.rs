@@ -23,6 +23,7 @@ pub(crate) fn lifter(mnemonic: Mnemonic) -> Option<Lifter> {
     }
     Some(match mnemonic {
         M::Fld | M::Fild | M::Fbld | M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp | M::Fxch => execute,
+        M::Fstpnce => execute,
         M::Fadd | M::Fiadd | M::Faddp | M::Fmul | M::Fimul | M::Fmulp | M::Fsub | M::Fisub | M::Fsubp => execute,
         M::Fsubr | M::Fisubr | M::Fsubrp | M::Fdiv | M::Fidiv | M::Fdivp | M::Fdivr | M::Fidivr | M::Fdivrp => execute,
         M::Fcom | M::Ficom | M::Fcomp | M::Ficomp | M::Fcompp | M::Fucom | M::Fucomp | M::Fucompp => execute,

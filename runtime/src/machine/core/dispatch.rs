@@ -275,7 +275,9 @@ pub(crate) fn run(core: &mut Core, gate: &mut dyn ServiceGate, budget: u64) -> V
     prepare(core, gate);
     let granted = i64::try_from(budget).unwrap_or(i64::MAX);
     core.granted = granted;
-    core.block_mut().budget = granted;
+    let end = core.statistics.instructions.wrapping_add(granted as u64);
+    let block = core.block_mut();
+    (block.budget, block.tsc_at_end) = (granted, end.wrapping_mul(TSC_PER_INSTRUCTION));
     core.drop_stale();
     let scope = Scope { block: core.block, cache: &raw const core.cache };
     let core: *mut Core = core;

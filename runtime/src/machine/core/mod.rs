@@ -208,6 +208,7 @@ impl Core {
             x87_segment: 0,
             x87_enter: crate::x87::enter_address(),
             x87_leave: crate::x87::leave_address(),
+            tsc_at_end: 0,
         };
         // SAFETY: `block` is a fresh mapping of the right size and alignment, owned by `memory`.
         unsafe { block.write(initial) };
