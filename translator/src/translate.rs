@@ -24,6 +24,10 @@ use crate::reader::Snapshot;
 use crate::statemap::StateMap;
 use crate::{CodeSource, CompiledRegion, Probe, Site};
 
+/// Most instructions of a region behind which the register allocator's buffers are kept. It clears a set for every register it tries
+/// for a value, which takes time by the most that the set has ever held: a large region would slow down all behind it.
+const MOST_WITH_KEPT_BUFFERS: u32 = 250;
+
 /// Translates regions, one at a time. Keeps Cranelift's buffers between regions; use one per thread.
 pub struct Translator {
     config: TranslatorConfig,
@@ -163,6 +167,9 @@ impl Translator {
         let (bytes, links_offset) = place_links(&compiled, &self.context.func, &emitted)
             .map_err(|message| TranslatorError::Compile { entry, message })?;
         let instructions = region.blocks.iter().map(|block| block.insns.len() as u32).sum();
+        if instructions > MOST_WITH_KEPT_BUFFERS {
+            self.allocator = regalloc2::Ctx::default();
+        }
         self.stats.regions += 1;
         self.stats.guest_instructions += u64::from(instructions);
         self.stats.host_bytes += bytes.len() as u64;

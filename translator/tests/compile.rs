@@ -71,6 +71,32 @@ fn site_rips(region: &CompiledRegion) -> Vec<u64> {
     rips
 }
 
+/// Loads that are fused into later instructions happen there: what their sites need must be alive that long, or else all code is
+/// generated once more.
+#[test]
+fn the_state_at_fused_loads_is_found_at_once() {
+    let code = assemble(|a| {
+        for group in 0..100 {
+            let offset = group * 8;
+            a.mov(rax, qword_ptr(rbx + offset))?;
+            a.add(rax, rcx)?;
+            a.lea(rdx, ptr(rax + rcx * 4 + offset))?;
+            a.cmp(rdx, rsi)?;
+            a.imul_2(rcx, rdx)?;
+            a.mov(qword_ptr(rdi + offset), rcx)?;
+            a.movups(xmm0, xmmword_ptr(rbx + offset))?;
+            a.paddd(xmm1, xmm0)?;
+            a.xor(esi, edx)?;
+            a.add(qword_ptr(rdi + offset), rdx)?;
+        }
+        a.ret()
+    });
+    let mut translator = Translator::new(TranslatorConfig::default()).expect("host is supported");
+    let region = translator.translate(BASE, Mode::User, &mut Bytes(code)).expect("region compiles");
+    check_sites(&region);
+    assert_eq!((translator.stats().rounds, translator.stats().stored), (1, 0));
+}
+
 #[test]
 fn a_loop_is_one_region_without_fallbacks() {
     let region = translate(|a| {

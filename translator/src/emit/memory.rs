@@ -17,6 +17,9 @@ use crate::abi::{GUARD_SIZE, KERNEL_END, KERNEL_START, Mode, USER_END, VCPU_OFFS
 /// Displacements that a checked base may have, with room for the access itself.
 pub(super) const DISPLACEMENT: std::ops::RangeInclusive<i64> = -(512 << 20)..=i32::MAX as i64 - 64;
 
+/// Most addresses that are looked through for one that is known already.
+const MOST_REMEMBERED: usize = 64;
+
 /// A checked host address: the view, a guest address, a displacement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host {
@@ -127,7 +130,7 @@ impl Emitter<'_> {
     /// `base + index`, the same value for the same operands: so a check of it counts for later uses.
     fn sum(&mut self, base: Value, index: Value) -> Value {
         let [base, index] = [base, index].map(|value| self.b.func.dfg.resolve_aliases(value));
-        let known = self.local.sums.iter().find(|(operands, _)| *operands == (base, index));
+        let known = self.local.sums.iter().rev().take(MOST_REMEMBERED).find(|(operands, _)| *operands == (base, index));
         if let Some(&(_, sum)) = known {
             return sum;
         }
@@ -139,7 +142,8 @@ impl Emitter<'_> {
     /// `index << shift`, the same value for the same operands.
     fn scaled(&mut self, index: Value, shift: u32) -> Value {
         let index = self.b.func.dfg.resolve_aliases(index);
-        let known = self.local.scaled.iter().find(|(operands, _)| *operands == (index, shift));
+        let known =
+            self.local.scaled.iter().rev().take(MOST_REMEMBERED).find(|(operands, _)| *operands == (index, shift));
         if let Some(&(_, scaled)) = known {
             return scaled;
         }

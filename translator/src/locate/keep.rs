@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use cranelift_codegen::cursor::{Cursor, FuncCursor};
-use cranelift_codegen::ir::{Block, BlockArg, Function, Inst, InstBuilder, Value};
+use cranelift_codegen::ir::{Block, BlockArg, Function, Inst, InstBuilder, Opcode, Value};
 
 use super::recipe::{DEPTH, Recipe, recipe};
 use super::{Access, has_effect};
@@ -77,11 +77,10 @@ impl Set {
 
 /// What one instruction does to the values of interest.
 struct Step {
-    inst: Inst,
     defines: Vec<usize>,
     uses: Vec<usize>,
-    /// Values its site needs.
-    needs: Vec<Value>,
+    /// The accesses that may happen here.
+    accesses: Vec<Inst>,
 }
 
 struct Analysis<'a> {
@@ -139,9 +138,51 @@ fn wanted(func: &Function, numbering: &Numbering<'_>) -> (Vec<bool>, HashSet<Ins
     (wanted, needed)
 }
 
+/// Whether the code generator takes the instruction for a part of what uses its result.
+fn is_transparent(opcode: Opcode) -> bool {
+    use Opcode as O;
+    matches!(opcode, O::Bitcast | O::Ireduce | O::Uextend | O::Sextend | O::ScalarToVector | O::Splat)
+}
+
+/// Accesses by the last instruction at which they can happen: a load may be fused into the one that uses it, if nothing else does and
+/// nothing in between has an effect. What is used between the two only, is not alive any more then.
+fn by_latest_point(func: &Function, accesses: &HashMap<Inst, Access>) -> HashMap<Inst, Vec<Inst>> {
+    let mut users: HashMap<Value, Option<Inst>> = HashMap::new();
+    for block in func.layout.blocks() {
+        for inst in func.layout.block_insts(block) {
+            for value in func.dfg.inst_values(inst) {
+                users.entry(value).and_modify(|user| *user = None).or_insert(Some(inst));
+            }
+        }
+    }
+    let opcode = |inst: Inst| func.dfg.insts[inst].opcode();
+    let mut points: HashMap<Inst, Vec<Inst>> = HashMap::new();
+    for &access in accesses.keys() {
+        let mut at = access;
+        while opcode(access).can_load()
+            && let Some(value) = func.dfg.inst_results(at).first()
+            && let Some(&Some(user)) = users.get(value)
+            && (at == access || is_transparent(opcode(at)) || opcode(user).can_store())
+        {
+            let mut next = func.layout.next_inst(at);
+            while let Some(inst) = next.filter(|&inst| inst != user && !has_effect(func, inst)) {
+                next = func.layout.next_inst(inst);
+            }
+            if next != Some(user) {
+                break;
+            }
+            at = user;
+        }
+        points.entry(at).or_default().push(access);
+    }
+    points
+}
+
 /// Finds what has to be kept alive behind which access.
 fn find(func: &Function, accesses: &HashMap<Inst, Access>) -> Vec<(Inst, Vec<Value>)> {
-    let roots = accesses.values().flat_map(|access| access.needs.iter().copied());
+    let insts = || func.layout.blocks().flat_map(|block| func.layout.block_insts(block));
+    let roots = insts().filter_map(|inst| accesses.get(&inst)).flat_map(|access| access.needs.iter().copied());
+    let mut points = by_latest_point(func, accesses);
     let numbering = Numbering::new(func, roots);
     let (wanted, needed) = wanted(func, &numbering);
     let count = numbering.numbers.len();
@@ -161,9 +202,10 @@ fn find(func: &Function, accesses: &HashMap<Inst, Access>) -> Vec<(Inst, Vec<Val
                 true => func.dfg.inst_values(inst).filter_map(number).collect(),
                 false => Vec::new(),
             };
-            let needs = accesses.get(&inst).map_or_else(Vec::new, |access| access.needs.clone());
-            if !defines.is_empty() || !uses.is_empty() || !needs.is_empty() {
-                list.push(Step { inst, defines, uses, needs });
+            let mut here = points.remove(&inst).unwrap_or_default();
+            here.sort_unstable();
+            if !defines.is_empty() || !uses.is_empty() || !here.is_empty() {
+                list.push(Step { defines, uses, accesses: here });
             }
         }
         steps.push(list);
@@ -185,12 +227,14 @@ fn find(func: &Function, accesses: &HashMap<Inst, Access>) -> Vec<(Inst, Vec<Val
             }
             for step in steps[at].iter().rev() {
                 step.uses.iter().for_each(|&used| live.insert(used));
-                let mut lost = Vec::new();
-                for &value in &step.needs {
-                    analysis.require(value, &mut live, &mut lost, DEPTH);
-                }
-                if !lost.is_empty() {
-                    kept.push((step.inst, lost));
+                for access in &step.accesses {
+                    let mut lost = Vec::new();
+                    for &value in &accesses[access].needs {
+                        analysis.require(value, &mut live, &mut lost, DEPTH);
+                    }
+                    if !lost.is_empty() {
+                        kept.push((*access, lost));
+                    }
                 }
                 step.defines.iter().for_each(|&defined| live.remove(defined));
             }
