@@ -10,6 +10,7 @@ pub mod crash;
 pub mod debug;
 pub mod direct;
 pub mod exception;
+mod firmware;
 pub mod function_trace;
 pub mod io;
 pub mod kernel;

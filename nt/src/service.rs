@@ -181,6 +181,18 @@ pub struct Call<'a, 'm> {
 /// Most arguments a service can take: four registers and fourteen stack slots.
 pub const MAX_ARGUMENTS: usize = 18;
 
+impl Call<'_, '_> {
+    /// Probes an output buffer of the caller's for writing; see
+    /// [`MemoryManager::probe_for_write`](crate::memory::MemoryManager::probe_for_write). The kernel's own buffers are
+    /// not probed.
+    pub fn probe_for_write(&mut self, address: u64, length: u64) -> Result<(), Status> {
+        if length == 0 || self.mode == Privilege::Supervisor {
+            return Ok(());
+        }
+        self.kernel.memory.probe_for_write(self.vcpu.memory, address, length)
+    }
+}
+
 impl UserMemory for Call<'_, '_> {
     fn read_user(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Status> {
         self.kernel.memory.read(self.vcpu.memory, address, buf, self.mode)

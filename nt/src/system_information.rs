@@ -25,7 +25,18 @@ pub(crate) fn query_system(
     const BASIC_SIZE: u32 = 0x40;
     /// SYSTEM_TIMEOFDAY_INFORMATION, which can be asked for in part.
     const TIME_OF_DAY_SIZE: u32 = 0x30;
+    /// SYSTEM_TIME_ADJUSTMENT_QUERY.
+    const TIME_ADJUSTMENT_SIZE: u32 = 0xC;
+    /// SystemFirmwareTableInformation.
+    const FIRMWARE_TABLE: u32 = 76;
+    call.probe_for_write(buffer, u64::from(length))?;
     match class {
+        FIRMWARE_TABLE => return crate::firmware::query(call, buffer, length, returned),
+        // SystemTimeAdjustmentInformation, which is asked for exactly, too.
+        28 if length != TIME_ADJUSTMENT_SIZE => {
+            returned.write_optional(call, TIME_ADJUSTMENT_SIZE)?;
+            return Err(Status::INFO_LENGTH_MISMATCH);
+        }
         0 | 62 | 114 if length > BASIC_SIZE => return Err(Status::INFO_LENGTH_MISMATCH),
         3 if length > TIME_OF_DAY_SIZE => {
             returned.write_optional(call, TIME_OF_DAY_SIZE)?;

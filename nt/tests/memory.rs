@@ -122,6 +122,80 @@ fn reserve_commit_protect_query_free() {
 }
 
 #[test]
+fn probed_buffers_count_as_written() {
+    const WRITE_WATCH: u64 = 0x20_0000;
+    let mut guest = Guest::boot("watch");
+    let (status, base, _) = guest.allocate(0, 0x4000, RESERVE | COMMIT | WRITE_WATCH, READWRITE);
+    assert_eq!(status, Status::SUCCESS);
+    let (list, count, granularity) = (guest.put(20, 0), guest.put(10, 0), guest.put(11, 0));
+    let written = |guest: &mut Guest, reset: u64| {
+        guest.put(10, 8);
+        let arguments = [CURRENT_PROCESS, reset, base, 0x4000, list, count, granularity];
+        assert_eq!(guest.call("NtGetWriteWatch", &arguments), Status::SUCCESS);
+        guest.get(10)
+    };
+    assert_eq!(written(&mut guest, 1), 0);
+    // Reading into it from this very process probes the buffer, then copies a part.
+    let copied = guest.put(12, 0);
+    let source = guest.scratch;
+    assert_eq!(
+        guest.call("NtReadVirtualMemory", &[CURRENT_PROCESS, source, base, 0x3000, copied]),
+        Status::PARTIAL_COPY
+    );
+    assert_eq!(written(&mut guest, 1), 3);
+    // What was written is remembered beyond the memory.
+    let value = 7u64.to_le_bytes();
+    let place = guest.put(13, u64::from_le_bytes(value));
+    assert_eq!(guest.call("NtWriteVirtualMemory", &[CURRENT_PROCESS, base, place, 8, copied]), Status::SUCCESS);
+    assert_eq!(guest.free(base, 0x4000, 0x4000), Status::SUCCESS);
+    assert_eq!(written(&mut guest, 0), 1);
+    // A list that cannot be written, and a caller's buffer that is not there.
+    let bad = [CURRENT_PROCESS, 0, base, 0x4000, 0, count, granularity];
+    assert_eq!(guest.call("NtGetWriteWatch", &bad), Status::ACCESS_VIOLATION);
+    let unreadable = [CURRENT_PROCESS, source, 0x1234, 8, copied];
+    assert_eq!(guest.call("NtReadVirtualMemory", &unreadable), Status::ACCESS_VIOLATION);
+    assert_eq!(
+        (guest.call("NtReadVirtualMemory", &[4, source, source, 8, copied]), guest.get(12)),
+        (Status::INVALID_HANDLE, 0)
+    );
+}
+
+#[test]
+fn section_attributes_that_go_together() {
+    const COMMITTED: u64 = 0x800_0000;
+    const RESERVED: u64 = 0x400_0000;
+    const NOCACHE: u64 = 0x1000_0000;
+    const COMBINED: u64 = 0x4000_0000;
+    const LARGE: u64 = 0x8000_0000;
+    const FILE: u64 = 0x80_0000;
+    let mut guest = Guest::boot("sections");
+    for (attributes, expected) in [
+        (COMMITTED, Status::SUCCESS),
+        (RESERVED | NOCACHE, Status::SUCCESS),
+        (COMMITTED | COMBINED, Status::SUCCESS),
+        (COMMITTED | LARGE, Status::PRIVILEGE_NOT_HELD),
+        (RESERVED | LARGE, Status::INVALID_PARAMETER_6),
+        (COMMITTED | RESERVED, Status::INVALID_PARAMETER_6),
+        (COMMITTED | FILE, Status::INVALID_PARAMETER_6),
+        (COMMITTED | NOCACHE | COMBINED, Status::INVALID_PARAMETER_6),
+        (NOCACHE, Status::INVALID_PARAMETER_6),
+    ] {
+        let (handle, size) = (guest.put(0, 0), guest.put(1, 0x1000));
+        let status = guest.call("NtCreateSection", &[handle, 0xF_001F, 0, size, READWRITE, attributes, 0]);
+        assert_eq!(status, expected, "{attributes:#x}");
+        if attributes == RESERVED | NOCACHE {
+            // A view is cached as its section says.
+            let (section, base, view) = (guest.get(0), guest.put(2, 0), guest.put(3, 0));
+            let arguments = [section, CURRENT_PROCESS, base, 0, 0, 0, view, 2, 0, READWRITE];
+            assert_eq!(guest.call("NtMapViewOfSection", &arguments), Status::SUCCESS);
+            let base = guest.get(2);
+            assert_eq!(guest.allocate(base, 0x1000, COMMIT, READWRITE).0, Status::SUCCESS);
+            assert_eq!(guest.query(base).3, 0x204);
+        }
+    }
+}
+
+#[test]
 fn refused_allocations() {
     let mut guest = Guest::boot("refused");
     let top = 0x7FF_FFFE_FFFF;

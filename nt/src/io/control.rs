@@ -7,7 +7,7 @@ use super::info::Bytes;
 use super::pipe_services;
 use super::services::IoStatusPtr;
 use super::transfer::Completion;
-use super::{afd, console};
+use super::{afd, console, mount_manager};
 use crate::object::{Body, Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::services;
@@ -62,7 +62,7 @@ fn fs_control(
             let available = u32::try_from(available).unwrap_or(u32::MAX);
             Bytes::default().u32s(&[PIPE_CONNECTED, available, 0, 0]).0
         }
-        (FileKind::Disk { .. } | FileKind::Directory { .. }, _) => disk_control(call, id, code)?,
+        (FileKind::Disk { .. } | FileKind::Directory { .. }, _) => disk_control(call, id, code, output_length)?,
         _ => return Err(Status::INVALID_DEVICE_REQUEST),
     };
     if bytes.len() > output_length as usize {
@@ -74,7 +74,7 @@ fn fs_control(
 }
 
 /// Control codes of files and directories.
-fn disk_control(call: &Call<'_, '_>, id: ObjectId, code: u32) -> Result<Vec<u8>, Status> {
+fn disk_control(call: &Call<'_, '_>, id: ObjectId, code: u32, capacity: u32) -> Result<Vec<u8>, Status> {
     const GET_OBJECT_ID: u32 = 0x9_009C;
     const CREATE_OR_GET_OBJECT_ID: u32 = 0x9_00C0;
     const GET_REPARSE_POINT: u32 = 0x9_00A8;
@@ -83,6 +83,7 @@ fn disk_control(call: &Call<'_, '_>, id: ObjectId, code: u32) -> Result<Vec<u8>,
     Ok(match code {
         GET_OBJECT_ID | CREATE_OR_GET_OBJECT_ID => super::services::object_id(call, id)?,
         // Links are resolved on the host's side: the guest sees none.
+        GET_REPARSE_POINT if capacity == 0 => return Err(Status::INVALID_USER_BUFFER),
         GET_REPARSE_POINT => return Err(Status::NOT_A_REPARSE_POINT),
         SET_SPARSE => Vec::new(),
         GET_COMPRESSION => vec![0, 0],
@@ -90,6 +91,28 @@ fn disk_control(call: &Call<'_, '_>, id: ObjectId, code: u32) -> Result<Vec<u8>,
     })
 }
 
+/// Control codes of a volume: it lies on disk 0, one partition after the other, each as large as its file system.
+fn volume_control(call: &Call<'_, '_>, volume: usize, code: u32) -> Result<Vec<u8>, Status> {
+    const GET_VOLUME_DISK_EXTENTS: u32 = 0x56_0000;
+    const GET_DEVICE_NUMBER: u32 = 0x2D_1080;
+    const GET_LENGTH: u32 = 0x7_405C;
+    const FILE_DEVICE_DISK: u32 = 7;
+    let size =
+        |index: usize| call.kernel.files.volumes().get(index).map_or(0, |volume| volume.space().map_or(0, |s| s.0));
+    Ok(match code {
+        // One extent: disk, start, length.
+        GET_VOLUME_DISK_EXTENTS => {
+            let start: u64 = (0..volume).map(size).fold(0x10_0000, u64::saturating_add);
+            Bytes::default().u64s(&[1, 0, start, size(volume)]).0
+        }
+        GET_DEVICE_NUMBER => Bytes::default().u32s(&[FILE_DEVICE_DISK, 0, volume as u32 + 1]).0,
+        GET_LENGTH => Bytes::default().u64s(&[size(volume)]).0,
+        _ => return Err(Status::INVALID_DEVICE_REQUEST),
+    })
+}
+
+/// Most bytes of a request to the mount manager: more than names of any length take.
+const MAX_MOUNT_REQUEST: u64 = 1 << 18;
 /// Random bytes at a time: bounds what a guest makes the host allocate.
 const MAX_RANDOM: u32 = 1 << 20;
 
@@ -124,6 +147,15 @@ fn device_control(
             let mut bytes = vec![0; output_length.min(MAX_RANDOM) as usize];
             call.kernel.host.entropy(&mut bytes);
             bytes
+        }
+        FileKind::Volume(volume) => volume_control(call, *volume, code)?,
+        FileKind::MountManager => {
+            let input = UserBuffer::new(input.address, input.length.min(MAX_MOUNT_REQUEST)).read(call)?;
+            let capacity = usize::try_from(output.length).unwrap_or(usize::MAX);
+            let (answer, status) = mount_manager::control(&call.kernel.files, code, &input, capacity)?;
+            output.write(call, &answer)?;
+            completion.finish(call, id, status, answer.len() as u64)?;
+            return Ok(Outcome::Return(status));
         }
         _ => return Err(Status::NOT_SUPPORTED),
     };

@@ -57,6 +57,8 @@ pub enum FileKind {
     MailslotWriter(MailslotId),
     /// The device that mailslots are made on.
     MailslotRoot,
+    /// The mount manager.
+    MountManager,
 }
 
 /// An open file.
@@ -199,10 +201,13 @@ impl FileObject {
     #[must_use]
     pub fn device_type(&self) -> u32 {
         match self.kind {
-            FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Redirected(_) => 0x7,
+            // FILE_DEVICE_DISK_FILE_SYSTEM.
+            FileKind::Disk { .. } | FileKind::Directory { .. } | FileKind::Volume(_) | FileKind::Redirected(_) => 0x8,
             FileKind::Stream(_) | FileKind::Socket(_) | FileKind::Pipe(_) | FileKind::PipeRoot => 0x11,
             FileKind::Mailslot(_) | FileKind::MailslotWriter(_) | FileKind::MailslotRoot => 0xC,
             FileKind::Null => 0x15,
+            // FILE_DEVICE_UNKNOWN.
+            FileKind::MountManager => 0x22,
             FileKind::Console(_) => 0x50,
             // FILE_DEVICE_KSEC.
             FileKind::Random => 0x39,

@@ -65,7 +65,8 @@ pub enum CreateResult {
 struct Lock {
     opening: u64,
     start: u64,
-    end: u64,
+    /// The first byte behind it, which can be 2^64.
+    end: u128,
     exclusive: bool,
 }
 
@@ -166,12 +167,10 @@ impl FileSystem {
             || options & options::DIRECTORY_FILE != 0 && options & options::NON_DIRECTORY_FILE != 0
             || options & file::SYNCHRONOUS_IO != 0 && access & file::SYNCHRONIZE == 0
             || options & file::SYNCHRONOUS_IO == file::SYNCHRONOUS_IO
+            || options & options::DIRECTORY_FILE != 0 && matches!(disposition, 0 | 4 | 5)
             || options & options::DELETE_ON_CLOSE != 0 && access & file::DELETE == 0
         {
             return Err(Status::INVALID_PARAMETER);
-        }
-        if options & options::OPEN_BY_FILE_ID != 0 {
-            return Err(Status::NOT_SUPPORTED);
         }
         match self.volume(volume)?.lookup(&request.path.parts)? {
             Found::Missing(parent, name) => {
@@ -233,6 +232,9 @@ impl FileSystem {
                 }
                 if overwrite {
                     return Err(Status::OBJECT_NAME_COLLISION);
+                }
+                if request.options & options::DELETE_ON_CLOSE != 0 {
+                    volume.is_writable().then_some(()).ok_or(Status::MEDIA_WRITE_PROTECTED)?;
                 }
                 self.check_sharing(request, &directory.path)?;
                 let kind = FileKind::Directory { volume: request.volume, directory, enumeration: None };
@@ -671,6 +673,10 @@ impl FileSystem {
                 _ => Status::INVALID_DEVICE_REQUEST,
             });
         };
+        if Self::key(*index, path) == Self::key(*index, &to.parts) {
+            // The name that it has already.
+            return if replace { Ok(()) } else { Err(Status::OBJECT_NAME_COLLISION) };
+        }
         if replace && self.by_path.contains_key(&Self::key(*index, &to.parts)) {
             return Err(Status::ACCESS_DENIED);
         }
@@ -694,28 +700,30 @@ impl FileSystem {
         }
     }
 
-    /// Locks a range; a lock that is held by someone else is refused.
+    /// Locks a range; a lock that is held by someone else is refused. A shared lock may lie over exclusive ones of the same
+    /// opening (LockFileEx documents that), an exclusive one over none.
     pub fn lock(&mut self, object: &FileObject, start: u64, length: u64, exclusive: bool) -> Result<(), Status> {
         let opening = object.opening.ok_or(Status::INVALID_DEVICE_REQUEST)?.1;
-        let end = start.saturating_add(length);
+        let end = lock_end(start, length)?;
         let locks = &mut self.openings_mut(object)?.locks;
-        // An exclusive lock excludes its owner's second one too.
-        if locks.iter().any(|lock| lock.overlaps(start, end) && (exclusive || lock.exclusive)) {
+        let refuses = |lock: &Lock| exclusive || lock.exclusive && lock.opening != opening;
+        if locks.iter().any(|lock| lock.overlaps(start, end) && refuses(lock)) {
             return Err(Status::LOCK_NOT_GRANTED);
         }
         locks.push(Lock { opening, start, end, exclusive });
         Ok(())
     }
 
-    /// Unlocks exactly one locked range.
+    /// Unlocks exactly one locked range; of two locks of the same range the exclusive one.
     pub fn unlock(&mut self, object: &FileObject, start: u64, length: u64) -> Result<(), Status> {
         let opening = object.opening.ok_or(Status::INVALID_DEVICE_REQUEST)?.1;
-        let end = start.saturating_add(length);
+        let end = lock_end(start, length)?;
         let locks = &mut self.openings_mut(object)?.locks;
-        let index = locks
-            .iter()
-            .position(|lock| lock.opening == opening && lock.start == start && lock.end == end)
-            .ok_or(Status::RANGE_NOT_LOCKED)?;
+        let matching = locks.iter().enumerate().filter(|(_, lock)| {
+            let range = (lock.start, lock.end) == (start, end);
+            range && lock.opening == opening
+        });
+        let (index, _) = matching.max_by_key(|(_, lock)| lock.exclusive).ok_or(Status::RANGE_NOT_LOCKED)?;
         locks.remove(index);
         Ok(())
     }
@@ -725,7 +733,7 @@ impl FileSystem {
         let Some(openings) = self.openings(object).filter(|o| !o.locks.is_empty()) else { return Ok(()) };
         let own = object.opening.map(|(_, opening)| opening);
         let conflict = openings.locks.iter().any(|lock| {
-            lock.overlaps(start, start.saturating_add(length))
+            lock.overlaps(start, u128::from(start) + u128::from(length))
                 && (Some(lock.opening) != own && lock.exclusive || write && !lock.exclusive)
         });
         if conflict { Err(Status::FILE_LOCK_CONFLICT) } else { Ok(()) }
@@ -733,9 +741,15 @@ impl FileSystem {
 }
 
 impl Lock {
-    fn overlaps(&self, start: u64, end: u64) -> bool {
-        self.start < end && start < self.end
+    fn overlaps(&self, start: u64, end: u128) -> bool {
+        u128::from(self.start) < end && u128::from(start) < self.end
     }
+}
+
+/// Where a range ends that is to be locked: behind the last byte that a file could have at most.
+fn lock_end(start: u64, length: u64) -> Result<u128, Status> {
+    let end = u128::from(start) + u128::from(length);
+    if end > 1 << 64 { Err(Status::INVALID_LOCK_RANGE) } else { Ok(end) }
 }
 
 /// What an access mask means to sharing, as FILE_SHARE_* bits: read, write, delete.

@@ -183,7 +183,7 @@ pub struct OpenFacts<'a> {
 }
 
 /// Options that FileModeInformation tells.
-const MODE_MASK: u32 = 0x1000 | 0x20 | 0x10 | 0x8 | 0x4 | 0x2;
+const MODE_MASK: u32 = 0x20 | 0x10 | 0x8 | 0x4 | 0x2;
 
 /// Answers NtQueryInformationFile.
 pub fn query(class: u32, facts: &OpenFacts<'_>) -> Result<Answer, Status> {
@@ -285,8 +285,11 @@ pub fn query_volume(class: u32, device_type: u32, volume: Option<&VolumeFacts>) 
     let disk = || volume.ok_or(Status::INVALID_DEVICE_REQUEST);
     let per_cluster = CLUSTER as u32 / SECTOR;
     Ok(match class {
-        // FileFsVolumeInformation: no label.
-        1 => Answer { bytes: Bytes::default().u64s(&[0]).u32s(&[disk()?.serial, 0]).bytes(&[0; 8]).0, fixed: 0x18 },
+        // FileFsVolumeInformation: no label, object identifiers. The label follows at 12h, the structure is padded.
+        1 => {
+            let bytes = Bytes::default().u64s(&[0]).u32s(&[disk()?.serial, 0]).bytes(&[1, 0]).0;
+            Answer { bytes, fixed: 0x18 }
+        }
         // FileFsSizeInformation.
         3 => {
             let (total, free) = disk()?.space;
@@ -376,7 +379,7 @@ mod tests {
     #[test]
     fn volumes() {
         let facts = VolumeFacts { serial: 7, space: (0x10_0000, 0x8000), read_only: false };
-        for (class, size) in [(1, 24), (3, 24), (4, 8), (5, 20), (7, 32), (0xB, 28)] {
+        for (class, size) in [(1, 18), (3, 24), (4, 8), (5, 20), (7, 32), (0xB, 28)] {
             assert_eq!(query_volume(class, 7, Some(&facts)).unwrap().bytes.len(), size, "{class}");
         }
         assert_eq!(query_volume(4, 0x11, None).unwrap().bytes[0], 0x11);

@@ -94,6 +94,7 @@ fn locate(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, 
         (Device::NamedPipe, Some(rest)) => Ok(Target::Pipe(rest.to_owned(), None)),
         (Device::Mailslot, None | Some("")) => Ok(Target::Device(FileKind::MailslotRoot, path)),
         (Device::Mailslot, Some(rest)) => Ok(Target::Mailslot(rest.to_owned())),
+        (Device::MountManager, None | Some("")) => Ok(Target::Device(FileKind::MountManager, path)),
         (Device::Registry, _) => Err(Status::OBJECT_TYPE_MISMATCH),
         _ => Err(Status::OBJECT_NAME_NOT_FOUND),
     }
@@ -117,8 +118,26 @@ fn console_end(kernel: &Kernel, name: &str) -> Result<Target, Status> {
     }
 }
 
+/// A name that is to be relative to something, but is not there at all. (One without characters is fine: pipes can have
+/// none.)
+fn require_name(attributes: &ObjectAttributes) -> Result<(), Status> {
+    match attributes.name {
+        None if attributes.root_directory != Handle::NULL => Err(Status::OBJECT_NAME_INVALID),
+        _ => Ok(()),
+    }
+}
+
+/// Follows a name that is a file's identifier, on the volume of an open file.
+fn locate_identifier(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<Target, Status> {
+    let root = call.object(attributes.root_directory, Some(ObjectType::File), 0)?;
+    let name = attributes.name.as_deref().unwrap_or_default();
+    let (volume, path) = call.kernel.files.by_identifier(call.kernel.file(root)?, name)?;
+    Ok(Target::Volume(volume, path))
+}
+
 /// The name of a pipe to be made: what follows the device, empty for one without a name.
 pub(super) fn locate_pipe(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<String, Status> {
+    require_name(attributes)?;
     match locate(call, attributes)? {
         Target::Pipe(name, None) => Ok(name),
         _ => Err(Status::OBJECT_NAME_INVALID),
@@ -127,6 +146,7 @@ pub(super) fn locate_pipe(call: &Call<'_, '_>, attributes: &ObjectAttributes) ->
 
 /// The name of a mailslot to be made.
 pub(super) fn locate_mailslot(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> Result<String, Status> {
+    require_name(attributes)?;
     match locate(call, attributes)? {
         Target::Mailslot(name) if !name.is_empty() => Ok(name),
         _ => Err(Status::OBJECT_NAME_INVALID),
@@ -139,7 +159,11 @@ pub fn open_section_file(call: &Call<'_, '_>, attributes: &ObjectAttributes) -> 
     let files = &call.kernel.files;
     let volumes = files.volumes();
     let found = volumes.get(volume).ok_or(Status::OBJECT_PATH_NOT_FOUND)?.lookup(&path.parts)?;
-    let Found::File(mut node) = found else { return Err(Status::FILE_IS_A_DIRECTORY) };
+    let mut node = match found {
+        Found::File(node) => node,
+        Found::Directory(_) => return Err(Status::FILE_IS_A_DIRECTORY),
+        Found::Missing(..) => return Err(Status::OBJECT_NAME_NOT_FOUND),
+    };
     let file = volumes[volume].open_file(&mut node, false)?;
     let name = format!("{}{}", FileSystem::device_name(volume), NtPath::display(&node.path()));
     Ok(SectionFile { file, name, held: None })
@@ -203,7 +227,11 @@ fn open(
     out.write(call, Handle::NULL)?;
     let attributes = attributes.read_attributes(call)?;
     let access = ObjectType::File.map_access(wish.access);
-    let (object, result) = match locate(call, &attributes)? {
+    let target = match wish.options & options::OPEN_BY_FILE_ID {
+        0 => locate(call, &attributes)?,
+        _ => locate_identifier(call, &attributes)?,
+    };
+    let (object, result) = match target {
         Target::Volume(..) | Target::Pipe(..) | Target::Mailslot(..) if wish.socket.is_some() => {
             return Err(Status::EAS_NOT_SUPPORTED);
         }
@@ -216,7 +244,15 @@ fn open(
             disposition: wish.disposition,
             options: wish.options,
         })?,
-        Target::Device(..) if wish.options & options::DIRECTORY_FILE != 0 => return Err(Status::NOT_A_DIRECTORY),
+        // The null device takes any option, but nobody may delete it: its security grants reading, writing, executing.
+        Target::Device(FileKind::Null, _) if wish.options & options::DELETE_ON_CLOSE != 0 => {
+            return Err(Status::ACCESS_DENIED);
+        }
+        Target::Device(ref kind, _)
+            if wish.options & options::DIRECTORY_FILE != 0 && !matches!(kind, FileKind::Null) =>
+        {
+            return Err(Status::NOT_A_DIRECTORY);
+        }
         Target::Pipe(name, server) => {
             let mut end = pipe_services::connect(call, &name, server, access)?;
             end.options = wish.options;
@@ -285,12 +321,13 @@ fn open_file(
 fn delete_file(call: &mut Call<'_, '_>, attributes: AttributesPtr) -> Result<(), Status> {
     let (volume, path) = locate_path(call, attributes)?;
     let access = file::DELETE | file::READ_ATTRIBUTES;
-    let request = CreateRequest { volume, path, access, attributes: 0, share: 7, disposition: 1, options: 0 };
+    // It is opened and closed: a folder that is not empty then stays, without an error.
+    let options = options::DELETE_ON_CLOSE;
+    let request = CreateRequest { volume, path, access, attributes: 0, share: 7, disposition: 1, options };
     let files = &mut call.kernel.files;
-    let (mut object, _) = files.create(&request)?;
-    let result = files.set_disposition(&mut object, true, false, false);
+    let (object, _) = files.create(&request)?;
     files.close(object);
-    result
+    Ok(())
 }
 
 fn query_attributes(call: &mut Call<'_, '_>, attributes: AttributesPtr, buffer: u64) -> Result<(), Status> {
@@ -396,6 +433,9 @@ fn query_directory(
 ) -> Result<Status, Status> {
     let layout = EntryLayout::from_class(class)?;
     let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
+    if (length as usize) < layout.name_offset() {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
     let pattern = if pattern.is_null() { None } else { Some(pattern.read_text(call)?) };
     let Kernel { objects, files, .. } = &mut *call.kernel;
     let Body::File(file) = objects.body_mut(id)? else { return Err(Status::OBJECT_TYPE_MISMATCH) };
@@ -422,17 +462,29 @@ fn query_ea(
     call: &mut Call<'_, '_>,
     handle: Handle,
     _io_status: IoStatusPtr,
-    _buffer: u64,
-    _length: u32,
+    buffer: u64,
+    length: u32,
     _single: bool,
     _list: u64,
     _list_length: u32,
     _index: UserPtr<u32>,
     _restart: bool,
 ) -> Result<(), Status> {
+    /// What is cleared at a time.
+    const PIECE: u64 = 0x1_0000;
     call.object(handle, Some(ObjectType::File), 0)?;
+    // The file system clears the buffer first, and leaves IO_STATUS_BLOCK alone.
+    let mut at = 0;
+    while at < u64::from(length) {
+        let size = PIECE.min(u64::from(length) - at);
+        call.write_user(buffer.wrapping_add(at), &vec![0; size as usize])?;
+        at += size;
+    }
     Err(Status::NO_EAS_ON_FILE)
 }
+
+/// FILE_SKIP_COMPLETION_PORT_ON_SUCCESS.
+const SKIP_COMPLETION_PORT_ON_SUCCESS: u32 = 1;
 
 fn set_information(
     call: &mut Call<'_, '_>,
@@ -528,12 +580,17 @@ fn set_information(
         // FileIoCompletionNotificationInformation.
         0x29 => {
             let flags = read_information::<u32>(call, buffer)?;
-            call.kernel.file_mut(id)?.completion_flags |= flags & 7;
+            let file = call.kernel.file_mut(id)?;
+            // A port is never told of what a caller waits for.
+            if flags & SKIP_COMPLETION_PORT_ON_SUCCESS != 0 && file.is_synchronous() {
+                return Err(Status::INVALID_PARAMETER);
+            }
+            file.completion_flags |= flags & 7;
         }
         // FileIoPriorityHintInformation.
         0x2B => {
-            /// MaxIoPriorityTypes.
-            const PRIORITIES: u32 = 5;
+            /// Very low, low, normal: those above are the system's own.
+            const PRIORITIES: u32 = 3;
             if read_information::<u32>(call, buffer)? >= PRIORITIES {
                 return Err(Status::INVALID_PARAMETER);
             }

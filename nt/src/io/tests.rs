@@ -201,7 +201,7 @@ fn options_are_checked() {
     assert_eq!(run("top", READ, 0x41), Err(Status::INVALID_PARAMETER));
     assert_eq!(run("top", 1, 0x20), Err(Status::INVALID_PARAMETER), "synchronous I/O needs SYNCHRONIZE");
     assert_eq!(run("top", READ, 0x1000), Err(Status::INVALID_PARAMETER), "deletion needs DELETE");
-    assert_eq!(run("top", READ, 0x2000), Err(Status::NOT_SUPPORTED));
+    assert_eq!(run("dir", READ, 0x1001), Err(Status::INVALID_PARAMETER), "deletion needs DELETE");
     assert_eq!(run("dir\\", READ, 0x21), Ok(()));
 }
 
@@ -386,7 +386,16 @@ fn locks_exclude_others() {
     let (b, _) = files.create(&request("top", READ | WRITE, OPEN)).unwrap();
     files.lock(&a, 0, 10, true).unwrap();
     assert_eq!(files.lock(&b, 9, 1, false), Err(Status::LOCK_NOT_GRANTED));
-    files.lock(&b, 10, u64::MAX, false).unwrap();
+    assert_eq!(files.lock(&b, 10, u64::MAX, false), Err(Status::INVALID_LOCK_RANGE));
+    files.lock(&b, 10, u64::MAX - 9, false).unwrap();
+    assert_eq!(files.lock(&a, u64::MAX, 1, true), Err(Status::LOCK_NOT_GRANTED), "up to the last byte");
+    // A shared lock may lie over the owner's exclusive one, which is then the first to be unlocked.
+    files.lock(&a, 0, 10, false).unwrap();
+    files.unlock(&a, 0, 10).unwrap();
+    files.lock(&b, 0, 10, false).unwrap();
+    files.unlock(&b, 0, 10).unwrap();
+    files.unlock(&a, 0, 10).unwrap();
+    files.lock(&a, 0, 10, true).unwrap();
     assert_eq!(files.check_locks(&b, 5, 1, false), Err(Status::FILE_LOCK_CONFLICT));
     assert_eq!(files.check_locks(&a, 5, 1, true), Ok(()));
     assert_eq!(files.check_locks(&a, 20, 1, false), Ok(()));
@@ -394,6 +403,16 @@ fn locks_exclude_others() {
     assert_eq!(files.unlock(&b, 0, 10), Err(Status::RANGE_NOT_LOCKED));
     files.close(a);
     assert_eq!(files.check_locks(&b, 5, 1, true), Ok(()));
+}
+
+#[test]
+fn a_file_is_already_linked_to_its_own_name() {
+    let sandbox = Sandbox::new("self-link");
+    let mut files = sandbox.files(MountAccess::ReadWrite);
+    let (object, _) = files.create(&request("top", READ | WRITE, OPEN)).unwrap();
+    let name = crate::io::NtPath::parse("TOP").unwrap();
+    assert_eq!(files.link(&object, &name, false), Err(Status::OBJECT_NAME_COLLISION));
+    assert_eq!(files.link(&object, &name, true), Ok(()));
 }
 
 #[test]

@@ -181,6 +181,15 @@ pub(super) fn start_of(call: &mut Call<'_, '_>, id: ObjectId, offset: UserPtr<i6
     }
 }
 
+/// What the I/O manager asks of transfers to anything but pipes and mailslots: where a file has no position, because it was
+/// opened for asynchronous I/O, the caller says where.
+fn require_offset(call: &Call<'_, '_>, id: ObjectId, offset: UserPtr<i64>) -> Result<(), Status> {
+    if offset.is_null() && !call.kernel.file(id)?.is_synchronous() {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    Ok(())
+}
+
 /// What a handle's file is, as far as a transfer cares.
 enum Source {
     Disk,
@@ -205,6 +214,7 @@ fn source_of(call: &Call<'_, '_>, id: ObjectId) -> Result<Source, Status> {
         | FileKind::Volume(_)
         | FileKind::PipeRoot
         | FileKind::MailslotRoot
+        | FileKind::MountManager
         | FileKind::Random => Err(Status::INVALID_DEVICE_REQUEST),
     }
 }
@@ -225,9 +235,10 @@ fn read_file(
     let length = length as usize;
     let completion = Completion { event, apc, apc_context, io_status };
     // What is wrong with the caller's memory is found before anything happens.
-    if io_status.is_null() || !call.kernel.memory.may_write(buffer, length as u64) {
+    if io_status.is_null() {
         return Err(Status::ACCESS_VIOLATION);
     }
+    call.probe_for_write(buffer, length as u64)?;
     completion.begin(call, id)?;
     let (total, end) = match source_of(call, id)? {
         Source::Disk => {
@@ -243,7 +254,10 @@ fn read_file(
         }
         Source::Stream(super::StdStream::Input) => return Ok(read_input(call, id, completion, buffer, length)),
         Source::Stream(_) => return Err(Status::ACCESS_DENIED),
-        Source::Null => (0, Status::END_OF_FILE),
+        Source::Null => {
+            require_offset(call, id, offset)?;
+            (0, Status::END_OF_FILE)
+        }
         Source::Console(end) => {
             return console::read_file(call, id, end, completion, UserBuffer::new(buffer, length as u64));
         }
@@ -361,7 +375,10 @@ fn write_file(
         }
         Source::Console(_) => return Err(Status::INVALID_DEVICE_REQUEST),
         // Even what goes nowhere is read.
-        Source::Null => for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?,
+        Source::Null => {
+            require_offset(call, id, offset)?;
+            for_each_chunk(call, buffer, length, |_, _, _| Ok(()))?;
+        }
     }
     completion.finish(call, id, Status::SUCCESS, u64::from(length))?;
     Ok(Outcome::Return(Status::SUCCESS))

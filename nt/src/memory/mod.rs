@@ -115,6 +115,40 @@ impl MemoryManager {
         true
     }
 
+    /// Whether a service could read there: all pages are committed, or will be at the first touch, and readable.
+    #[must_use]
+    pub fn may_read(&self, address: u64, length: u64) -> bool {
+        let Some(end) = address.checked_add(length) else { return false };
+        let mut at = address;
+        while at < end {
+            let Some((_, vad)) = self.vads.find(at) else { return false };
+            let (run, protection) = vad.run_at(at & !(PAGE_SIZE - 1));
+            at = match (protection, &vad.backing) {
+                (_, Backing::Stack { .. }) => vad.end,
+                (Some(protection), _) if protection.access().contains(lstar_runtime::Protection::READ) => run,
+                (None, Backing::View { .. }) => run,
+                _ => return false,
+            };
+        }
+        true
+    }
+
+    /// ProbeForWrite: an output buffer must be writable from end to end before a service does anything, and the probe's
+    /// own write to each page counts where writes are watched.
+    pub fn probe_for_write(&mut self, space: &mut AddressSpace, address: u64, length: u64) -> Result<(), Status> {
+        if !self.may_write(address, length) {
+            return Err(Status::ACCESS_VIOLATION);
+        }
+        let range = page_range(address, length).ok_or(Status::ACCESS_VIOLATION)?;
+        let mut at = range.start;
+        while let Some((_, vad)) = self.vads.find_mut(at).filter(|_| at < range.end) {
+            let end = vad.end.min(range.end);
+            vad.touch_for_write(space, &(at..end))?;
+            at = end;
+        }
+        Ok(())
+    }
+
     fn serve_fault(&mut self, space: &mut AddressSpace, fault: PageFault) -> Result<(), Status> {
         match self.resolve_fault(space, fault.address, fault.code) {
             FaultResolution::Retry => Ok(()),

@@ -137,6 +137,18 @@ impl PageProtection {
         if self.0 & 0xFF == Self::NOACCESS.0 { self } else { Self(self.0 & !caching | allocation.0 & caching) }
     }
 
+    /// With the caching that a section's SEC_* attributes ask for.
+    #[must_use]
+    pub const fn with_caching_of_section(self, attributes: u32) -> Self {
+        use super::section::attributes as sec;
+        if self.0 & 0xFF == Self::NOACCESS.0 || attributes & sec::IMAGE != 0 {
+            return self;
+        }
+        let nocache = if attributes & sec::NOCACHE != 0 { NOCACHE } else { 0 };
+        let combine = if attributes & sec::WRITECOMBINE != 0 { WRITECOMBINE } else { 0 };
+        Self(self.0 & !(NOCACHE | WRITECOMBINE) | nocache | combine)
+    }
+
     /// Protection of a section of an image, from its read, write and execute flags. Images are private copies.
     #[must_use]
     pub const fn of_image_section(read: bool, write: bool, execute: bool) -> Self {

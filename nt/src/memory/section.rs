@@ -80,6 +80,9 @@ impl Section {
     /// A section of an image file.
     pub fn of_image(file: SectionFile, attributes: u32) -> Result<Self, ImageFileError> {
         let size = file.file.metadata()?.len();
+        if size == 0 {
+            return Err(ImageFileError::Empty);
+        }
         let mut start = vec![0; ImageHeaders::HEADER_LIMIT.min(usize::try_from(size).unwrap_or(usize::MAX))];
         file.file.read_exact_at(&mut start, 0)?;
         let headers = ImageHeaders::parse(&start, size)?;
@@ -291,6 +294,9 @@ pub enum ImageFileError {
     /// The host cannot read it.
     #[error("cannot read: {0}")]
     Read(#[from] std::io::Error),
+    /// There is nothing in it.
+    #[error("the file is empty")]
+    Empty,
     /// It is no image for this machine.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -299,7 +305,7 @@ pub enum ImageFileError {
 impl From<ImageFileError> for Status {
     fn from(error: ImageFileError) -> Self {
         match error {
-            ImageFileError::Read(_) => Self::INVALID_FILE_FOR_SECTION,
+            ImageFileError::Read(_) | ImageFileError::Empty => Self::INVALID_FILE_FOR_SECTION,
             ImageFileError::Image(error) => error.into(),
         }
     }

@@ -97,6 +97,27 @@ fn nt_create_section_ex(
     nt_create_section(call, handle, access, attributes, maximum_size, protect, allocation_attributes, file)
 }
 
+/// SEC_* attributes that a caller may combine: one of image, reserved and committed, with what changes caching or, for
+/// committed memory, the size of pages. SEC_FILE is the system's to set. (After NtCreateSection and CreateFileMapping in the
+/// Windows SDK's documentation, and kernel32's tests of Wine for the combinations.)
+fn check_allocation_attributes(attributes: u32, has_file: bool) -> Result<(), Status> {
+    /// SEC_NO_CHANGE.
+    const NO_CHANGE: u32 = 0x40_0000;
+    let modifiers = match attributes & (sec::IMAGE | sec::RESERVE | sec::COMMIT) {
+        sec::IMAGE => sec::NOCACHE,
+        sec::RESERVE => sec::NOCACHE | sec::WRITECOMBINE,
+        sec::COMMIT if has_file => sec::NOCACHE | sec::WRITECOMBINE,
+        sec::COMMIT => sec::NOCACHE | sec::WRITECOMBINE | sec::LARGE_PAGES,
+        _ => return Err(Status::INVALID_PARAMETER_6),
+    };
+    let kinds = sec::IMAGE | sec::RESERVE | sec::COMMIT | NO_CHANGE;
+    let caching = sec::NOCACHE | sec::WRITECOMBINE;
+    if attributes & !(kinds | modifiers) != 0 || attributes & caching == caching {
+        return Err(Status::INVALID_PARAMETER_6);
+    }
+    Ok(())
+}
+
 #[expect(clippy::too_many_arguments, reason = "the service has as many")]
 fn nt_create_section(
     call: &mut Call<'_, '_>,
@@ -108,20 +129,10 @@ fn nt_create_section(
     allocation_attributes: u32,
     file: Handle,
 ) -> Result<Status, Status> {
-    const KNOWN: u32 = sec::FILE
-        | sec::IMAGE
-        | sec::RESERVE
-        | sec::COMMIT
-        | sec::NOCACHE
-        | sec::WRITECOMBINE
-        | sec::LARGE_PAGES
-        | 0x40_0000;
     handle.write(call, Handle::NULL)?;
     let protection = PageProtection::from_raw(protect)?;
     let size = maximum_size.read_optional(call)?.unwrap_or(0);
-    if allocation_attributes & !KNOWN != 0 || allocation_attributes & (sec::IMAGE | sec::RESERVE | sec::COMMIT) == 0 {
-        return Err(Status::INVALID_PARAMETER_6);
-    }
+    check_allocation_attributes(allocation_attributes, !file.is_null())?;
     if allocation_attributes & sec::LARGE_PAGES != 0 {
         return Err(Status::PRIVILEGE_NOT_HELD);
     }
@@ -250,10 +261,15 @@ fn map_view(
     let start = offset.read_optional(call)?.unwrap_or(0);
     let replace_placeholder = allocation_type & MEM_REPLACE_PLACEHOLDER != 0;
     let granularity = if replace_placeholder { PAGE_SIZE } else { ALLOCATION_GRANULARITY };
+    if wanted.is_some_and(|base| base > placement.high) {
+        return Err(Status::INVALID_PARAMETER_4);
+    }
     if wanted.is_some_and(|base| !base.is_multiple_of(granularity)) || !start.is_multiple_of(granularity) {
         return Err(Status::MAPPED_ALIGNMENT);
     }
     let placement = Placement { top_down: allocation_type & MEM_TOP_DOWN != 0, ..placement };
+    // A view's pages are cached as its section says.
+    let protection = protection.with_caching_of_section(section.attributes);
     let (address, mapped, status) = call.attached(target, |call| {
         let memory = &mut call.kernel.memory;
         if section.image().is_some() {
@@ -332,7 +348,9 @@ fn nt_query_section(
     }
     let written = match class {
         BASIC => {
-            let (attributes, maximum_size) = (section.attributes, section.size);
+            // Of an image only that it is one is told.
+            let hidden = if section.image().is_some() { sec::NOCACHE } else { 0 };
+            let (attributes, maximum_size) = (section.attributes & !hidden, section.size);
             output.write_struct(call, &BasicInformation { base_address: 0, attributes, maximum_size })?
         }
         IMAGE => {

@@ -552,6 +552,22 @@ fn copy(
     Ok(status)
 }
 
+/// The other process of a copy. Where there is none, nothing was copied.
+fn copy_partner(
+    call: &mut Call<'_, '_>,
+    process: Handle,
+    access: u32,
+    copied: UserPtr<u64>,
+) -> Result<ProcessId, Status> {
+    match call.process_by_handle(process, access) {
+        Ok(target) => Ok(target),
+        Err(status) => {
+            copied.write_optional(call, 0)?;
+            Err(status)
+        }
+    }
+}
+
 fn nt_read_virtual_memory(
     call: &mut Call<'_, '_>,
     process: Handle,
@@ -560,8 +576,13 @@ fn nt_read_virtual_memory(
     size: u64,
     copied: UserPtr<u64>,
 ) -> Result<Status, Status> {
-    let target = call.process_by_handle(process, access::VM_READ)?;
+    let target = copy_partner(call, process, access::VM_READ, copied)?;
     let own = call.kernel.process.id;
+    // The caller's own memory is looked at first, all of it; only what the other process lacks makes a part of a copy.
+    if call.probe_for_write(buffer.address(), size).is_err() {
+        copied.write_optional(call, 0)?;
+        return Err(Status::ACCESS_VIOLATION);
+    }
     copy(call, (target, address), (own, buffer.address()), size, copied)
 }
 
@@ -573,8 +594,12 @@ fn nt_write_virtual_memory(
     size: u64,
     copied: UserPtr<u64>,
 ) -> Result<Status, Status> {
-    let target = call.process_by_handle(process, access::VM_WRITE)?;
+    let target = copy_partner(call, process, access::VM_WRITE, copied)?;
     let own = call.kernel.process.id;
+    if !call.kernel.memory.may_read(buffer.address(), size) {
+        copied.write_optional(call, 0)?;
+        return Err(Status::PARTIAL_COPY);
+    }
     copy(call, (own, buffer.address()), (target, address), size, copied)
 }
 
@@ -643,7 +668,8 @@ fn nt_get_write_watch(
     call.kernel.require_current_process(process)?;
     let range = page_range(base, size).ok_or(Status::INVALID_PARAMETER)?;
     let (_, vad) = call.kernel.memory.vads.find_range(&range).ok_or(Status::INVALID_PARAMETER)?;
-    let written = vad.written.as_ref().ok_or(Status::INVALID_PARAMETER)?;
+    let written = vad.written.as_ref().ok_or(Status::INVALID_PARAMETER)?.clone();
+    call.probe_for_write(addresses.address(), room.saturating_mul(u64::SIZE as u64))?;
     let pages: Vec<u64> = written
         .overlapping(&range)
         .flat_map(|part| (part.start.max(range.start)..part.end.min(range.end)).step_by(PAGE_SIZE as usize))

@@ -69,7 +69,7 @@ pub struct Vad {
     pub pages: RangeMap<u64, PageProtection>,
     /// Pages of a view that were written and are private copies.
     pub private: RangeSet<u64>,
-    /// MEM_WRITE_WATCH: the pages that were written since they were committed or reset.
+    /// MEM_WRITE_WATCH: the pages that were written since they were allocated or reset.
     pub written: Option<RangeSet<u64>>,
     /// Committed pages that are read from a file at the first touch; the machine has none there.
     pub unloaded: RangeSet<u64>,
@@ -346,10 +346,8 @@ impl Vad {
     pub fn decommit(&mut self, space: &mut AddressSpace, range: Range<u64>) -> Result<(), Status> {
         space.unmap(range.start, range.end - range.start)?;
         self.unloaded.remove(range.clone());
-        self.pages.remove(range.clone());
-        if let Some(written) = &mut self.written {
-            written.remove(range);
-        }
+        // Whether a watched page was written is remembered beyond its memory.
+        self.pages.remove(range);
         Ok(())
     }
 
@@ -445,6 +443,15 @@ impl Vad {
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// What a service's probing of an output buffer does: watched pages of a range count as written, whatever the service
+    /// then writes there.
+    pub fn touch_for_write(&mut self, space: &mut AddressSpace, range: &Range<u64>) -> Result<(), Status> {
+        let Some(written) = &self.written else { return Ok(()) };
+        let untouched: Vec<u64> =
+            written.gaps(range).flat_map(|gap| (gap.start..gap.end).step_by(PAGE_SIZE as usize)).collect();
+        untouched.into_iter().try_for_each(|page| self.resolve_write(space, page).map(drop))
     }
 
     /// NtResetWriteWatch: forgets which pages of a range were written.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::manager::{ObjectId, ObjectManager, attributes};
 use super::types::{Body, Device};
+use crate::io::mount_manager::volume_name;
 use crate::status::Status;
 
 /// A directory of the name space.
@@ -229,6 +230,7 @@ impl ObjectManager {
         self.create_at("\\Device\\ConDrv", Body::Device(Device::Console))?;
         self.create_at("\\Device\\NamedPipe", Body::Device(Device::NamedPipe))?;
         self.create_at("\\Device\\Mailslot", Body::Device(Device::Mailslot))?;
+        self.create_at("\\Device\\MountPointManager", Body::Device(Device::MountManager))?;
         self.create_at("\\Device\\Afd", Body::Device(Device::Sockets))?;
         for device in ["\\Device\\CNG", "\\Device\\KsecDD"] {
             self.create_at(device, Body::Device(Device::Random))?;
@@ -238,6 +240,7 @@ impl ObjectManager {
             ("NUL", "\\Device\\Null"),
             ("PIPE", "\\Device\\NamedPipe"),
             ("MAILSLOT", "\\Device\\Mailslot"),
+            ("MountPointManager", "\\Device\\MountPointManager"),
             ("CON", "\\Device\\ConDrv\\Console"),
             ("CONIN$", "\\Device\\ConDrv\\CurrentIn"),
             ("CONOUT$", "\\Device\\ConDrv\\CurrentOut"),
@@ -250,6 +253,7 @@ impl ObjectManager {
             let device = format!("\\Device\\HarddiskVolume{}", number + 1);
             self.create_at(&device, Body::Device(Device::Volume(volume)))?;
             self.create_at(&format!("\\GLOBAL??\\{}:", letter.to_ascii_uppercase()), link(&device))?;
+            self.create_at(&format!("\\GLOBAL??\\{}", volume_name(letter)), link(&device))?;
         }
         Ok(())
     }

@@ -94,17 +94,19 @@ fn duplicate(
         (true, Some(entry)) => u32::from(entry.inherit) * super::manager::attributes::INHERIT,
         _ => attributes,
     };
-    let result = match to {
-        None => Ok(()),
-        Some(to) => {
-            let handle = call.kernel.open_for(to, object, access, attributes)?;
-            if target.is_null() { Ok(()) } else { target.write(call, handle) }
-        }
-    };
+    call.kernel.objects.reference(object);
     if options & CLOSE_SOURCE != 0 && entry.is_some() {
-        call.kernel.close_for(from, source)?;
+        // Before the new handle is made, which can so get the old one's value; one that is protected from closing just
+        // stays.
+        let _ = call.kernel.close_for(from, source);
     }
-    result
+    let opened = to.map(|to| call.kernel.open_for(to, object, access, attributes));
+    call.kernel.objects.dereference(object);
+    call.kernel.reap();
+    match opened.transpose()? {
+        Some(handle) if !target.is_null() => target.write(call, handle),
+        _ => Ok(()),
+    }
 }
 
 fn query(
@@ -368,8 +370,11 @@ fn create_link(
 ) -> Result<Status, Status> {
     out.write(call, Handle::NULL)?;
     let raw = target.read(call)?;
+    if raw.maximum_length == 0 {
+        return Err(Status::INVALID_PARAMETER);
+    }
     let target = raw.read_text(call)?;
-    if raw.maximum_length == 0 || target.is_empty() {
+    if target.is_empty() {
         return Err(Status::INVALID_PARAMETER_4);
     }
     let target = String::from_utf16_lossy(&target);

@@ -142,6 +142,8 @@ pub enum Device {
     Sockets,
     /// `\Device\CNG` and `\Device\KsecDD`: random numbers.
     Random,
+    /// `\Device\MountPointManager`.
+    MountManager,
     /// `\Registry`: the remaining path is a key's.
     Registry,
 }

@@ -42,6 +42,7 @@ mod class {
     pub const IMAGE_INFORMATION: u32 = 37;
     pub const PAGE_PRIORITY: u32 = 39;
     pub const THREAD_STACK_ALLOCATION: u32 = 41;
+    pub const INSTRUMENTATION_CALLBACK: u32 = 40;
     pub const IMAGE_FILE_NAME_WIN32: u32 = 43;
     pub const GROUP_INFORMATION: u32 = 47;
     pub const MITIGATION_POLICY: u32 = 52;
@@ -119,7 +120,7 @@ fn query_length(class: u32) -> Result<Option<u32>, Status> {
 
 fn nt_query_information_process(
     call: &mut Call<'_, '_>,
-    process: Handle,
+    handle: Handle,
     class: u32,
     buffer: UserPtr<u8>,
     length: u32,
@@ -133,7 +134,7 @@ fn nt_query_information_process(
         }
         _ => {}
     }
-    let target = call.process_by_handle(process, access::QUERY_LIMITED_INFORMATION)?;
+    let target = call.process_by_handle(handle, access::QUERY_LIMITED_INFORMATION)?;
     let output = UserBuffer::new(buffer.address(), u64::from(length));
     let kernel = &*call.kernel;
     let process = kernel.process_by_id(target).ok_or(Status::INVALID_HANDLE)?;
@@ -241,10 +242,13 @@ fn nt_query_information_process(
             let flags = process.execute_flags;
             number(call, flags)?
         }
+        // The cookie is what pointers are encoded with: a process asks for its own, and as the current one.
+        class::COOKIE if handle != Handle::CURRENT_PROCESS => return Err(Status::INVALID_PARAMETER),
         class::COOKIE => {
             let cookie = process.cookie;
             number(call, cookie)?
         }
+        class::IMAGE_INFORMATION if process.exit_status.is_some() => return Err(Status::PROCESS_IS_TERMINATING),
         class::IMAGE_INFORMATION => {
             let information = process.image_information()?;
             output.write_struct(call, &information)?
@@ -343,6 +347,15 @@ fn nt_set_information_process(
                 return Err(Status::INVALID_PARAMETER);
             }
             own(call, target)?.debug_inherit = inherit != 0;
+        }
+        class::INSTRUMENTATION_CALLBACK => {
+            expect(0x10)?;
+            // PROCESS_INSTRUMENTATION_CALLBACK_INFORMATION: version, reserved, address. Taking none away is fine; system
+            // calls never return elsewhere than to their callers.
+            let [_, callback] = buffer.cast::<[u64; 2]>().read(call)?;
+            if callback != 0 {
+                return Err(Status::NOT_SUPPORTED);
+            }
         }
         class::THREAD_STACK_ALLOCATION => allocate_stack(call, buffer, length)?,
         // Hints to a scheduler and a working-set manager that have nothing to decide, and policies that forbid what the

@@ -59,6 +59,34 @@ mod message {
     pub const ABNORMAL_EXIT_PROCESS: u64 = 8;
 }
 
+/// Whether a process that ends so counts as having crashed: the exit statuses that the documentation of
+/// JOBOBJECT_ASSOCIATE_COMPLETION_PORT lists.
+fn is_abnormal(status: Status) -> bool {
+    const FLOAT_DENORMAL_OPERAND: u32 = 0xC000_008D;
+    const ARRAY_BOUNDS_EXCEEDED: u32 = 0xC000_008C;
+    const PRIVILEGED_INSTRUCTION: u32 = 0xC000_0096;
+    const NONCONTINUABLE_EXCEPTION: u32 = 0xC000_0025;
+    const IN_PAGE_ERROR: u32 = 0xC000_0006;
+    const ILLEGAL_INSTRUCTION: u32 = 0xC000_001D;
+    const INVALID_DISPOSITION: u32 = 0xC000_0026;
+    const STACK_OVERFLOW: u32 = 0xC000_00FD;
+    const CONTROL_C_EXIT: u32 = 0xC000_013A;
+    matches!(
+        status,
+        Status::ACCESS_VIOLATION | Status::BREAKPOINT | Status::DATATYPE_MISALIGNMENT | Status::SINGLE_STEP
+    ) || matches!(
+        status.0,
+        ARRAY_BOUNDS_EXCEEDED | FLOAT_DENORMAL_OPERAND
+            ..=PRIVILEGED_INSTRUCTION
+                | NONCONTINUABLE_EXCEPTION
+                | IN_PAGE_ERROR
+                | ILLEGAL_INSTRUCTION
+                | INVALID_DISPOSITION
+                | STACK_OVERFLOW
+                | CONTROL_C_EXIT
+    )
+}
+
 /// Bytes of JOBOBJECT_BASIC_LIMIT_INFORMATION, and of the extended structure that begins with it.
 const BASIC_LIMITS: usize = 0x40;
 const EXTENDED_LIMITS: usize = 0x90;
@@ -189,7 +217,7 @@ impl Kernel {
     /// Takes an ended process out of its jobs.
     pub(super) fn leave_jobs(&mut self, process: ProcessId) {
         let status = self.process_by_id(process).and_then(|process| process.exit_status).unwrap_or(Status::SUCCESS);
-        let abnormal = status.0 >= 0xC000_0000;
+        let abnormal = is_abnormal(status);
         for id in self.jobs_of(process) {
             if !self.job_mut(id).is_ok_and(|job| job.processes.contains(&process)) {
                 continue;

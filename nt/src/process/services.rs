@@ -98,7 +98,7 @@ fn nt_open_process(
         (process, _) => process,
     };
     if process == 0 {
-        return Err(Status::INVALID_PARAMETER);
+        return Err(Status::INVALID_CID);
     }
     open(call, handle, process, access, attributes.flags.bits())
 }

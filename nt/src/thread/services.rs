@@ -256,10 +256,22 @@ fn nt_get_next_thread(
     }
     handle.write(call, Handle::NULL)?;
     let process = call.process_by_handle(process, access::QUERY_INFORMATION)?;
-    let after = if thread.is_null() { None } else { Some(call.thread_by_handle(thread, 0)?) };
+    let after = match thread {
+        Handle::NULL => None,
+        Handle::CURRENT_THREAD => Some(call.thread),
+        handle => match call.body(handle, ObjectType::Thread, 0)? {
+            Body::Thread { id, .. } => Some(*id),
+            _ => return Err(Status::OBJECT_TYPE_MISMATCH),
+        },
+    };
     let kernel = &mut *call.kernel;
-    let next = kernel.scheduler.threads_of(process).find(|thread| after.is_none_or(|after| thread.id > after));
-    let object = next.ok_or(Status::NO_MORE_ENTRIES)?.object;
+    // Those that have ended are passed, too, as long as somebody holds them.
+    let threads = kernel.objects.iter().filter_map(|(object, entry)| match entry.body {
+        Body::Thread { id, process: of, .. } if of == process => Some((id, object)),
+        _ => None,
+    });
+    let next = threads.filter(|&(id, _)| after.is_none_or(|after| id > after)).min();
+    let (_, object) = next.ok_or(Status::NO_MORE_ENTRIES)?;
     let new = kernel.objects.open(&mut kernel.handles, object, access, attributes)?;
     handle.write(call, new)?;
     Ok(Status::SUCCESS)
