@@ -59,6 +59,7 @@ pub const SERVICE_TABLES: &[&[Service]] = &[
     crate::registry::notify::SERVICES,
     crate::registry::hive_services::SERVICES,
     crate::registry::services::SERVICES,
+    crate::registry::transactions::SERVICES,
     crate::system_services::SERVICES,
     crate::thread::information::SERVICES,
     crate::thread::services::SERVICES,

@@ -135,11 +135,11 @@ fn probed_buffers_count_as_written() {
         guest.get(10)
     };
     assert_eq!(written(&mut guest, 1), 0);
-    // Reading into it from this very process probes the buffer, then copies a part.
+    // Reading from where nothing is probes the buffer, and then copies nothing.
     let copied = guest.put(12, 0);
     let source = guest.scratch;
     assert_eq!(
-        guest.call("NtReadVirtualMemory", &[CURRENT_PROCESS, source, base, 0x3000, copied]),
+        guest.call("NtReadVirtualMemory", &[CURRENT_PROCESS, 0x1234, base, 0x3000, copied]),
         Status::PARTIAL_COPY
     );
     assert_eq!(written(&mut guest, 1), 3);
@@ -152,10 +152,10 @@ fn probed_buffers_count_as_written() {
     // A list that cannot be written, and a caller's buffer that is not there.
     let bad = [CURRENT_PROCESS, 0, base, 0x4000, 0, count, granularity];
     assert_eq!(guest.call("NtGetWriteWatch", &bad), Status::ACCESS_VIOLATION);
-    let unreadable = [CURRENT_PROCESS, source, 0x1234, 8, copied];
-    assert_eq!(guest.call("NtReadVirtualMemory", &unreadable), Status::ACCESS_VIOLATION);
+    let unwritable = [CURRENT_PROCESS, source, 0x1234, 8, copied];
+    assert_eq!(guest.call("NtReadVirtualMemory", &unwritable), Status::ACCESS_VIOLATION);
     assert_eq!(
-        (guest.call("NtReadVirtualMemory", &[4, source, source, 8, copied]), guest.get(12)),
+        (guest.call("NtReadVirtualMemory", &[0x4000, source, source, 8, copied]), guest.get(12)),
         (Status::INVALID_HANDLE, 0)
     );
 }
@@ -172,6 +172,7 @@ fn section_attributes_that_go_together() {
     for (attributes, expected) in [
         (COMMITTED, Status::SUCCESS),
         (RESERVED | NOCACHE, Status::SUCCESS),
+        (COMMITTED | NOCACHE, Status::SUCCESS),
         (COMMITTED | COMBINED, Status::SUCCESS),
         (COMMITTED | LARGE, Status::PRIVILEGE_NOT_HELD),
         (RESERVED | LARGE, Status::INVALID_PARAMETER_6),
@@ -183,7 +184,7 @@ fn section_attributes_that_go_together() {
         let (handle, size) = (guest.put(0, 0), guest.put(1, 0x1000));
         let status = guest.call("NtCreateSection", &[handle, 0xF_001F, 0, size, READWRITE, attributes, 0]);
         assert_eq!(status, expected, "{attributes:#x}");
-        if attributes == RESERVED | NOCACHE {
+        if attributes == COMMITTED | NOCACHE {
             // A view is cached as its section says.
             let (section, base, view) = (guest.get(0), guest.put(2, 0), guest.put(3, 0));
             let arguments = [section, CURRENT_PROCESS, base, 0, 0, 0, view, 2, 0, READWRITE];

@@ -1,18 +1,20 @@
 //! Control codes of files, pipes and devices, and cancelling.
 #![expect(clippy::too_many_arguments, reason = "handlers have as many as their services")]
 
-use super::file::FileKind;
+use std::os::unix::fs::FileExt as _;
+
+use super::file::{self, FileKind};
 use super::host::StdStream;
 use super::info::Bytes;
 use super::pipe_services;
 use super::services::IoStatusPtr;
 use super::transfer::Completion;
-use super::{afd, console, mount_manager};
+use super::{afd, console, mount_manager, status_of_io};
 use crate::object::{Body, Handle, ObjectId, ObjectType};
 use crate::service::{Call, Outcome};
 use crate::services;
 use crate::status::Status;
-use crate::user_ptr::{UserBuffer, UserMemory};
+use crate::user_ptr::{UserBuffer, UserMemory, UserPtr};
 
 services! { pub SERVICES;
     /// File-system control codes.
@@ -42,6 +44,8 @@ fn fs_control(
 ) -> Result<Outcome, Status> {
     const PIPE_PEEK: u32 = 0x11_400C;
     const PIPE_CONNECTED: u32 = 3;
+    const SET_ZERO_DATA: u32 = 0x9_80C8;
+    const QUERY_ALLOCATED_RANGES: u32 = 0x9_40CF;
     let id = call.object(handle, Some(ObjectType::File), 0)?;
     let completion = Completion { event, apc, apc_context, io_status };
     completion.begin(call, id)?;
@@ -62,6 +66,8 @@ fn fs_control(
             let available = u32::try_from(available).unwrap_or(u32::MAX);
             Bytes::default().u32s(&[PIPE_CONNECTED, available, 0, 0]).0
         }
+        (FileKind::Disk { .. }, SET_ZERO_DATA) => zero_data(call, id, input, input_length)?,
+        (FileKind::Disk { .. }, QUERY_ALLOCATED_RANGES) => allocated_ranges(call, id, input, input_length)?,
         (FileKind::Disk { .. } | FileKind::Directory { .. }, _) => disk_control(call, id, code, output_length)?,
         _ => return Err(Status::INVALID_DEVICE_REQUEST),
     };
@@ -71,6 +77,46 @@ fn fs_control(
     call.write_user(output, &bytes)?;
     completion.finish(call, id, Status::SUCCESS, bytes.len() as u64)?;
     Ok(Outcome::Return(Status::SUCCESS))
+}
+
+/// FSCTL_SET_ZERO_DATA: clears a part of a file, as far as the file goes (FILE_ZERO_DATA_INFORMATION).
+fn zero_data(call: &mut Call<'_, '_>, id: ObjectId, input: u64, length: u32) -> Result<Vec<u8>, Status> {
+    const PIECE: usize = 0x1_0000;
+    if length < 0x10 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let [start, end] = UserPtr::<[i64; 2]>::new(input).read(call)?;
+    let start = u64::try_from(start).map_err(|_| Status::INVALID_PARAMETER)?;
+    let end = u64::try_from(end).ok().filter(|&end| end >= start).ok_or(Status::INVALID_PARAMETER)?;
+    let end = end.min(call.kernel.size_of_disk_file(id)?);
+    let kernel = &*call.kernel;
+    let file = kernel.file(id)?;
+    if file.access & file::WRITE_DATA == 0 {
+        return Err(Status::ACCESS_DENIED);
+    }
+    kernel.files.check_locks(file, start, end.saturating_sub(start), true)?;
+    let host = file.host_file().ok_or(Status::INVALID_DEVICE_REQUEST)?;
+    let zeros = vec![0; PIECE];
+    let mut at = start;
+    while at < end {
+        let size = (end - at).min(PIECE as u64);
+        let piece = zeros.get(..size as usize).unwrap_or_default();
+        host.write_all_at(piece, at).map_err(|error| status_of_io(&error))?;
+        at += size;
+    }
+    Ok(Vec::new())
+}
+
+/// FSCTL_QUERY_ALLOCATED_RANGES: a part of a file as one range, as far as the file goes (FILE_ALLOCATED_RANGE_BUFFER).
+fn allocated_ranges(call: &mut Call<'_, '_>, id: ObjectId, input: u64, length: u32) -> Result<Vec<u8>, Status> {
+    if length < 0x10 {
+        return Err(Status::INVALID_PARAMETER);
+    }
+    let [start, length] = UserPtr::<[i64; 2]>::new(input).read(call)?;
+    let start = u64::try_from(start).map_err(|_| Status::INVALID_PARAMETER)?;
+    let length = u64::try_from(length).map_err(|_| Status::INVALID_PARAMETER)?;
+    let end = start.saturating_add(length).min(call.kernel.size_of_disk_file(id)?);
+    Ok(if end > start { Bytes::default().u64s(&[start, end - start]).0 } else { Vec::new() })
 }
 
 /// Control codes of files and directories.

@@ -77,6 +77,10 @@ pub enum EntryLayout {
     IdBoth,
     /// FileIdFullDirectoryInformation.
     IdFull,
+    /// FileIdExtdDirectoryInformation.
+    IdExtended,
+    /// FileIdExtdBothDirectoryInformation.
+    IdExtendedBoth,
 }
 
 impl EntryLayout {
@@ -89,6 +93,8 @@ impl EntryLayout {
             0xC => Ok(Self::Names),
             0x25 => Ok(Self::IdBoth),
             0x26 => Ok(Self::IdFull),
+            0x3C => Ok(Self::IdExtended),
+            0x3F => Ok(Self::IdExtendedBoth),
             _ => Err(Status::INVALID_INFO_CLASS),
         }
     }
@@ -103,7 +109,15 @@ impl EntryLayout {
             Self::Names => 0xC,
             Self::IdBoth => 0x68,
             Self::IdFull => 0x50,
+            Self::IdExtended => 0x58,
+            Self::IdExtendedBoth => 0x72,
         }
+    }
+
+    /// Bytes that a buffer must have at least: the structure with a name of one character, padded.
+    #[must_use]
+    pub fn least_size(self) -> usize {
+        (self.name_offset() + 2).next_multiple_of(8)
     }
 
     /// One entry; NextEntryOffset is zero.
@@ -130,7 +144,8 @@ impl EntryLayout {
         }
         match self {
             Self::IdBoth => put(0x60, &stat.id.to_le_bytes()),
-            Self::IdFull => put(0x48, &stat.id.to_le_bytes()),
+            // The 128-bit identifiers are these with zeros above them.
+            Self::IdFull | Self::IdExtended | Self::IdExtendedBoth => put(0x48, &stat.id.to_le_bytes()),
             _ => {}
         }
         bytes.extend(name);

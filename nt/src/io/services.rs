@@ -46,6 +46,10 @@ services! { pub SERVICES;
     NtQueryVolumeInformationFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32) = query_volume;
     /// Lists a directory.
     NtQueryDirectoryFile(file: Handle, event: Handle, apc: u64, apc_context: u64, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32, single: bool, pattern: UserPtr<UnicodeString>, restart: bool) = query_directory;
+    /// Sets extended attributes: refused.
+    NtSetEaFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32) = set_ea;
+    /// Sets facts about a volume: refused.
+    NtSetVolumeInformationFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, class: u32) = set_volume;
     /// Tells extended attributes: there are none.
     NtQueryEaFile(file: Handle, io_status: IoStatusPtr, buffer: u64, length: u32, single: bool, list: u64, list_length: u32, index: UserPtr<u32>, restart: bool) = query_ea;
 }
@@ -431,9 +435,9 @@ fn query_directory(
     pattern: UserPtr<UnicodeString>,
     restart: bool,
 ) -> Result<Status, Status> {
-    let layout = EntryLayout::from_class(class)?;
+    let layout = EntryLayout::from_class(class).map_err(|status| refused_listing(class, length, status))?;
     let id = call.object(handle, Some(ObjectType::File), file::READ_DATA)?;
-    if (length as usize) < layout.name_offset() {
+    if (length as usize) < layout.least_size() {
         return Err(Status::INFO_LENGTH_MISMATCH);
     }
     let pattern = if pattern.is_null() { None } else { Some(pattern.read_text(call)?) };
@@ -448,14 +452,59 @@ fn query_directory(
     };
     let none = enumeration.names.is_empty();
     let stat_of = |name: &str| files.stat_entry(*volume, &directory.path, name);
-    let (bytes, status) =
-        fill(layout, enumeration, single, length as usize, stat_of).map_err(|status| match status {
-            Status::NO_MORE_FILES if none && (first || restart) => Status::NO_SUCH_FILE,
-            status => status,
-        })?;
+    let (bytes, status) = match fill(layout, enumeration, single, length as usize, stat_of) {
+        // An error at the first query; later, and from the start again, it is the end, which IO_STATUS_BLOCK tells too.
+        Err(Status::NO_MORE_FILES) if none && first => return Err(Status::NO_SUCH_FILE),
+        Err(Status::NO_MORE_FILES) => (Vec::new(), Status::NO_MORE_FILES),
+        filled => filled?,
+    };
     call.write_user(buffer, &bytes)?;
     Completion { event, apc, apc_context, io_status }.finish(call, id, status, bytes.len() as u64)?;
     Ok(status)
+}
+
+/// Classes of directories that hold indexes of a whole volume, which this file system has not: their lengths are checked
+/// nevertheless. (FileObjectIdInformation, FileQuotaInformation, FileReparsePointInformation.)
+fn refused_listing(class: u32, length: u32, otherwise: Status) -> Status {
+    let size = match class {
+        0x1D => 0x48,
+        0x20 => 0x38,
+        0x21 => 0x10,
+        _ => 0,
+    };
+    if length < size { Status::INFO_LENGTH_MISMATCH } else { otherwise }
+}
+
+/// There are no extended attributes, and none can be set.
+fn set_ea(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    _io_status: IoStatusPtr,
+    _buffer: u64,
+    _length: u32,
+) -> Result<(), Status> {
+    call.object(handle, Some(ObjectType::File), 0)?;
+    Err(Status::EAS_NOT_SUPPORTED)
+}
+
+/// Labels and quotas of volumes are not the guest's to set.
+fn set_volume(
+    call: &mut Call<'_, '_>,
+    handle: Handle,
+    _io_status: IoStatusPtr,
+    buffer: u64,
+    length: u32,
+    class: u32,
+) -> Result<(), Status> {
+    /// FileFsLabelInformation, FileFsControlInformation, FileFsObjectIdInformation: the least that each takes.
+    const SIZES: [(u32, u32); 3] = [(2, 4), (6, 0x30), (8, 0x40)];
+    let (_, least) = SIZES.into_iter().find(|&(known, _)| known == class).ok_or(Status::INVALID_INFO_CLASS)?;
+    if length < least {
+        return Err(Status::INFO_LENGTH_MISMATCH);
+    }
+    call.object(handle, Some(ObjectType::File), 0)?;
+    call.read_user(buffer, &mut [0; 4])?;
+    Err(Status::ACCESS_DENIED)
 }
 
 fn query_ea(

@@ -41,6 +41,7 @@ mod class {
     pub const COOKIE: u32 = 36;
     pub const IMAGE_INFORMATION: u32 = 37;
     pub const PAGE_PRIORITY: u32 = 39;
+    pub const CYCLE_TIME: u32 = 38;
     pub const THREAD_STACK_ALLOCATION: u32 = 41;
     pub const INSTRUMENTATION_CALLBACK: u32 = 40;
     pub const IMAGE_FILE_NAME_WIN32: u32 = 43;
@@ -93,6 +94,7 @@ fn query_length(class: u32) -> Result<Option<u32>, Status> {
     Ok(match class {
         class::BASIC | class::IO_COUNTERS => Some(0x30),
         class::TIMES => Some(0x20),
+        class::CYCLE_TIME => Some(0x10),
         class::DEBUG_PORT | class::WOW64 | class::DEBUG_OBJECT_HANDLE | class::AFFINITY_MASK => Some(8),
         class::DEFAULT_HARD_ERROR_MODE
         | class::HANDLE_COUNT
@@ -178,12 +180,14 @@ fn nt_query_information_process(
         class::TIMES => {
             let at = |time: u64| kernel.clock.boot_time().saturating_add_unsigned(time);
             let ended = if process.exit_status.is_some() { at(process.ended) } else { 0 };
-            let running: u64 = kernel.scheduler.threads_of(target).map(|thread| thread.instructions).sum();
-            // The running thread's own turn is counted when it ends.
-            let turn = if target == kernel.process.id { kernel.scheduler.turn(call.vcpu.retired) } else { 0 };
-            let busy = (process.instructions + running + turn) / crate::time::INSTRUCTIONS_PER_UNIT;
+            let busy = executed(call, process) / crate::time::INSTRUCTIONS_PER_UNIT;
             let times = [at(process.created), ended, 0, busy as i64];
             output.write_struct(call, &times)?
+        }
+        // PROCESS_CYCLE_TIME_INFORMATION: accumulated cycles, current count; an instruction is a cycle.
+        class::CYCLE_TIME => {
+            let cycles = executed(call, process);
+            output.write_struct(call, &[cycles, cycles])?
         }
         class::DEBUG_PORT => {
             let port = if process.debug_object.is_some() { u64::MAX } else { 0 };
@@ -268,6 +272,15 @@ fn nt_query_information_process(
     };
     returned.write_optional(call, written)?;
     Ok(Status::SUCCESS)
+}
+
+/// Instructions that the threads of a process have executed, the running one's turn so far included.
+fn executed(call: &Call<'_, '_>, process: &Process) -> u64 {
+    let scheduler = &call.kernel.scheduler;
+    let running: u64 = scheduler.threads_of(process.id).map(|thread| thread.instructions).sum();
+    // The running thread's own turn is counted when it ends.
+    let turn = if process.id == call.kernel.process.id { scheduler.turn(call.vcpu.retired) } else { 0 };
+    process.instructions + running + turn
 }
 
 /// A UNICODE_STRING with its text, and a terminator, behind it.

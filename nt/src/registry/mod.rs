@@ -11,6 +11,7 @@ pub mod services;
 pub mod state;
 pub mod system_hives;
 mod time_zones;
+pub mod transactions;
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -30,6 +30,8 @@ services! { pub SERVICES;
     NtEnumerateKey(key: Handle, index: u32, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = enumerate_key;
     /// Tells a value by its name.
     NtQueryValueKey(key: Handle, name: UserPtr<UnicodeString>, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = query_value;
+    /// Tells several values by their names, their data in one buffer.
+    NtQueryMultipleValueKey(key: Handle, entries: UserPtr<ValueEntry>, count: u32, buffer: u64, length: UserPtr<u32>, required: UserPtr<u32>) = query_values;
     /// Tells a value by its number.
     NtEnumerateValueKey(key: Handle, index: u32, class: u32, buffer: u64, length: u32, returned: UserPtr<u32>) = enumerate_value;
     /// Sets a value.
@@ -314,6 +316,55 @@ fn query_value(
     let value = call.kernel.registry.key(key)?.value(&name).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
     let answer = describe_value(value, class)?;
     reply(call, buffer, length, returned, &answer)
+}
+
+crate::guest_struct! {
+    /// KEY_VALUE_ENTRY.
+    struct ValueEntry: 0x18 {
+        name @ 0: u64,
+        data_length @ 8: u32,
+        data_offset @ 0xC: u32,
+        kind @ 0x10: u32,
+    }
+}
+
+/// Data of several values, each at a multiple of four. A buffer that is too small is filled as far as whole values go.
+fn query_values(
+    call: &mut Call<'_, '_>,
+    key: Handle,
+    entries: UserPtr<ValueEntry>,
+    count: u32,
+    buffer: u64,
+    length: UserPtr<u32>,
+    required: UserPtr<u32>,
+) -> Result<Status, Status> {
+    /// Most values of one call, as on Windows.
+    const MOST: u32 = 0x1_0000;
+    let key = key_of(call, key, QUERY_VALUE)?;
+    if count > MOST {
+        return Err(Status::INSUFFICIENT_RESOURCES);
+    }
+    let capacity = length.read(call)?;
+    let (mut offset, mut used, mut status) = (0u32, 0, Status::SUCCESS);
+    for index in 0..count {
+        let slot = entries.element(u64::from(index));
+        let entry = slot.read(call)?;
+        let name = UserPtr::<UnicodeString>::new(entry.name).read_text(call)?;
+        let value = call.kernel.registry.key(key)?.value(&name).ok_or(Status::OBJECT_NAME_NOT_FOUND)?;
+        let (kind, data) = (value.kind, value.data.clone());
+        let at = offset.checked_next_multiple_of(4).ok_or(Status::INSUFFICIENT_RESOURCES)?;
+        offset = at.checked_add(data.len() as u32).ok_or(Status::INSUFFICIENT_RESOURCES)?;
+        if offset > capacity {
+            status = Status::BUFFER_OVERFLOW;
+            continue;
+        }
+        call.write_user(buffer.wrapping_add(u64::from(at)), &data)?;
+        used = offset;
+        slot.write(call, ValueEntry { data_length: data.len() as u32, data_offset: at, kind, ..entry })?;
+    }
+    length.write(call, used)?;
+    required.write_optional(call, offset)?;
+    Ok(status)
 }
 
 fn enumerate_value(

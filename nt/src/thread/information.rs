@@ -34,6 +34,7 @@ mod class {
     pub const IS_IO_PENDING: u32 = 16;
     pub const IS_TERMINATED: u32 = 20;
     pub const IO_PRIORITY: u32 = 22;
+    pub const CYCLE_TIME: u32 = 23;
     pub const PAGE_PRIORITY: u32 = 24;
     pub const GROUP_INFORMATION: u32 = 30;
     pub const IDEAL_PROCESSOR_EX: u32 = 33;
@@ -126,8 +127,13 @@ fn nt_query_information_thread(
         class::TIMES => {
             let created = target.map_or(0, |thread| thread.created);
             let created = kernel.clock.boot_time().saturating_add_unsigned(created);
-            let busy = target.map_or(0, |thread| thread.instructions / crate::time::INSTRUCTIONS_PER_UNIT) as i64;
+            let busy = (executed(call, id) / crate::time::INSTRUCTIONS_PER_UNIT) as i64;
             output.write_struct(call, &[created, 0, 0, busy])?
+        }
+        // THREAD_CYCLE_TIME_INFORMATION: accumulated cycles, current count; an instruction is a cycle.
+        class::CYCLE_TIME => {
+            let cycles = executed(call, id);
+            output.write_struct(call, &[cycles, cycles])?
         }
         class::AFFINITY_MASK => {
             let affinity = target.map_or(1, |thread| thread.affinity);
@@ -168,6 +174,13 @@ fn nt_query_information_thread(
     };
     returned.write_optional(call, written)?;
     Ok(Status::SUCCESS)
+}
+
+/// Instructions that a thread has executed, its turn so far included when it is the caller.
+fn executed(call: &Call<'_, '_>, id: ThreadId) -> u64 {
+    let scheduler = &call.kernel.scheduler;
+    let turn = if id == call.thread { scheduler.turn(call.vcpu.retired) } else { 0 };
+    scheduler.threads.get(&id).map_or(0, |thread| thread.instructions) + turn
 }
 
 /// THREAD_NAME_INFORMATION: a UNICODE_STRING with its text behind it.
