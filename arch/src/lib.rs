@@ -16,6 +16,7 @@ pub mod delivery;
 pub mod descriptor;
 pub mod entropy;
 pub mod exception;
+pub mod hooked;
 pub mod memory;
 pub mod model;
 pub mod msr;
@@ -25,6 +26,7 @@ pub mod state;
 pub mod system;
 
 pub use exception::{Exception, Vector};
+pub use hooked::{Hooked, HookedCode};
 pub use memory::{GuestMemory, PageFault, PageFaultCode, Privilege};
 pub use model::{CpuModel, Vendor};
 pub use rflags::Rflags;

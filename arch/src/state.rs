@@ -169,6 +169,12 @@ pub struct CpuState {
     pub entropy: Entropy,
     /// IA32_DEBUGCTL: of its bits there is only BTF.
     pub debugctl: u64,
+    /// No register: the RIP that execution has got to inside a basic block, not at its start, if hooks of blocks may want to know
+    /// ([`crate::hooked`]); 0 if there is none.
+    pub inside_block: u64,
+    /// No register: the RIP whose hooks have been called although the instruction there has not executed, or not to its end; 0 if
+    /// there is none.
+    pub hooks_passed: u64,
 }
 
 impl CpuState {
@@ -219,6 +225,8 @@ impl CpuState {
             model,
             entropy: Entropy::default(),
             debugctl: 0,
+            inside_block: 0,
+            hooks_passed: 0,
         }
     }
 

@@ -138,6 +138,8 @@ Examples:
   lstar trace --json -o calls.jsonl ninja.exe --version
   lstar trace --summary hello.exe
   lstar trace --functions 'kernel32!Create*,ntdll!Ldr*' hello.exe
+  lstar trace --blocks packed.exe
+  lstar trace --blocks='packed,dynamic' --each-time --json -o blocks.jsonl packed.exe
   lstar trace --coverage hello.drcov hello.exe")]
 pub struct Trace {
     /// One JSON object a line
@@ -150,6 +152,21 @@ pub struct Trace {
     /// in front takes out; without --filter, system calls are not written
     #[arg(long, value_name = "NAME,..", conflicts_with = "summary")]
     pub functions: Option<String>,
+    /// Basic blocks, each when it executes for the first time, of modules of these names (* and ? match, ! in front takes out)
+    /// and of code outside of modules (`dynamic`); without names, of everything but the system's own DLLs; without --filter,
+    /// system calls are not written
+    #[arg(
+        long,
+        value_name = "NAME,..",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with_all = ["summary", "coverage"]
+    )]
+    pub blocks: Option<String>,
+    /// With --blocks: each execution, not the first one only
+    #[arg(long, requires = "blocks")]
+    pub each_time: bool,
     /// Only a table of counts, errors and times in the end
     #[arg(long)]
     pub summary: bool,

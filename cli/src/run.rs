@@ -146,7 +146,10 @@ pub fn conclude(system: &System, end: &RunEnd, verbose: bool) -> Result<u8> {
             }
             bail!("the guest kernel stopped ({exit:?}); this is a fault of lstar or of code that changed the kernel")
         }
-        RunEnd::InstructionLimit | RunEnd::Breakpoint(_) | RunEnd::Diverged => bail!("stopped: {end:?}"),
+        RunEnd::HookPanicked(message) => bail!("a hook has panicked: {message}"),
+        RunEnd::InstructionLimit | RunEnd::Breakpoint(_) | RunEnd::Diverged | RunEnd::StoppedByHook => {
+            bail!("stopped: {end:?}")
+        }
     }
 }
 

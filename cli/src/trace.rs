@@ -5,7 +5,9 @@ use std::io::{self, BufWriter, LineWriter, Stderr, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use lstar_nt::block_trace::BlockFilter;
 use lstar_nt::function_trace::FunctionFilter;
+use lstar_nt::system::System;
 use lstar_nt::trace::{JsonSink, Summary, TextSink, TraceFilter, TraceRecord, TraceSink, Tracer};
 use lstar_runtime::MachineConfig;
 use serde_json::json;
@@ -41,11 +43,15 @@ pub fn run(args: &Trace) -> Result<u8> {
     } else {
         Box::new(TextSink::new(output))
     };
-    let wanted = if args.functions.is_some() { "!*" } else { "" };
+    let wanted = if args.functions.is_some() || args.blocks.is_some() { "!*" } else { "" };
     let filter = TraceFilter::parse(args.filter.as_deref().unwrap_or(wanted));
     system.kernel.tracer = Some(Tracer::new(sink, filter));
     if let Some(functions) = &args.functions {
         system.kernel.trace_functions(system.machine.memory(), FunctionFilter::parse(functions));
+    }
+    if let Some(blocks) = &args.blocks {
+        let System { machine, kernel, .. } = &mut system;
+        kernel.trace_blocks(machine.memory(), BlockFilter::parse(blocks), args.each_time);
     }
     let end = run_guarded(&mut system, args.guest.timeout);
     // Hands over the calls that never returned, and closes the output.

@@ -282,6 +282,19 @@ fn system_calls_are_traced() {
         serde_json::from_str(trace(&[&functions[..], &["--json"]].concat()).lines().next().expect("a line"))
             .expect("JSON");
     assert_eq!((json["module"].as_str(), json["arguments"].as_array().map(Vec::len)), (Some("ntdll.dll"), Some(4)));
+    // The demonstration's ntdll.dll lies in the system root.
+    let blocks = trace(&["--blocks"]);
+    assert!(blocks.lines().all(|line| line.contains("[demo.exe+0x")), "only the program's own code: {blocks}");
+    let places: Vec<&str> = blocks.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    let distinct: std::collections::BTreeSet<&str> = places.iter().copied().collect();
+    assert!(places.len() > 10 && distinct.len() == places.len(), "each block once: {blocks}");
+    assert_eq!(trace(&["--blocks", "--engine", "interpreter"]), blocks, "the engines differ");
+    let each = trace(&["--blocks=demo,ntdll", "--each-time"]);
+    assert!(each.lines().count() > places.len() && each.contains("[ntdll.dll+0x"));
+    assert_eq!(trace(&["--blocks=demo,ntdll", "--each-time", "--engine", "interpreter"]), each, "the engines differ");
+    let json: serde_json::Value =
+        serde_json::from_str(trace(&["--blocks", "--json"]).lines().next().expect("a line")).expect("JSON");
+    assert_eq!(json["module"][0].as_str(), Some("demo.exe"), "{json}");
     let table = trace(&["--summary"]);
     assert!(table.lines().any(|line| line.ends_with(" NtCreateFile")), "{table}");
     let counts: serde_json::Value = serde_json::from_str(&trace(&["--summary", "--json"])).expect("JSON");

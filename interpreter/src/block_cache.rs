@@ -5,9 +5,12 @@
 //! look-up one comparison. Hints may be stale: a slot's key says what it holds now.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl};
-use lstar_arch::{CpuState, Exception, GuestMemory, PAGE_SIZE, Privilege, SegmentIndex, Vendor, is_canonical};
+use lstar_arch::{
+    CpuState, Exception, GuestMemory, Hooked, HookedCode, PAGE_SIZE, Privilege, SegmentIndex, Vendor, is_canonical,
+};
 
 use crate::decode::Decoded;
 
@@ -82,7 +85,24 @@ pub(crate) struct BlockCache {
     /// Spans of executed blocks that are not kept any more, if somebody wants to know.
     executed: Option<HashSet<Span>>,
     /// Values of RIP at which blocks begin that are not to be executed.
-    stops: BTreeSet<u64>,
+    stops: Stops,
+}
+
+/// See [`BlockCache::stops_at`].
+#[derive(Debug, Default)]
+struct Stops {
+    single: BTreeSet<u64>,
+    hooked: Arc<HookedCode>,
+}
+
+impl Stops {
+    fn is_empty(&self) -> bool {
+        self.single.is_empty() && self.hooked.is_empty()
+    }
+
+    fn contains(&self, rip: u64) -> bool {
+        self.single.contains(&rip) || !self.hooked.is_empty() && self.hooked.at(rip).is_some()
+    }
 }
 
 impl Block {
@@ -109,21 +129,33 @@ impl BlockCache {
             direct: vec![0; 1 << DIRECT_BITS].into_boxed_slice(),
             code_base: 0,
             executed: None,
-            stops: BTreeSet::new(),
+            stops: Stops::default(),
         }
     }
 
     /// Whether a stop is set at `rip`.
     pub fn stops_at(&self, rip: u64) -> bool {
-        self.stops.contains(&rip)
+        self.stops.contains(rip)
     }
 
     /// Sets or removes a stop.
     pub fn set_stop(&mut self, rip: u64, on: bool) {
-        let changed = if on { self.stops.insert(rip) } else { self.stops.remove(&rip) };
+        let stops = &mut self.stops.single;
+        let changed = if on { stops.insert(rip) } else { stops.remove(&rip) };
         if changed {
             self.invalidate(rip, rip.saturating_add(1));
         }
+    }
+
+    /// Makes every block in `hooked` one that is not to be executed. Decodings of code whose state changes must be dropped.
+    pub fn set_hooked(&mut self, hooked: Arc<HookedCode>) {
+        self.stops.hooked = hooked;
+    }
+
+    /// Whether control goes on inside a basic block behind the block in a slot, all of which has executed.
+    pub fn falls_through(&self, slot: u32) -> bool {
+        let last = self.slots.get(slot as usize).and_then(|block| block.instructions.last());
+        last.is_some_and(|last| last.insn.flow_control() == FlowControl::Next)
     }
 
     /// The block in a slot that [`BlockCache::find`] returned.
@@ -159,7 +191,7 @@ impl BlockCache {
                 if self.by_key.len() >= CACHE_LIMIT {
                     self.clear();
                 }
-                self.insert(key, self.stops.contains(&cpu.rip), decoded)
+                self.insert(key, self.stops.contains(cpu.rip), decoded)
             }
         };
         self.direct[key.direct_index()] = slot;
@@ -281,7 +313,7 @@ fn pages(start: u64, end: u64) -> std::ops::RangeInclusive<u64> {
 fn decode_block<M: GuestMemory>(
     cpu: &CpuState,
     mem: &mut M,
-    stops: &BTreeSet<u64>,
+    stops: &Stops,
 ) -> Result<(Box<[Decoded]>, Span), Exception> {
     let mode = DecodeMode::of(cpu);
     let start = mode.linear(cpu.rip);
@@ -293,7 +325,7 @@ fn decode_block<M: GuestMemory>(
     let mut decoder = Decoder::with_ip(mode.bitness, window.get(..fetched).unwrap_or_default(), cpu.rip, mode.options);
     let mut instructions = Vec::new();
     while instructions.len() < BLOCK_LIMIT && decoder.can_decode() {
-        if !stops.is_empty() && !instructions.is_empty() && stops.contains(&decoder.ip()) {
+        if !stops.is_empty() && !instructions.is_empty() && stops_before(stops, cpu.rip, decoder.ip()) {
             break;
         }
         let instruction = decoder.decode();
@@ -315,6 +347,16 @@ fn decode_block<M: GuestMemory>(
     }
     let length: u64 = instructions.iter().map(|decoded| decoded.insn.len() as u64).sum();
     Ok((instructions.into_boxed_slice(), (start, start.wrapping_add(length))))
+}
+
+/// Whether the block that begins at `start` ends before `rip`. One of hooked code goes on in hooked code.
+fn stops_before(stops: &Stops, start: u64, rip: u64) -> bool {
+    match stops.hooked.at(rip) {
+        _ if stops.single.contains(&rip) => true,
+        Some(Hooked::Instructions) => true,
+        Some(Hooked::Blocks) => stops.hooked.at(start).is_none(),
+        None => false,
+    }
 }
 
 /// Decodes the one instruction at RIP, across a page border if need be.

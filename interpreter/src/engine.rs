@@ -1,10 +1,11 @@
 //! The driver: finds blocks, executes their instructions, turns results into outcomes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use iced_x86::Mnemonic;
+use iced_x86::{FlowControl, Mnemonic};
 use lstar_arch::control::{cr0, dr};
-use lstar_arch::{CpuState, Exception, GuestMemory, Rflags};
+use lstar_arch::{CpuState, Exception, GuestMemory, HookedCode, Rflags};
 
 use crate::block_cache::{BlockCache, decode_one};
 use crate::decode::{After, Decoded};
@@ -22,6 +23,8 @@ pub struct Interpreter {
     held: u64,
     /// ... and when that was a software interrupt, for its handler, whose first instruction they go before.
     pending: u64,
+    /// See [`Interpreter::is_inside_block`].
+    inside: bool,
 }
 
 impl Default for Interpreter {
@@ -40,6 +43,7 @@ impl Interpreter {
             counters: Counters::default(),
             held: 0,
             pending: 0,
+            inside: false,
         }
     }
 
@@ -70,20 +74,32 @@ impl Interpreter {
             return Outcome::CodeModified;
         }
         let mut slot = 0;
+        // Of the block that was executed last, unless the last instruction was executed by itself.
+        let (mut previous, mut partial) = (None, false);
+        self.inside = false;
         while *budget > 0 {
             if needs_care(cpu) {
-                if self.cache.stops_at(cpu.rip) {
+                if !options.one_block && self.cache.stops_at(cpu.rip) {
+                    self.note_inside(previous, false);
                     return Outcome::Stop;
                 }
+                (previous, partial) = (None, false);
                 let (outcome, retired) = self.step_in_full(cpu, mem);
                 *budget -= i64::from(retired);
                 cpu.tsc = cpu.tsc.wrapping_add(u64::from(retired) * TSC_PER_INSTRUCTION);
                 match outcome {
-                    Outcome::Retired => continue,
-                    Outcome::Call | Outcome::Return if !options.stop_at_calls && !mem.code_modified() => continue,
-                    Outcome::Call | Outcome::Return if !options.stop_at_calls => return Outcome::CodeModified,
+                    Outcome::Retired => {}
+                    Outcome::Call | Outcome::Return if !options.stop_at_calls => {
+                        if mem.code_modified() {
+                            return Outcome::CodeModified;
+                        }
+                    }
                     _ => return outcome,
                 }
+                if options.one_block {
+                    return Outcome::Retired;
+                }
+                continue;
             }
             let hint = self.cache.block_mut(slot).map_or(0, |block| block.successor);
             let next = match self.cache.find(cpu, mem, hint) {
@@ -98,14 +114,21 @@ impl Interpreter {
             slot = next;
             let Some(block) = self.cache.block_mut(slot) else { continue };
             if block.visits >= options.hot_threshold {
-                return if block.stops { Outcome::Stop } else { Outcome::Hot };
+                let outcome = if block.stops { Outcome::Stop } else { Outcome::Hot };
+                if outcome != Outcome::Stop || !options.one_block {
+                    self.note_inside(previous, false);
+                    return outcome;
+                }
             }
-            block.visits += 1;
+            block.visits = block.visits.saturating_add(1);
             // It has not run yet, and the count says that this question has been asked.
-            if block.visits == options.warm_threshold {
+            if block.visits == options.warm_threshold && !block.stops {
+                self.note_inside(previous, false);
                 return Outcome::Warm;
             }
+            previous = Some(slot);
             let length = block.instructions.len().min(usize::try_from(*budget).unwrap_or(usize::MAX));
+            partial = length < block.instructions.len();
             let mut done = 0;
             let mut after = After::Continue;
             let (cpl, checks_segments) = (cpu.cpl, !cpu.is_64bit());
@@ -124,6 +147,7 @@ impl Interpreter {
                     if mem.code_modified() && !is_event(decoded.after, options) {
                         *budget -= done;
                         self.counters.count(decoded.after, cpl, cpu.cpl);
+                        self.inside = decoded.insn.flow_control() == FlowControl::Next;
                         return Outcome::CodeModified;
                     }
                     after = decoded.after;
@@ -148,8 +172,28 @@ impl Interpreter {
                 After::ServiceGate => return Outcome::ServiceGate,
                 After::Halt => return Outcome::Halt,
             }
+            if options.one_block || options.stop_at_switches && cpu.cpl != cpl {
+                break;
+            }
         }
+        self.note_inside(previous, partial);
         Outcome::Retired
+    }
+
+    /// Takes note of where RIP is behind the block in a slot, which has executed, perhaps not to its end.
+    #[cold]
+    #[inline(never)]
+    fn note_inside(&mut self, slot: Option<u32>, partial: bool) {
+        if let Some(slot) = slot {
+            self.inside = partial || self.cache.falls_through(slot);
+        }
+    }
+
+    /// Whether RIP is inside a basic block, as [`lstar_arch::hooked`] has it, behind the last instruction that
+    /// [`Interpreter::run`] or [`Interpreter::step`] has executed. `false` where none retired.
+    #[must_use]
+    pub fn is_inside_block(&self) -> bool {
+        self.inside
     }
 
     /// Where [`Interpreter::run`] has seen the near indirect jump at `jump` go, most frequent target first: a profile for
@@ -173,6 +217,12 @@ impl Interpreter {
     /// From now on, [`Interpreter::run`] returns [`Outcome::Stop`] when RIP gets to `rip`, or does so no more.
     pub fn set_stop(&mut self, rip: u64, on: bool) {
         self.cache.set_stop(rip, on);
+    }
+
+    /// From now on, the same goes for all blocks that begin in hooked code. Decodings of code that is hooked now or was before must
+    /// be dropped ([`Interpreter::invalidate`]).
+    pub fn set_hooked(&mut self, hooked: Arc<HookedCode>) {
+        self.cache.set_hooked(hooked);
     }
 
     /// Drops cached decodings that overlap the linear addresses `start..end`.
@@ -199,6 +249,7 @@ impl Interpreter {
     /// alignment check. Also says whether it retired.
     fn step_in_full<M: GuestMemory>(&mut self, cpu: &mut CpuState, mem: &mut M) -> (Outcome, bool) {
         let rf = Rflags::RF.bits();
+        self.inside = false;
         // Whatever happens, the shadow of the instruction before ends here.
         cpu.interrupt_shadow = 0;
         let held = std::mem::take(&mut self.held);
@@ -238,6 +289,7 @@ impl Interpreter {
             }
             return (self.unimplemented.exception(cpu, &decoded, exception), false);
         }
+        self.inside = decoded.insn.flow_control() == FlowControl::Next;
         self.counters.count(decoded.after, cpl, cpu.cpl);
         let repeating = cpu.rip == start && decoded.insn.is_string_instruction();
         if flags_before & rf != 0 && !repeating && !watch::loads_rf(&decoded) {

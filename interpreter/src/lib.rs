@@ -70,11 +70,21 @@ pub struct RunOptions {
     pub warm_threshold: u32,
     /// Return after each near CALL and near RET, so that the caller can keep track of nesting.
     pub stop_at_calls: bool,
+    /// Return [`Outcome::Retired`] behind SYSCALL and behind returns to another privilege level.
+    pub stop_at_switches: bool,
+    /// Execute the block at RIP even if it begins at a stop, and return [`Outcome::Retired`] behind it.
+    pub one_block: bool,
 }
 
 impl RunOptions {
     /// Never early.
-    pub const PLAIN: Self = Self { hot_threshold: u32::MAX, warm_threshold: u32::MAX, stop_at_calls: false };
+    pub const PLAIN: Self = Self {
+        hot_threshold: u32::MAX,
+        warm_threshold: u32::MAX,
+        stop_at_calls: false,
+        stop_at_switches: false,
+        one_block: false,
+    };
 }
 
 /// What happened inside [`Interpreter::run`] and [`Interpreter::step`] that their outcome does not tell.

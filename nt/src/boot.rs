@@ -253,6 +253,8 @@ pub(crate) fn prepare(
         notes,
         mapped_images: Vec::new(),
         function_tracer: None,
+        block_tracer: None,
+        service_hooks: crate::service_hooks::ServiceHooks::default(),
         tracer: None,
         lockstep: None,
         noted: std::collections::BTreeSet::new(),

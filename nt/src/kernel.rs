@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_guest_images::GateId;
-use lstar_runtime::{AddressSpace, Frames, GateAction, Registers, ServiceGate, SpaceId, Vcpu};
+use lstar_runtime::{AddressSpace, Frames, GateAction, HookEvent, Registers, ServiceGate, SpaceId, Vcpu};
 
+use crate::block_trace::BlockTracer;
 use crate::crash::{CrashReport, LastException};
 use crate::debug::EventId;
 use crate::direct::DirectDispatch;
@@ -28,6 +29,7 @@ use crate::prototypes::{prototype, stack_arguments};
 use crate::registry::Registry;
 use crate::scheduler::Scheduler;
 use crate::service::{Call, MAX_ARGUMENTS, Outcome, Service};
+use crate::service_hooks::ServiceHooks;
 use crate::status::Status;
 use crate::system::StopReason;
 use crate::system_state::SystemState;
@@ -205,6 +207,10 @@ pub struct Kernel {
     pub tracer: Option<Tracer>,
     /// Functions whose calls the tracer is told of.
     pub function_tracer: Option<FunctionTracer>,
+    /// Code whose basic blocks the tracer is told of.
+    pub block_tracer: Option<BlockTracer>,
+    /// The embedder's hooks on services.
+    pub service_hooks: ServiceHooks,
     /// Records this run, or compares it with another.
     pub lockstep: Option<Lockstep>,
     pub(crate) noted: BTreeSet<String>,
@@ -248,6 +254,13 @@ impl ServiceGate for Kernel {
         GateAction::Resume
     }
 
+    fn hooked(&mut self, vcpu: &mut Vcpu<'_>, event: &HookEvent) -> GateAction {
+        if let HookEvent::Block { rip } = *event {
+            self.trace_block(vcpu, rip);
+        }
+        GateAction::Resume
+    }
+
     fn code_changed(&mut self, range: Range<u64>) {
         if let Some(direct) = &mut self.direct {
             direct.code_changed(&range);
@@ -271,6 +284,7 @@ impl Kernel {
             name: section.file.as_ref().map_or_else(String::new, |file| file.name.clone()),
         };
         if !self.mapped_images.contains(&image) {
+            self.watch_blocks(space, &image);
             self.mapped_images.push(image);
         }
         self.watch_functions(space, start, section);
@@ -297,23 +311,27 @@ impl Kernel {
         let entry = self.dispatch.entry(id);
         let Some(service) = entry.and_then(|entry| entry.service) else {
             let name = entry.map_or_else(|| format!("service {id:#x}"), |entry| entry.name.clone());
-            let arguments = self.slots(vcpu, 4 + usize::from(stack_arguments(&name)));
-            self.unknown_service(&name, &arguments);
+            let denied = entry.and_then(|entry| entry.denied);
+            let mut arguments = self.slots(vcpu, 4 + usize::from(stack_arguments(&name)));
+            let answer = self.hooks_enter(vcpu, id, &name, &mut arguments);
+            if answer.is_none() {
+                self.unknown_service(&name, &arguments);
+            }
             self.trace_enter(vcpu, id, &name, &arguments);
             let thread = self.scheduler.current;
             // Shadow services return handles and BOOLs rather than statuses: 0 is their failure.
             let unknown = if id >> 12 == 0 { Status::NOT_IMPLEMENTED } else { Status(0) };
-            let status = self.dispatch.entry(id).and_then(|entry| entry.denied).unwrap_or(unknown);
+            let status = answer.or(denied).unwrap_or(unknown);
             let action = self.complete(vcpu, Outcome::Return(status));
-            self.trace_leave(vcpu, thread, action);
-            return action;
+            return self.leave_service(vcpu, thread, action);
         };
         let denied = entry.and_then(|entry| entry.denied);
-        let slots = self.slots(vcpu, service.parameters.len());
+        let mut slots = self.slots(vcpu, service.parameters.len());
+        let answer = self.hooks_enter(vcpu, id, service.name, &mut slots);
         let mode = self.previous_mode(vcpu);
         let thread = self.scheduler.current;
         self.trace_enter(vcpu, id, service.name, &slots);
-        let outcome = match denied {
+        let outcome = match answer.or(denied) {
             Some(status) => Outcome::Return(status),
             None => (service.invoke)(&mut Call { kernel: self, vcpu, thread, mode, slots }),
         };
@@ -321,9 +339,18 @@ impl Kernel {
         let outcome = self.end_doomed(vcpu, outcome);
         self.deliver_io(vcpu.memory);
         let action = self.complete(vcpu, outcome);
-        self.trace_leave(vcpu, thread, action);
+        let action = self.leave_service(vcpu, thread, action);
         self.reap();
         action
+    }
+
+    /// A service of `thread` is over, blocked, or will not return, as `action` says; returns what follows.
+    fn leave_service(&mut self, vcpu: &mut Vcpu<'_>, thread: ThreadId, action: GateAction) -> GateAction {
+        if self.scheduler.current == thread && action == GateAction::Resume {
+            self.hooks_leave(vcpu);
+        }
+        self.trace_leave(vcpu, thread, action);
+        self.unless_hook_panicked(action)
     }
 
     /// Ends the processes that a service has condemned; its caller may be among them.

@@ -4,6 +4,7 @@
 //! first, on whichever engine. Nothing here sees host addresses or the CPU's internal state.
 #![forbid(unsafe_code)]
 
+pub mod block_trace;
 mod boot;
 pub mod context;
 pub mod crash;
@@ -24,6 +25,7 @@ pub mod prototypes;
 pub mod registry;
 pub mod scheduler;
 pub mod service;
+pub mod service_hooks;
 pub mod status;
 pub mod strings;
 pub mod system;

@@ -368,14 +368,16 @@ impl Kernel {
             self.scheduler.slots.free(vcpu.memory, slot);
         }
         let Some((then, status)) = continuation else {
+            self.hooks_leave(vcpu);
             self.trace_return(vcpu);
-            return Some(GateAction::Redirect);
+            return Some(self.unless_hook_panicked(GateAction::Redirect));
         };
         let outcome = then(&mut self.call(vcpu), status);
         match self.settle(vcpu, outcome) {
             Settled::Resume | Settled::Redirect => {
+                self.hooks_leave(vcpu);
                 self.trace_return(vcpu);
-                Some(GateAction::Redirect)
+                Some(self.unless_hook_panicked(GateAction::Redirect))
             }
             Settled::Switch => None,
             Settled::Stop => Some(GateAction::Stop),

@@ -208,6 +208,8 @@ pub enum StopReason {
     KernelFault,
     /// The run differs from the one it is compared with.
     Diverged,
+    /// A hook on a service has panicked.
+    HookPanicked,
 }
 
 /// How a run ended.
@@ -232,6 +234,10 @@ pub enum RunEnd {
     Deadlock,
     /// The run differs from the one it is compared with: see [`crate::lockstep`].
     Diverged,
+    /// A hook wants the run to stop; it can go on.
+    StoppedByHook,
+    /// A hook has panicked, with this message.
+    HookPanicked(String),
     /// The guest kernel stopped: HLT, shutdown or a fault of its own.
     KernelStopped {
         /// What the machine said.
@@ -339,9 +345,8 @@ impl System {
             VmExit::Budget => self.end_slice(),
             VmExit::Breakpoint(address) => Some(RunEnd::Breakpoint(address)),
             VmExit::Stopped => Some(self.stopped(exit)),
-            VmExit::Halted | VmExit::Shutdown | VmExit::HookPanicked(_) => {
-                Some(RunEnd::KernelStopped { exit, crash: self.crash() })
-            }
+            VmExit::HookPanicked(_) => Some(RunEnd::HookPanicked(self.machine.take_hook_panic().unwrap_or_default())),
+            VmExit::Halted | VmExit::Shutdown => Some(RunEnd::KernelStopped { exit, crash: self.crash() }),
         }
     }
 
@@ -380,9 +385,11 @@ impl System {
             }
             Some(StopReason::Deadlock) => RunEnd::Deadlock,
             Some(StopReason::Diverged) => RunEnd::Diverged,
-            Some(StopReason::Started | StopReason::KernelFault) | None => {
-                RunEnd::KernelStopped { exit, crash: self.crash() }
+            Some(StopReason::HookPanicked) => {
+                RunEnd::HookPanicked(self.kernel.service_hooks.panic().unwrap_or_default().to_owned())
             }
+            None => RunEnd::StoppedByHook,
+            Some(StopReason::Started | StopReason::KernelFault) => RunEnd::KernelStopped { exit, crash: self.crash() },
         }
     }
 

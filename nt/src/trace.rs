@@ -13,6 +13,7 @@ use lstar_guest_images::layout::ktrap_frame::RSP;
 use lstar_runtime::{AddressSpace, GateAction, Registers, Vcpu};
 use serde::Serialize;
 
+use crate::block_trace::BlockRecord;
 use crate::context::{TrapFrame, current_frame};
 use crate::function_trace::FunctionRecord;
 use crate::io::directory::matches;
@@ -70,6 +71,10 @@ pub trait TraceSink: fmt::Debug {
     fn record(&mut self, record: &TraceRecord);
     /// A call of a function.
     fn record_function(&mut self, record: &FunctionRecord) {
+        let _ = record;
+    }
+    /// A basic block.
+    fn record_block(&mut self, record: &BlockRecord) {
         let _ = record;
     }
 }
@@ -296,6 +301,11 @@ impl Tracer {
         self.sink.record_function(record);
     }
 
+    /// Hands on a basic block.
+    pub(crate) fn record_block(&mut self, record: &BlockRecord) {
+        self.sink.record_block(record);
+    }
+
     /// Gives the sink back; calls that never returned are handed to it first.
     #[must_use]
     pub fn finish(mut self) -> Box<dyn TraceSink> {
@@ -407,6 +417,9 @@ impl<W: Write + fmt::Debug> TraceSink for TextSink<W> {
     fn record_function(&mut self, record: &FunctionRecord) {
         let _ = writeln!(self.out, "{record}");
     }
+    fn record_block(&mut self, record: &BlockRecord) {
+        let _ = writeln!(self.out, "{record}");
+    }
 }
 
 impl<W: Write + fmt::Debug> TraceSink for JsonSink<W> {
@@ -416,6 +429,11 @@ impl<W: Write + fmt::Debug> TraceSink for JsonSink<W> {
         }
     }
     fn record_function(&mut self, record: &FunctionRecord) {
+        if let Ok(line) = serde_json::to_string(record) {
+            let _ = writeln!(self.out, "{line}");
+        }
+    }
+    fn record_block(&mut self, record: &BlockRecord) {
         if let Ok(line) = serde_json::to_string(record) {
             let _ = writeln!(self.out, "{line}");
         }

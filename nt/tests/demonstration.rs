@@ -44,6 +44,48 @@ fn run(engine: Engine, dispatch: SyscallDispatch, name: &str) {
 }
 
 #[test]
+fn services_are_hooked_answered_and_ended_by_a_panic() {
+    use std::sync::{Arc, Mutex};
+
+    use lstar_nt::trace::TraceFilter;
+
+    for (name, dispatch) in [("hooked", SyscallDispatch::Architectural), ("hooked-direct", SyscallDispatch::Direct)] {
+        let folder = std::env::temp_dir().join(format!("lstar-demo-{name}-{}", std::process::id()));
+        let machine = MachineConfig { dispatch, ..MachineConfig::default() };
+        let config = system::demonstration(&folder, machine, Box::new(Recorder::default())).unwrap();
+        let mut system = System::boot(config).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let hooks = &mut system.kernel.service_hooks;
+        hooks.add(
+            TraceFilter::parse("NtCreateFile,NtWriteFile"),
+            Box::new(move |_, call| {
+                log.lock().unwrap().push((call.name.to_owned(), call.returned));
+                (call.name == "NtCreateFile").then_some(Status::ACCESS_DENIED)
+            }),
+        );
+        let never = hooks.add(TraceFilter::parse("*"), Box::new(|_, _| panic!("it has been removed")));
+        assert!(hooks.remove(never) && !hooks.remove(never));
+        hooks.add(
+            TraceFilter::parse("NtTerminateProcess"),
+            Box::new(|_, call| panic!("thread {} is not to end", call.thread != 0)),
+        );
+        let end = system.run();
+        let RunEnd::HookPanicked(message) = end else { panic!("{end:?}") };
+        assert_eq!(message, "thread true is not to end");
+        let seen = seen.lock().unwrap();
+        let denied = seen.iter().filter(|call| **call == ("NtCreateFile".to_owned(), Some(Status::ACCESS_DENIED)));
+        let entered = seen.iter().filter(|call| **call == ("NtCreateFile".to_owned(), None));
+        let counts = (entered.count(), denied.count());
+        assert!(counts.0 > 0 && counts.0 == counts.1, "{seen:?}");
+        assert!(seen.contains(&("NtWriteFile".to_owned(), Some(Status::SUCCESS))), "{seen:?}");
+        assert!(!folder.join("demo.txt").exists(), "the file was not to be created");
+        drop(system);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+#[test]
 fn on_the_interpreter() {
     run(Engine::Interpreter, SyscallDispatch::Architectural, "interpreter");
 }

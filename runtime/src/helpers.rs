@@ -114,6 +114,17 @@ extern "C" fn iret(block: *mut VcpuBlock, rip: u64) -> u64 {
     jump(block, |core| core.interpret_one(rip))
 }
 
+extern "C" fn hook(block: *mut VcpuBlock, rip: u64) -> u64 {
+    check(block, |core| core.hook(rip))
+}
+
+extern "C" fn hook_inside(block: *mut VcpuBlock, rip: u64) -> u64 {
+    check(block, |core| {
+        core.cpu_mut().inside_block = rip;
+        core.hook(rip)
+    })
+}
+
 extern "C" fn service_gate(block: *mut VcpuBlock, next: u64) -> u64 {
     check(block, |core| core.service_gate(next))
 }
@@ -156,6 +167,8 @@ pub(crate) fn address(helper: Helper) -> u64 {
         Helper::Syscall => syscall as *const (),
         Helper::Sysret => sysret as *const (),
         Helper::Iret => iret as *const (),
+        Helper::Hook => hook as *const (),
+        Helper::HookInside => hook_inside as *const (),
         Helper::ServiceGate => service_gate as *const (),
         Helper::LoadMxcsr => load_mxcsr as *const (),
         Helper::StoreMxcsr => store_mxcsr as *const (),

@@ -10,6 +10,7 @@ mod compiler;
 mod entry;
 mod fault;
 mod helpers;
+pub mod hooks;
 mod host_ops;
 #[cfg(target_arch = "x86_64")]
 mod host_x87;
@@ -18,6 +19,7 @@ pub mod memory;
 pub mod vcpu;
 mod x87;
 
+pub use hooks::{Hook, HookEvent, HookHandler, HookId};
 pub use machine::core::learn_stack_limit;
 pub use machine::{
     CoveredBlock, Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch,

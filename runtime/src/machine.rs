@@ -12,6 +12,7 @@ use lstar_arch::CpuModel;
 pub use lstar_translator::TranslatorConfig;
 
 use crate::code_store::CodeStore;
+use crate::hooks::{Hook, HookEvent, HookHandler, HookId};
 use crate::memory::{AddressSpace, MapError};
 use crate::vcpu::Vcpu;
 
@@ -117,6 +118,14 @@ pub trait ServiceGate {
         GateAction::Resume
     }
 
+    /// A hook that calls the gate ([`Machine::add_gate_hook`]) has something to tell. With [`GateAction::Resume`] the guest goes
+    /// on as if there were no hook, unless RIP has been changed; with [`GateAction::Stop`] the run ends, and what was about to
+    /// happen happens when the next one begins. A panic ends the run with [`VmExit::HookPanicked`].
+    fn hooked(&mut self, vcpu: &mut Vcpu<'_>, event: &HookEvent) -> GateAction {
+        let _ = (vcpu, event);
+        GateAction::Resume
+    }
+
     /// Code that was fetched from these guest addresses has been overwritten, unmapped or made non-executable.
     fn code_changed(&mut self, range: Range<u64>) {
         let _ = range;
@@ -141,7 +150,8 @@ pub enum VmExit {
     Shutdown,
     /// RIP has reached a breakpoint ([`Machine::set_breakpoints`]); the instruction there has not executed.
     Breakpoint(u64),
-    /// The hook at this address has panicked; the instruction there has not executed. See [`Machine::take_hook_panic`].
+    /// A hook has panicked when RIP was there. What it was to be told of has not happened yet, if that was still to come. See
+    /// [`Machine::take_hook_panic`].
     HookPanicked(u64),
 }
 
@@ -241,6 +251,28 @@ impl Machine {
     /// Removes what [`Machine::hook_address`] has added; says whether there was anything.
     pub fn unhook_address(&mut self, address: u64) -> bool {
         self.core.set_hooks(&[(address, false)])
+    }
+
+    /// From now on, `handler` is called when what the hook says happens, after the handlers of earlier hooks. Code that has nothing
+    /// to do with it runs as fast as before. Hooks can be added and removed from handlers and services, too
+    /// ([`AddressSpace::add_hook`]). [`Machine::step`] calls no hooks on code.
+    pub fn add_hook(&mut self, hook: Hook, handler: HookHandler) -> HookId {
+        let id = self.core.memory.add_hook(hook, handler);
+        self.core.drop_stale();
+        id
+    }
+
+    /// The same for a hook that calls [`ServiceGate::hooked`].
+    pub fn add_gate_hook(&mut self, hook: Hook) -> HookId {
+        let id = self.core.memory.add_gate_hook(hook);
+        self.core.drop_stale();
+        id
+    }
+
+    /// Removes a hook; code that it was on is made anew.
+    pub fn remove_hook(&mut self, id: HookId) {
+        self.core.memory.remove_hook(id);
+        self.core.drop_stale();
     }
 
     /// The message of the hook whose panic ended a run with [`VmExit::HookPanicked`].

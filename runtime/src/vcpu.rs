@@ -39,7 +39,9 @@ pub trait Registers {
     /// Sets the instruction pointer.
     #[inline]
     fn set_rip(&mut self, rip: u64) {
-        self.state_mut().rip = rip;
+        let state = self.state_mut();
+        state.rip = rip;
+        (state.inside_block, state.hooks_passed) = (0, 0);
     }
     /// RFLAGS.
     #[inline]
@@ -236,6 +238,8 @@ impl Vcpu<'_> {
         cpu.debugctl = thread.debugctl;
         cpu.x87 = thread.x87;
         cpu.cr2 = thread.cr2;
+        cpu.inside_block = thread.inside_block;
+        cpu.hooks_passed = thread.hooks_passed;
     }
 
     /// Reads a model-specific register as RDMSR at CPL 0 would; `None` for one that does not exist.

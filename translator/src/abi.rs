@@ -220,6 +220,10 @@ macro_rules! foreach_helper {
             Sysret(2) Jump;
             /// IRETQ. Argument: address of this instruction.
             Iret(1) Jump;
+            /// Calls the hooks of the code at `rip` (argument), whose instruction comes next and is not counted yet.
+            Hook(1) Check;
+            /// The same where `rip` is inside a basic block.
+            HookInside(1) Check;
             /// The service gate (VMCALL at CPL 0). Argument: address of the next instruction.
             ServiceGate(1) Check;
             /// Loads the processor's MXCSR. Argument: the value, without reserved bits.

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, OpKind};
+
+use lstar_arch::Hooked;
 
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
@@ -33,6 +35,8 @@ pub(crate) enum Lowering {
     Terminate,
     /// A CALL that ends its block and goes on inside the region: see [`crate::leaf`].
     Enter,
+    /// No instruction: this helper calls the hooks of the one that follows.
+    Hook(Helper),
 }
 
 /// An instruction with what was found out about it.
@@ -51,7 +55,7 @@ impl Insn {
     pub fn is_barrier(&self) -> bool {
         match self.lowering {
             Lowering::Lift(_) | Lowering::Enter => false,
-            Lowering::Check(..) => true,
+            Lowering::Check(..) | Lowering::Hook(_) => true,
             Lowering::Terminate => self.is_host_call(),
         }
     }
@@ -169,9 +173,16 @@ pub(crate) struct Region {
     pub ranges: Vec<Range<u64>>,
     /// Addresses outside whose code overwrites all status flags before anything can look at them.
     ignoring_flags: HashSet<u64>,
+    /// Addresses outside at which a basic block goes on that hooks may want to know of.
+    inside_blocks: HashSet<u64>,
 }
 
 impl Region {
+    /// Whether control is inside a basic block of hooked code when it has got to `rip`, outside the region, without a branch.
+    pub fn is_inside_block(&self, rip: u64) -> bool {
+        self.inside_blocks.contains(&rip)
+    }
+
     /// Whether the code at `rip`, outside the region, overwrites all status flags before anything can look at them.
     pub fn ignores_flags(&self, rip: u64) -> bool {
         self.ignoring_flags.contains(&rip)
@@ -185,13 +196,13 @@ impl Region {
         let block = &self.blocks[index];
         let rest = &block.insns[at..];
         if let Some(helper) = rest.iter().position(|insn| matches!(insn.lowering, Lowering::Check(..))) {
-            return helper as u32 + 1;
+            return count_instructions(&rest[..=helper]);
         }
         let beyond = match block.end {
             Terminator::Call(_) => 0,
             _ => block.end.blocks().filter(|&next| next > index).map(|next| cost_of[next]).max().unwrap_or(0),
         };
-        rest.len() as u32 + beyond
+        count_instructions(rest) + beyond
     }
 
     /// [`Region::instructions_until_check`] from the start of each block.
@@ -203,6 +214,11 @@ impl Region {
         }
         costs
     }
+}
+
+/// How many of them are instructions.
+pub(crate) fn count_instructions(insns: &[Insn]) -> u32 {
+    insns.iter().filter(|insn| !matches!(insn.lowering, Lowering::Hook(_))).count() as u32
 }
 
 /// Frequent targets of the indirect jump at `rip` that can belong to the same function.
@@ -233,6 +249,20 @@ fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>)
     let mut known_leaves: HashMap<u64, Option<Rc<Leaf>>> = HashMap::new();
     let mut inlined = 0;
     let mut leaders = BTreeSet::from([entry]);
+    reader.in_hooked_code = reader.hooked_at(entry).is_some();
+    if reader.in_hooked_code {
+        // One basic block, whatever jumps into it.
+        let mut rip = entry;
+        while decoded.len() < limits.max_instructions {
+            let Some(insn) = reader.decode(rip).map(|insn| without_counts(insn, limits.features)) else { break };
+            decoded.insert(rip, insn);
+            if insn.flow_control() != FlowControl::Next {
+                break;
+            }
+            rip = insn.next_ip();
+        }
+        return Explored { decoded, leaders, leaves };
+    }
     // Breadth first: when the limit is reached, what is near the entry has been taken.
     let mut work = std::collections::VecDeque::from([entry]);
     while let Some(start) = work.pop_front() {
@@ -292,8 +322,13 @@ pub(crate) fn read_ahead(entry: u64, mode: Mode, source: &mut dyn CodeSource, li
 pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limits: &Limits<'_>) -> Region {
     let mut reader = Reader::new(source, mode);
     let Explored { decoded, leaders, leaves } = explore(entry, mode, limits, &mut reader);
-    let mut builder =
-        Builder { reader: &mut reader, limits, factory: InstructionInfoFactory::new(), blocks: Vec::new() };
+    let mut builder = Builder {
+        reader: &mut reader,
+        limits,
+        factory: InstructionInfoFactory::new(),
+        blocks: Vec::new(),
+        inside_blocks: HashSet::new(),
+    };
     let function = Function { decoded: &decoded, leaders: &leaders, leaves: Some(&leaves), back: None };
     let index_of = builder.add(entry, &function);
     let functions_own = builder.blocks.len();
@@ -314,7 +349,7 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
             }
         }
     }
-    let Builder { mut factory, blocks, .. } = builder;
+    let Builder { mut factory, blocks, inside_blocks, .. } = builder;
     let blocks = in_reverse_postorder(blocks, index_of.get(&entry).copied().unwrap_or(0));
     let mut spans: Vec<Range<u64>> = blocks
         .iter()
@@ -331,7 +366,7 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
         }
     }
     let ranges = covered(spans);
-    Region { entry, mode, host_calls: limits.host_calls, blocks, ranges, ignoring_flags }
+    Region { entry, mode, host_calls: limits.host_calls, blocks, ranges, ignoring_flags, inside_blocks }
 }
 
 /// Known addresses outside the region that control goes to from `block`.
@@ -406,6 +441,7 @@ struct Builder<'a, 'r> {
     limits: &'a Limits<'a>,
     factory: InstructionInfoFactory,
     blocks: Vec<BasicBlock>,
+    inside_blocks: HashSet<u64>,
 }
 
 impl Builder<'_, '_> {
@@ -439,6 +475,9 @@ impl Builder<'_, '_> {
                 break Terminator::Fall(Successor::Outside(rip));
             }
             let Some(&raw) = function.decoded.get(&rip) else {
+                if insns.last().is_some_and(goes_on) && self.reader.hooked_at(rip).is_some() {
+                    self.inside_blocks.insert(rip);
+                }
                 // At the limit decoding can go on in another region; at the entry there is nothing but bad bytes.
                 break if rip == start {
                     Terminator::Helper(Helper::InterpretJump, [rip, 0])
@@ -478,15 +517,39 @@ impl Builder<'_, '_> {
                     .or_else(|| lift::lifter(&raw).map(Lowering::Lift))
                     .unwrap_or(Lowering::Check(Helper::Interpret, rip)),
             };
+            let hooked = self.reader.hooked_at(rip);
+            if hooked == Some(Hooked::Instructions) || rip == start && hooked.is_some() {
+                insns.push(self.hook(rip, if rip == start { Helper::Hook } else { Helper::HookInside }));
+            }
             insns.push(Insn { raw, effects, lowering });
             if let Some(end) = end {
                 break end;
+            }
+            if self.reader.in_hooked_code && matches!(lowering, Lowering::Check(..)) {
+                // The code behind a helper may be left, and then is gone on with from its start.
+                if insns.last().is_some_and(goes_on) && self.reader.hooked_at(raw.next_ip()).is_some() {
+                    self.inside_blocks.insert(raw.next_ip());
+                }
+                break Terminator::Fall(next);
             }
             rip = raw.next_ip();
         };
         mark_harmless_x87(&mut insns);
         BasicBlock { start, insns, end }
     }
+
+    /// What stands for the call of the hooks of the code at `rip`.
+    fn hook(&mut self, rip: u64, helper: Helper) -> Insn {
+        let mut raw = Instruction::with(Code::Nopd);
+        raw.set_len(0);
+        raw.set_ip(rip);
+        Insn { raw, effects: effects(&raw, &mut self.factory), lowering: Lowering::Hook(helper) }
+    }
+}
+
+/// Whether the basic block goes on behind an instruction, as [`lstar_arch::hooked`] has it.
+fn goes_on(insn: &Insn) -> bool {
+    insn.raw.flow_control() == FlowControl::Next
 }
 
 /// The first x87 instruction of a run moves the x87 state to where it can be worked on, or traps; those behind it that touch no

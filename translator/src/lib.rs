@@ -36,7 +36,10 @@ pub mod statemap;
 mod translate;
 pub mod x87;
 
+use std::sync::Arc;
+
 use abi::{Mode, Slot, VcpuBlock};
+use lstar_arch::HookedCode;
 use serde::{Deserialize, Serialize};
 
 pub use config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
@@ -62,6 +65,11 @@ pub trait CodeSource {
     fn stops(&mut self, range: std::ops::Range<u64>) -> Vec<u64> {
         let _ = range;
         Vec::new()
+    }
+
+    /// Code whose blocks or instructions call [`abi::Helper::Hook`].
+    fn hooked(&mut self) -> Arc<HookedCode> {
+        Arc::default()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
-use lstar_arch::PAGE_SIZE;
+use lstar_arch::{Hooked, HookedCode, PAGE_SIZE};
 
 use crate::CodeSource;
 use crate::abi::Mode;
@@ -19,6 +20,7 @@ pub struct Snapshot {
     targets: HashMap<u64, Vec<u64>>,
     /// On those pages.
     stops: BTreeSet<u64>,
+    hooked: Arc<HookedCode>,
 }
 
 impl Snapshot {
@@ -44,6 +46,10 @@ impl CodeSource for Snapshot {
     fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
         self.stops.range(range).copied().collect()
     }
+
+    fn hooked(&mut self) -> Arc<HookedCode> {
+        Arc::clone(&self.hooked)
+    }
 }
 
 /// Reads code page by page.
@@ -52,12 +58,15 @@ pub(crate) struct Reader<'a> {
     /// Mode of the code.
     pub mode: Mode,
     seen: Snapshot,
+    /// Whether the region is one of hooked code; others have none in them.
+    pub in_hooked_code: bool,
 }
 
 impl<'a> Reader<'a> {
     /// Reads the code that `source` has for `mode`.
     pub fn new(source: &'a mut dyn CodeSource, mode: Mode) -> Self {
-        Self { source, mode, seen: Snapshot::default() }
+        let seen = Snapshot { hooked: source.hooked(), ..Snapshot::default() };
+        Self { source, mode, seen, in_hooked_code: false }
     }
 
     /// All that was read.
@@ -77,6 +86,11 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Whether there is hooked code at `rip`.
+    pub fn hooked_at(&self, rip: u64) -> Option<Hooked> {
+        if self.seen.hooked.is_empty() { None } else { self.seen.hooked.at(rip) }
+    }
+
     /// Decodes the instruction at `rip`; `None` when its bytes cannot be fetched or mean nothing, or where no translated code
     /// is wanted.
     pub fn decode(&mut self, rip: u64) -> Option<Instruction> {
@@ -89,7 +103,7 @@ impl<'a> Reader<'a> {
         let page = rip & !(PAGE_SIZE - 1);
         let offset = (rip - page) as usize;
         self.page(page);
-        if self.seen.stops.contains(&rip) {
+        if self.seen.stops.contains(&rip) || !self.in_hooked_code && self.hooked_at(rip).is_some() {
             return None;
         }
         let bytes = self.page(page).get(offset..)?;

@@ -14,7 +14,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use crate::abi::{Mode, PROBES, Slot};
 use crate::config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
-use crate::discover::{BasicBlock, Region, discover, read_ahead};
+use crate::discover::{BasicBlock, Region, count_instructions, discover, read_ahead};
 use crate::emit::{EmitOptions, Emitted, Emitter, INSTRUCTIONS, SiteRecord, TRAP_CODES, region_signature};
 use crate::flow::Limits;
 use crate::host_op::HostFeatures;
@@ -166,7 +166,7 @@ impl Translator {
             .map_err(|error| TranslatorError::Compile { entry, message: format!("{error:?}") })?;
         let (bytes, links_offset) = place_links(&compiled, &self.context.func, &emitted)
             .map_err(|message| TranslatorError::Compile { entry, message })?;
-        let instructions = region.blocks.iter().map(|block| block.insns.len() as u32).sum();
+        let instructions = region.blocks.iter().map(|block| count_instructions(&block.insns)).sum();
         if instructions > MOST_WITH_KEPT_BUFFERS {
             self.allocator = regalloc2::Ctx::default();
         }

@@ -176,12 +176,14 @@ impl CodeCache {
         self.code.slot_rip(slot)
     }
 
-    /// Takes a region of a space in and links it; `read` reads what it was translated from. `None` when the code memory
-    /// is full.
+    /// Takes a region of a space in and links it; `read` reads what it was translated from. One that is not `plain` depends on
+    /// more than that, and is not taken over by other spaces, nor found again once it is dropped. `None` when the code
+    /// memory is full.
     pub fn insert(
         &mut self,
         space: SpaceId,
         region: CompiledRegion,
+        plain: bool,
         mut read: impl FnMut(u64, &mut [u8]),
     ) -> Option<u64> {
         let start = self.code.push(&region.code)?;
@@ -208,7 +210,9 @@ impl CodeCache {
             self.others.entry(space).or_insert_with(Map::new).add(index, &region);
         }
         self.regions.push(region);
-        self.known.entry(key).or_default().push(index);
+        if plain {
+            self.known.entry(key).or_default().push(index);
+        }
         for (number, &rip) in (0u64..).zip(&links) {
             let address = start + u64::from(links_offset) + number * size_of::<Slot>() as u64;
             let target = (rip, key.1);
@@ -314,7 +318,13 @@ fn point_links(arena: &mut CodeArena, links: &FxHashMap<(u64, Mode), Vec<u64>>, 
 /// Takes the regions translated from any page of `range` out of a map; calls `unlink` for each.
 fn drop_regions(map: &mut Map, regions: &[Region], range: &Range<u64>, mut unlink: impl FnMut((u64, Mode))) -> u64 {
     let mut dropped = 0;
-    for page in (range.start & !(PAGE_SIZE - 1)..range.end).step_by(PAGE_SIZE as usize) {
+    let first = range.start & !(PAGE_SIZE - 1);
+    let pages: Vec<u64> = if (range.end.saturating_sub(first) / PAGE_SIZE) as usize > map.by_page.len() {
+        map.by_page.keys().copied().filter(|page| (first..range.end).contains(page)).collect()
+    } else {
+        (first..range.end).step_by(PAGE_SIZE as usize).collect()
+    };
+    for page in pages {
         for index in map.by_page.remove(&page).unwrap_or_default() {
             let region = &regions[index];
             let key = (region.entry, region.mode);

@@ -16,6 +16,7 @@ mod half;
 mod pins;
 mod table;
 mod views;
+pub(crate) mod watch;
 mod window;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use half::{Extent, Half};
 pub use pins::{Fields, Pin, PinGroup, Pinned};
 use table::{Entry, FRAME_MASK};
 use views::Views;
+use watch::Watches;
 use window::HostProtection;
 
 bitflags! {
@@ -57,7 +59,7 @@ impl Protection {
     pub const RWX: Self = Self::READ.union(Self::WRITE).union(Self::EXECUTE);
 }
 
-/// Page-table byte: the protection bits, plus these.
+/// Page-table byte: the protection bits, which may be hidden in the highest three (see [`watch`]), plus these.
 const CODE: u8 = 8;
 const PRESENT: u8 = 16;
 
@@ -124,6 +126,7 @@ pub struct AddressSpace {
     epoch: u64,
     destroyed: Vec<SpaceId>,
     hook_requests: Vec<(u64, bool)>,
+    watches: Watches,
 }
 
 impl AddressSpace {
@@ -144,6 +147,7 @@ impl AddressSpace {
             epoch: 0,
             destroyed: Vec::new(),
             hook_requests: Vec::new(),
+            watches: Watches::default(),
             store,
         })
     }
@@ -278,11 +282,19 @@ impl AddressSpace {
         }
         let offset = extent.file_offset();
         self.views.map(current, start, size, offset, host_protection(protection.bits()))?;
+        let plain = PRESENT | protection.bits();
         let half = self.half_mut(start);
         half.extents.insert(start, extent);
         for (index, page) in pages(start, size).enumerate() {
             let frame = offset + index as u64 * PAGE_SIZE;
-            half.table.set(page, frame | Entry::from(PRESENT | protection.bits()));
+            half.table.set(page, frame | Entry::from(plain));
+        }
+        if self.is_watching() {
+            for page in pages(start, size) {
+                let state = self.watches.state(page, plain);
+                self.half_mut(page).set_state(page, state);
+            }
+            self.apply_views(start, size)?;
         }
         Ok(())
     }
@@ -347,7 +359,8 @@ impl AddressSpace {
             if old & CODE != 0 && keep == 0 {
                 self.record_modified(page);
             }
-            self.half_mut(page).set_state(page, PRESENT | protection.bits() | keep);
+            let state = self.watches.state(page, PRESENT | protection.bits() | keep);
+            self.half_mut(page).set_state(page, state);
         }
         self.apply_views(start, size)
     }
@@ -365,7 +378,7 @@ impl AddressSpace {
     #[must_use]
     pub fn protection(&self, address: u64) -> Option<Protection> {
         let state = self.state(address);
-        (state & PRESENT != 0).then(|| Protection::from_bits_truncate(state))
+        (state & PRESENT != 0).then(|| Protection::from_bits_truncate(watch::rights(state)))
     }
 
     /// What is mapped in the current space, in ascending order: start and size.
@@ -440,7 +453,12 @@ impl AddressSpace {
         let mut at = address;
         let mut left = size;
         while left != 0 {
-            let state = self.state(at);
+            let state = if code.contains(PageFaultCode::FETCH) {
+                let state = self.state(at);
+                state | watch::rights(state)
+            } else {
+                self.access_state(at)
+            };
             let reachable = privilege == Privilege::Supervisor || at < USER_END;
             if state & need != need || !reachable {
                 let mut code = code;
@@ -460,7 +478,7 @@ impl AddressSpace {
         let mut at = address;
         let mut left = size;
         while left != 0 {
-            if self.state(at) & ANY_RIGHT == 0 {
+            if self.access_state(at) & ANY_RIGHT == 0 {
                 self.check(at, 1, PRESENT | Protection::READ.bits(), PageFaultCode::empty(), privilege)?;
             }
             self.check(at, 1, PRESENT, PageFaultCode::empty(), privilege)?;
@@ -544,6 +562,7 @@ impl AddressSpace {
 impl GuestMemory for AddressSpace {
     fn read(&mut self, address: u64, buf: &mut [u8], privilege: Privilege) -> Result<(), PageFault> {
         self.check_readable(address, buf.len() as u64, privilege)?;
+        self.note(address, buf.len() as u64, false);
         self.copy_out(address, buf);
         Ok(())
     }
@@ -552,6 +571,8 @@ impl GuestMemory for AddressSpace {
         self.check_readable(from, len as u64, privilege)?;
         self.probe_write(to, len as u64, privilege)?;
         self.note_code_writes(to, len as u64);
+        self.note(from, len as u64, false);
+        self.note(to, len as u64, true);
         if to.wrapping_sub(from) >= len as u64 {
             self.copy_up(from, to, len);
         } else {
@@ -563,6 +584,7 @@ impl GuestMemory for AddressSpace {
     fn write(&mut self, address: u64, data: &[u8], privilege: Privilege) -> Result<(), PageFault> {
         self.probe_write(address, data.len() as u64, privilege)?;
         self.note_code_writes(address, data.len() as u64);
+        self.note(address, data.len() as u64, true);
         self.copy_in(address, data);
         Ok(())
     }
@@ -583,6 +605,7 @@ impl GuestMemory for AddressSpace {
             let state = self.state(at);
             if state & CODE == 0 {
                 self.half_mut(at).set_state(at, state | CODE);
+                // Where it is watched the windows let nothing be written anyway.
                 if state & Protection::WRITE.bits() != 0 {
                     let page = at & !(PAGE_SIZE - 1);
                     if self.apply_views(page, PAGE_SIZE).is_err() {

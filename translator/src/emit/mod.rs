@@ -16,6 +16,7 @@ mod vector;
 mod x87;
 
 use std::collections::HashMap;
+use std::mem::offset_of;
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
@@ -24,6 +25,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::{FunctionBuilder, Variable};
 use iced_x86::{Code, Instruction};
+use lstar_arch::CpuState;
 use smallvec::SmallVec;
 
 use crate::SiteFlags;
@@ -41,6 +43,9 @@ pub(crate) use host::{HostInstruction, INSTRUCTIONS};
 pub(crate) use memory::Host;
 pub(crate) use register::{Place, int_type};
 pub(crate) use vector::{Halves, XmmPlan, is_vex, is_wide};
+
+/// Where the vCPU block has [`CpuState::inside_block`].
+const INSIDE_BLOCK: usize = offset_of!(VcpuBlock, cpu) + offset_of!(CpuState, inside_block);
 
 /// Trap codes that Cranelift leaves to its users: 1 to this.
 pub(crate) const TRAP_CODES: usize = 250;
@@ -389,6 +394,7 @@ impl<'a> Emitter<'a> {
                     let needed = region.instructions_until_check(index, at + 1, &self.check_costs);
                     self.check_budget(insn.raw.next_ip(), needed);
                 }
+                Lowering::Hook(helper) => self.check_helper(helper, insn.raw.ip()),
                 Lowering::Terminate | Lowering::Enter => {
                     self.detach_flags(insn.effects.writes);
                     if insn.effects.faults && !matches!(block.end, Terminator::Helper(..)) {
@@ -451,7 +457,15 @@ impl<'a> Emitter<'a> {
 
     fn terminate(&mut self, insn: Option<&Instruction>, end: &Terminator) {
         match (end, insn) {
-            (Terminator::Fall(next) | Terminator::Jump(next), _) => self.goto(*next),
+            (Terminator::Fall(next) | Terminator::Jump(next), _) => {
+                if let Terminator::Fall(Successor::Outside(rip)) = end
+                    && self.region.is_inside_block(*rip)
+                {
+                    let rip = self.iconst(types::I64, *rip as i64);
+                    self.store_state(rip, INSIDE_BLOCK);
+                }
+                self.goto(*next);
+            }
             (Terminator::Branch(taken, next), Some(insn)) => {
                 let condition = crate::lift::control_flow::condition(self, insn);
                 self.branch(condition, *taken, *next);
@@ -696,7 +710,7 @@ impl<'a> Emitter<'a> {
         self.carry_flags();
         if self.local.since_store.is_none() {
             let budget = self.b.use_var(self.vars.budget);
-            self.store_state(budget, std::mem::offset_of!(VcpuBlock, budget));
+            self.store_state(budget, offset_of!(VcpuBlock, budget));
             self.local.since_store = Some(self.local.pending);
         }
         let record = SiteRecord {
@@ -719,7 +733,7 @@ impl<'a> Emitter<'a> {
         self.carry_flags();
         let retired = self.local.since_store.unwrap_or_else(|| {
             let budget = self.b.use_var(self.vars.budget);
-            self.store_state(budget, std::mem::offset_of!(VcpuBlock, budget));
+            self.store_state(budget, offset_of!(VcpuBlock, budget));
             self.local.pending
         });
         self.carrying = false;

@@ -50,8 +50,9 @@ fn describe_end(end: &RunEnd) -> String {
         }
         RunEnd::Deadlock => "Every thread waits for something that cannot happen".into(),
         RunEnd::TimedOut => "The time limit is reached".into(),
+        RunEnd::HookPanicked(message) => format!("A hook has panicked: {message}"),
         RunEnd::InstructionLimit => "The instruction limit is reached".into(),
-        RunEnd::Interrupted | RunEnd::Breakpoint(_) | RunEnd::Diverged => "Stopped".into(),
+        RunEnd::Interrupted | RunEnd::Breakpoint(_) | RunEnd::Diverged | RunEnd::StoppedByHook => "Stopped".into(),
     }
 }
 

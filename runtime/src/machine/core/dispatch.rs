@@ -10,14 +10,15 @@
 
 use std::ptr;
 
-use lstar_interpreter::{Outcome, RunOptions, TSC_PER_INSTRUCTION};
+use lstar_interpreter::{Outcome, RunOptions};
 use lstar_translator::abi::{ExitReason, Mode, UNWIND};
 
+use super::stops::Arrival;
 use super::{After, Core};
 use crate::compiler::Compiler;
 use crate::entry::{self, FAULT};
 use crate::fault::{self, Scope};
-use crate::machine::{ServiceGate, SyscallDispatch, VmExit};
+use crate::machine::{ServiceGate, VmExit};
 
 /// Host stack kept free for Rust code below the point where translated code stops making host calls.
 const STACK_RESERVE: u64 = 256 << 10;
@@ -142,7 +143,10 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
 fn interpret(this: &mut Core, mode: Option<Mode>, nested: bool, depth: &mut u64) -> Next {
     if this.must_step() {
         let after = if this.is_at_stop() {
-            this.arrive()
+            match this.arrive(None, nested) {
+                Arrival::Nothing(after) => after,
+                Arrival::Executed(outcome) => this.finish(outcome),
+            }
         } else {
             let outcome = this.step_charged();
             this.finish(outcome)
@@ -159,21 +163,25 @@ fn interpret(this: &mut Core, mode: Option<Mode>, nested: bool, depth: &mut u64)
         (true, false) if stored => STORE_THRESHOLD,
         _ => u32::MAX,
     };
-    let options = RunOptions { hot_threshold: threshold, warm_threshold, stop_at_calls: nested };
+    let options = RunOptions {
+        hot_threshold: threshold,
+        warm_threshold,
+        stop_at_calls: nested,
+        stop_at_switches: this.hooks.wants_switches(),
+        one_block: false,
+    };
     let leashed = threshold == u32::MAX && this.translates;
-    // As in translated code, an instruction that reads the counter is counted itself.
-    let tsc = this.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
-    let (block, memory, interpreter) = this.parts();
-    block.cpu.tsc = tsc;
-    let before = block.budget;
     // What cannot be translated, or is being translated, gets a short leash, so that what follows it can be.
-    let mut budget = if leashed { before.min(256) } else { before };
-    let leash = budget;
-    let outcome = interpreter.run(&mut block.cpu, memory, &mut budget, options);
-    let used = leash - budget;
-    block.budget -= used;
-    this.statistics.interpreted += used as u64;
-    this.count_interpreted();
+    let budget = this.block().budget;
+    let mut outcome = this.run_interpreter(if leashed { budget.min(256) } else { budget }, options);
+    if outcome == Outcome::Stop {
+        let rip = this.cpu().rip;
+        let translatable = |mode: &Mode| !this.untranslatable.contains(&(rip, *mode)) && !this.is_expected(*mode);
+        match this.arrive(mode.filter(translatable), nested) {
+            Arrival::Nothing(after) => return next(this, after, nested),
+            Arrival::Executed(executed) => outcome = executed,
+        }
+    }
     match outcome {
         Outcome::Warm => {
             if !this.has_code_at_rip() {
@@ -264,7 +272,7 @@ fn prepare<'a>(core: &mut Core, gate: &'a mut (dyn ServiceGate + 'a)) {
     // SAFETY: only the lifetime bound changes; the pointer is dropped by `Running` before the reference ends.
     core.gate =
         Some(unsafe { std::mem::transmute::<*mut (dyn ServiceGate + 'a), *mut (dyn ServiceGate + 'static)>(gate) });
-    core.dispatches_directly = core.config.dispatch == SyscallDispatch::Direct && !core.stops.any_in_kernel();
+    core.choose_dispatch();
     core.exit = None;
     core.finishing = false;
     core.block_mut().stack_limit = stack_limit();

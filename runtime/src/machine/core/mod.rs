@@ -2,19 +2,21 @@
 #![expect(unsafe_code, reason = "shares the vCPU block with translated code")]
 
 mod dispatch;
+mod hooks;
 mod source;
 mod stops;
 mod system_call;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ptr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lstar_arch::Vector;
 use lstar_arch::control::{cr0, cr4, dr};
 use lstar_arch::cpuid::Features;
 use lstar_arch::delivery::{self, Event};
-use lstar_arch::{CpuState, GuestMemory, PAGE_SIZE, Rflags, Vendor};
+use lstar_arch::{CpuState, GuestMemory, HookedCode, PAGE_SIZE, Rflags, Vendor};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, PROBES, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::host_op::{HostOp, StringOp};
@@ -33,6 +35,7 @@ use crate::memory::{AddressSpace, ModifiedCode, SpaceId};
 use crate::vcpu::Vcpu;
 pub use dispatch::learn_stack_limit;
 pub(crate) use dispatch::{run, step};
+use hooks::Hooks;
 use source::Fetcher;
 use stops::Stops;
 
@@ -55,6 +58,7 @@ pub(crate) struct Core {
     pub memory: AddressSpace,
     pub config: MachineConfig,
     stops: Stops,
+    hooks: Hooks,
     /// What the hook said that panicked.
     pub hook_panic: Option<String>,
     block: *mut VcpuBlock,
@@ -98,7 +102,7 @@ pub(crate) struct Core {
     pub intercept: Option<Option<Event>>,
 }
 
-fn new_interpreter(coverage: bool, stops: &BTreeSet<u64>) -> Interpreter {
+fn new_interpreter(coverage: bool, stops: &BTreeSet<u64>, hooked: &Arc<HookedCode>) -> Interpreter {
     let mut interpreter = Interpreter::new();
     if coverage {
         interpreter.remember_executed();
@@ -106,6 +110,7 @@ fn new_interpreter(coverage: bool, stops: &BTreeSet<u64>) -> Interpreter {
     for &stop in stops {
         interpreter.set_stop(stop, true);
     }
+    interpreter.set_hooked(hooked.clone());
     interpreter
 }
 
@@ -118,6 +123,7 @@ macro_rules! source {
             mistranslate: $core.config.mistranslate,
             region_limit: $core.translator_config.max_instructions,
             stops: $core.stops.all(),
+            hooked: $core.hooks.code(),
         }
     };
 }
@@ -155,10 +161,11 @@ impl Core {
             memory,
             config,
             stops: Stops::default(),
+            hooks: Hooks::default(),
             hook_panic: None,
             block,
             space: SpaceId::FIRST,
-            interpreter: new_interpreter(config.coverage, &BTreeSet::new()),
+            interpreter: new_interpreter(config.coverage, &BTreeSet::new(), &Arc::default()),
             coverage: Coverage::default(),
             untranslatable: HashSet::new(),
             parked: HashMap::new(),
@@ -385,37 +392,55 @@ impl Core {
     /// it time and again.
     fn step_cached(&mut self) -> Outcome {
         let tsc = self.read_tsc();
+        let (rip, level) = self.begin_instruction();
         let (block, memory, interpreter) = self.parts();
         block.cpu.tsc = tsc;
-        let options = RunOptions::PLAIN;
+        let options = RunOptions { one_block: true, ..RunOptions::PLAIN };
         let outcome = interpreter.run(&mut block.cpu, memory, &mut 1, options);
         self.statistics.interpreted += 1;
         self.count_interpreted();
+        self.note_position(rip, level);
         outcome
+    }
+
+    /// Runs the interpreter for at most `budget` instructions, which are taken off the machine's.
+    fn run_interpreter(&mut self, budget: i64, options: RunOptions) -> Outcome {
+        // As in translated code, an instruction that reads the counter is counted itself.
+        let tsc = self.read_tsc().wrapping_add(TSC_PER_INSTRUCTION);
+        let (rip, level) = (self.cpu().rip, self.cpu().cpl);
+        let (block, memory, interpreter) = self.parts();
+        block.cpu.tsc = tsc;
+        memory.refuse_watched();
+        let mut left = budget;
+        let outcome = interpreter.run(&mut block.cpu, memory, &mut left, options);
+        let used = budget - left;
+        block.budget -= used;
+        self.statistics.interpreted += used as u64;
+        self.count_interpreted();
+        if used > 0 {
+            self.note_position(rip, level);
+        }
+        if self.is_refused(outcome) { self.step_charged() } else { outcome }
     }
 
     fn step_once(&mut self) -> Outcome {
         let tsc = self.read_tsc();
+        let (rip, level) = self.begin_instruction();
         let (block, memory, interpreter) = self.parts();
         block.cpu.tsc = tsc;
         let outcome = interpreter.step(&mut block.cpu, memory);
         self.statistics.interpreted += 1;
         self.count_interpreted();
+        self.note_position(rip, level);
         outcome
     }
 
     /// Takes over what the interpreter has counted.
     fn count_interpreted(&mut self) {
+        self.memory.end_watching();
         let counters = self.interpreter.take_counters();
         self.statistics.syscalls += counters.syscalls;
         self.statistics.privilege_switches += counters.privilege_switches;
-    }
-
-    /// Counts a change of privilege from `cpl` that the interpreter has not seen.
-    fn count_switch(&mut self, cpl: u8) {
-        if self.cpu().cpl != cpl {
-            self.statistics.privilege_switches += 1;
-        }
     }
 
     fn deliver(&mut self, event: Event) -> After {
@@ -424,23 +449,33 @@ impl Core {
             self.exit = Some(VmExit::Stopped);
             return After::Exit;
         }
+        if let Some(after) = self.call_exception_hooks(event) {
+            return after;
+        }
         self.statistics.exceptions += 1;
         let (block, memory, _) = self.parts();
         let cpl = block.cpu.cpl;
+        (block.cpu.inside_block, block.cpu.hooks_passed) = (0, 0);
         let result = delivery::deliver(&mut block.cpu, memory, event);
-        self.count_switch(cpl);
+        let after = self.switched(cpl);
         if result.is_err() {
             self.exit = Some(VmExit::Shutdown);
             return After::Exit;
         }
         self.drop_stale();
-        After::Redirect
+        after.unwrap_or(After::Redirect)
+    }
+
+    /// Decides how SYSCALL reaches a service: the guest's own code must run while anybody wants to see it run.
+    fn choose_dispatch(&mut self) {
+        let seen = self.stops.any_in_kernel() || self.hooks.wants_entry_code();
+        self.dispatches_directly = self.config.dispatch == SyscallDispatch::Direct && !seen;
     }
 
     /// Takes over what services did to code: drops what was decoded and translated from pages that have changed, and
     /// follows a change of the address space. Says whether there was anything.
     #[inline(always)]
-    fn drop_stale(&mut self) -> bool {
+    pub fn drop_stale(&mut self) -> bool {
         self.memory.has_changes() && self.follow_changes()
     }
 
@@ -456,6 +491,7 @@ impl Core {
             if !requests.is_empty() {
                 self.set_hooks(&requests);
             }
+            self.take_hook_changes();
         }
         let changed = self.follow_space();
         self.memory.followed();
@@ -488,10 +524,9 @@ impl Core {
         let changed = space != self.space;
         if changed {
             self.cache.switch_space(space);
-            let (interpreter, untranslatable) = self
-                .parked
-                .remove(&space)
-                .unwrap_or_else(|| (new_interpreter(self.config.coverage, self.stops.all()), HashSet::new()));
+            let (interpreter, untranslatable) = self.parked.remove(&space).unwrap_or_else(|| {
+                (new_interpreter(self.config.coverage, self.stops.all(), self.hooks.code()), HashSet::new())
+            });
             let previous = (
                 std::mem::replace(&mut self.interpreter, interpreter),
                 std::mem::replace(&mut self.untranslatable, untranslatable),
@@ -512,6 +547,15 @@ impl Core {
 
     /// Deals with how an interpreted instruction ended.
     fn finish(&mut self, outcome: Outcome) -> After {
+        let late = self.call_late_hooks(outcome);
+        let after = self.finish_instruction(outcome);
+        match (late, after) {
+            (Some(late), After::Continue | After::Redirect) => late,
+            (_, after) => after,
+        }
+    }
+
+    fn finish_instruction(&mut self, outcome: Outcome) -> After {
         match outcome {
             Outcome::Retired | Outcome::Hot | Outcome::Warm | Outcome::Call | Outcome::Return => After::Continue,
             Outcome::Exception(exception) => {
@@ -527,7 +571,8 @@ impl Core {
                 self.exit = Some(VmExit::Halted);
                 After::Exit
             }
-            Outcome::Stop => self.arrive(),
+            // The loop will get there.
+            Outcome::Stop => After::Redirect,
             Outcome::CodeModified => {
                 self.drop_stale();
                 After::Redirect
@@ -619,7 +664,7 @@ impl Core {
                 // Compared just now, so present.
                 let _ = memory.read_unchecked(address, buf);
             };
-            self.cache_full |= self.cache.insert(self.space, region, read).is_none();
+            self.cache_full |= self.cache.insert(self.space, region, true, read).is_none();
         }
     }
 
@@ -646,14 +691,16 @@ impl Core {
         // Unchanged since it was read for translation. A space that is gone takes its code with it.
         let Ok(previous) = self.memory.switch_space(translated.space) else { return };
         // Another run has other stops.
-        if let Some(store) = self.store.as_mut().filter(|_| self.stops.all().is_empty()) {
+        let stopping = self.has_stops();
+        let plain = !stopping || self.is_plain(&region);
+        if let Some(store) = self.store.as_mut().filter(|_| !stopping) {
             store.add(&region, &mut source!(self));
         }
         let memory = &self.memory;
         let read = |address, buf: &mut [u8]| {
             let _ = memory.read_unchecked(address, buf);
         };
-        self.cache_full |= self.cache.insert(translated.space, region, read).is_none();
+        self.cache_full |= self.cache.insert(translated.space, region, plain, read).is_none();
         let restored = self.memory.switch_space(previous);
         debug_assert!(restored.is_ok(), "it was current a moment ago");
     }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
-use lstar_arch::{GuestMemory, Privilege};
+use lstar_arch::{GuestMemory, HookedCode, Privilege};
 use lstar_interpreter::Interpreter;
 use lstar_translator::CodeSource;
 use lstar_translator::abi::Mode;
@@ -22,11 +23,15 @@ pub(super) struct Fetcher<'a> {
     pub region_limit: usize,
     /// Where regions end.
     pub stops: &'a BTreeSet<u64>,
+    /// Whose hooks regions call.
+    pub hooked: &'a Arc<HookedCode>,
 }
 
 impl Fetcher<'_> {
     fn has_stop(&self, address: u64, length: usize) -> bool {
-        !self.stops.is_empty() && self.stops.range(address..address.saturating_add(length as u64)).next().is_some()
+        let end = address.saturating_add(length as u64);
+        !self.stops.is_empty() && self.stops.range(address..end).next().is_some()
+            || !self.hooked.is_empty() && self.hooked.any_in(address, end.saturating_sub(1))
     }
 
     /// Whether executable memory holds these bytes, and no stop is among them; if so, changes will be noticed.
@@ -56,6 +61,10 @@ impl CodeSource for Fetcher<'_> {
 
     fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
         self.stops.range(range).copied().collect()
+    }
+
+    fn hooked(&mut self) -> Arc<HookedCode> {
+        Arc::clone(self.hooked)
     }
 }
 

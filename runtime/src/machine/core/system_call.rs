@@ -30,8 +30,7 @@ impl Core {
         match system::syscall(cpu) {
             Ok(()) => {
                 self.statistics.syscalls += 1;
-                self.count_switch(cpl);
-                After::Redirect
+                self.switched(cpl).unwrap_or(After::Redirect)
             }
             Err(exception) => {
                 self.cpu_mut().rip = next.wrapping_sub(2);
@@ -49,7 +48,9 @@ impl Core {
         cpu.rip = rip;
         match system::sysret(cpu, size) {
             Ok(()) => {
-                self.statistics.privilege_switches += 1;
+                if let Some(after) = self.switched(0) {
+                    return after;
+                }
                 if self.cpu().rflags & Rflags::TF.bits() != 0 {
                     return self.deliver(Event::Exception(Exception::db(dr::DR6_BS)));
                 }
@@ -98,8 +99,7 @@ impl Core {
     #[inline(never)]
     fn come_back(&mut self, action: GateAction, next: u64) -> After {
         self.statistics.syscalls += 1;
-        self.statistics.privilege_switches += 1;
-        self.count_switch(0);
+        self.statistics.privilege_switches += 1 + u64::from(self.cpu().cpl != 0);
         let stale = self.drop_stale();
         match action {
             GateAction::Resume => {
@@ -125,10 +125,11 @@ impl Core {
         // SAFETY: the pointer was made from the exclusive reference that `run` holds for the whole run; the gate has no way
         // to reach the core, so this is the only use of it at a time.
         let action = unsafe { (*gate).service(&mut self.vcpu()) };
-        self.count_switch(cpl);
+        let switched = self.switched(cpl);
         let stale = self.drop_stale();
         match action {
-            GateAction::Resume if !stale => After::Continue,
+            _ if switched == Some(After::Exit) => After::Exit,
+            GateAction::Resume if !stale && switched.is_none() => After::Continue,
             GateAction::Resume | GateAction::Redirect => After::Redirect,
             GateAction::Stop => {
                 self.exit = Some(VmExit::Stopped);
