@@ -241,24 +241,51 @@ Examples:
   lstar cache stat
   lstar cache stat --json
   lstar cache clear
+  lstar cache build clang-format.exe
   lstar run --no-cache hello.exe"
 )]
 pub struct CacheArgs {
     /// What to do
-    #[arg(value_enum)]
+    #[command(subcommand)]
     pub action: CacheAction,
     /// One line of JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
 }
 
 /// What `lstar cache` can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Subcommand)]
 pub enum CacheAction {
     /// Say where it is and how large
     Stat,
     /// Remove all of it
     Clear,
+    /// Translate a program before it runs, so that its first run is as fast as later ones
+    Build(Box<CacheBuild>),
+}
+
+/// `lstar cache build`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The program is loaded, with the DLLs that it names, and does not run: only the DLLs' own start-up code does. \
+Translated are exported functions, those that the exception directory lists, and what they lead to. Functions with jump \
+tables are left to the first run, which knows where these lead. Give the options that shape code, as --cpu, as for the run.
+
+Examples:
+  lstar cache build clang-format.exe
+  lstar cache build --modules '*' hello.exe
+  lstar cache build --modules 'tool,helper*' tool.exe"
+)]
+pub struct CacheBuild {
+    /// Modules whose code is translated; * and ? match, ! in front takes out [default: all but the system's own DLLs]
+    #[arg(long, value_name = "NAME,..")]
+    pub modules: Option<String>,
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// The program
+    #[arg(value_name = "PROGRAM.exe", required = true)]
+    pub program: OsString,
 }
 
 /// `lstar kd`.
@@ -308,6 +335,9 @@ pub struct MachineArgs {
     /// Neither use nor keep translated code of other runs
     #[arg(long)]
     pub no_cache: bool,
+    /// Most memory for translated code; when it is full, code that has changed goes, and of the rest the older
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub code_cache_size: u64,
 }
 
 impl MachineArgs {
@@ -325,6 +355,8 @@ impl MachineArgs {
             },
             model: self.cpu,
             memory_limit: self.max_memory,
+            // Smaller ones could not hold the largest regions.
+            code_cache_size: self.code_cache_size.clamp(4 << 20, 1 << 30) as usize,
             background: true,
             ..MachineConfig::default()
         }

@@ -13,18 +13,26 @@ use lstar_runtime::code_store::CodeStore;
 use serde_json::json;
 
 use crate::args::{CacheAction, CacheArgs};
+use crate::cache_build;
 
 /// Most bytes of all files together; the ones unused for longest go first.
 const SIZE_LIMIT: u64 = 1 << 30;
 /// Ending of the files' names.
 const EXTENSION: &str = "regions";
 
+/// What is wrong without one.
+pub const NO_FOLDER: &str = "no folder for the cache; set HOME or XDG_CACHE_HOME";
+
 /// `lstar cache`.
 pub fn run(args: &CacheArgs) -> Result<u8> {
-    let folder = folder().context("no folder for the cache; set HOME or XDG_CACHE_HOME")?;
+    if let CacheAction::Build(build) = &args.action {
+        return cache_build::run(build, args.json);
+    }
+    let folder = folder().context(NO_FOLDER)?;
     let files = files(&folder);
     let bytes: u64 = files.iter().map(|file| file.size).sum();
-    match args.action {
+    match &args.action {
+        CacheAction::Build(_) => {}
         CacheAction::Stat if args.json => {
             println!("{}", json!({ "folder": folder, "files": files.len(), "bytes": bytes }));
         }

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod cache;
+mod cache_build;
 pub mod confine;
 pub mod coverage;
 pub mod diff;

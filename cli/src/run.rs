@@ -173,6 +173,16 @@ fn summary(statistics: &Statistics, elapsed: Duration, confinement: &Confinement
             "exceptions": statistics.exceptions,
             "faults": statistics.faults,
             "invalidations": statistics.invalidations,
+            "evictions": statistics.evictions,
+            "evicted_regions": statistics.evicted_regions,
+            "exits": {
+                "returns": statistics.exits.returns,
+                "faults": statistics.exits.faults,
+                "budget": statistics.exits.budget,
+                "redispatches": statistics.exits.redispatches,
+                "ends": statistics.exits.ends,
+            },
+            "helper_calls": statistics.helper_calls,
             "fallbacks": statistics.fallbacks,
             "confined_by": confinement.to_string(),
         });
@@ -194,6 +204,36 @@ fn summary(statistics: &Statistics, elapsed: Duration, confinement: &Confinement
         ("system calls", count(statistics.syscalls)),
         ("privilege switches", count(statistics.privilege_switches)),
         ("exceptions", count(statistics.exceptions)),
+        (
+            "code dropped",
+            format!(
+                "{} regions changed, {} for room",
+                count(statistics.invalidations),
+                count(statistics.evicted_regions)
+            ),
+        ),
+        (
+            "translated code left",
+            format!(
+                "{} by returns, {} faults, {} time slices, {} otherwise",
+                count(statistics.exits.returns),
+                count(statistics.exits.faults),
+                count(statistics.exits.budget),
+                count(statistics.exits.redispatches + statistics.exits.ends)
+            ),
+        ),
+        (
+            "helpers called",
+            match statistics
+                .helper_calls
+                .iter()
+                .map(|(name, calls)| format!("{name} {}", count(*calls)))
+                .collect::<Vec<_>>()
+            {
+                calls if calls.is_empty() => "none".to_owned(),
+                calls => calls.join(", "),
+            },
+        ),
         ("confined by", confinement.to_string()),
     ];
     let mut table = Table::new();

@@ -224,6 +224,7 @@ mod tests {
             hooks: Vec::new(),
         };
         assert_eq!(tracer("").ranges(), [0..0x2000, 0x4000..0x5000, 0x6000..USER_END]);
-        assert_eq!(tracer("hello").ranges(), [0x1000..0x2000]);
+        let only = 0x1000..0x2000;
+        assert_eq!(tracer("hello").ranges(), std::slice::from_ref(&only));
     }
 }

@@ -78,7 +78,6 @@ fn services_are_hooked_answered_and_ended_by_a_panic() {
         let entered = seen.iter().filter(|call| **call == ("NtCreateFile".to_owned(), None));
         let counts = (entered.count(), denied.count());
         assert!(counts.0 > 0 && counts.0 == counts.1, "{seen:?}");
-        assert!(seen.contains(&("NtWriteFile".to_owned(), Some(Status::SUCCESS))), "{seen:?}");
         assert!(!folder.join("demo.txt").exists(), "the file was not to be created");
         drop(system);
         std::fs::remove_dir_all(&folder).unwrap();

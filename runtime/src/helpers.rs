@@ -50,10 +50,11 @@ impl Drop for HostMxcsr {
 }
 
 /// Runs `body` on the machine behind the block, for a `Check` helper: 0 to go on, [`UNWIND`] otherwise.
-fn check(block: *mut VcpuBlock, body: impl FnOnce(&mut Core) -> After) -> u64 {
+fn check(block: *mut VcpuBlock, helper: Helper, body: impl FnOnce(&mut Core) -> After) -> u64 {
     let _mxcsr = HostMxcsr::new(block);
     // SAFETY: `context` was set by the core that runs this code, which holds no reference to itself meanwhile.
     let core = unsafe { &mut *(*block).context.cast::<Core>() };
+    core.count_call(helper);
     core.fold_flags();
     match body(core) {
         After::Continue if !core.must_redispatch() => 0,
@@ -69,10 +70,11 @@ fn check(block: *mut VcpuBlock, body: impl FnOnce(&mut Core) -> After) -> u64 {
 }
 
 /// As [`check`], for a `Jump` helper: the host code to go on with.
-fn jump(block: *mut VcpuBlock, body: impl FnOnce(&mut Core) -> After) -> u64 {
+fn jump(block: *mut VcpuBlock, helper: Helper, body: impl FnOnce(&mut Core) -> After) -> u64 {
     let _mxcsr = HostMxcsr::new(block);
     // SAFETY: as in `check`.
     let core = unsafe { &mut *(*block).context.cast::<Core>() };
+    core.count_call(helper);
     core.fold_flags();
     let after = body(core);
     go_on(core, after)
@@ -88,11 +90,11 @@ fn go_on(core: &mut Core, after: After) -> u64 {
 }
 
 extern "C" fn interpret(block: *mut VcpuBlock, rip: u64) -> u64 {
-    check(block, |core| core.interpret_one(rip))
+    check(block, Helper::Interpret, |core| core.interpret_one(rip))
 }
 
 extern "C" fn interpret_jump(block: *mut VcpuBlock, rip: u64) -> u64 {
-    jump(block, |core| core.interpret_one(rip))
+    jump(block, Helper::InterpretJump, |core| core.interpret_one(rip))
 }
 
 extern "C" fn syscall(block: *mut VcpuBlock, next: u64) -> u64 {
@@ -107,26 +109,26 @@ extern "C" fn syscall(block: *mut VcpuBlock, next: u64) -> u64 {
 }
 
 extern "C" fn sysret(block: *mut VcpuBlock, rip: u64, size: u64) -> u64 {
-    jump(block, |core| core.sysret(rip, size == 8))
+    jump(block, Helper::Sysret, |core| core.sysret(rip, size == 8))
 }
 
 extern "C" fn iret(block: *mut VcpuBlock, rip: u64) -> u64 {
-    jump(block, |core| core.interpret_one(rip))
+    jump(block, Helper::Iret, |core| core.interpret_one(rip))
 }
 
 extern "C" fn hook(block: *mut VcpuBlock, rip: u64) -> u64 {
-    check(block, |core| core.hook(rip))
+    check(block, Helper::Hook, |core| core.hook(rip))
 }
 
 extern "C" fn hook_inside(block: *mut VcpuBlock, rip: u64) -> u64 {
-    check(block, |core| {
+    check(block, Helper::HookInside, |core| {
         core.cpu_mut().inside_block = rip;
         core.hook(rip)
     })
 }
 
 extern "C" fn service_gate(block: *mut VcpuBlock, next: u64) -> u64 {
-    check(block, |core| core.service_gate(next))
+    check(block, Helper::ServiceGate, |core| core.service_gate(next))
 }
 
 extern "C" fn read_flags(block: *mut VcpuBlock, _: u64) -> u64 {

@@ -22,8 +22,8 @@ mod x87;
 pub use hooks::{Hook, HookEvent, HookHandler, HookId};
 pub use machine::core::learn_stack_limit;
 pub use machine::{
-    CoveredBlock, Engine, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch,
-    VmExit,
+    Ahead, CoveredBlock, Engine, Exits, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics,
+    SyscallDispatch, VmExit,
 };
 pub use memory::{AddressSpace, Fields, Frames, MapError, ModifiedCode, Pin, PinGroup, Pinned, Protection, SpaceId};
 pub use vcpu::{Registers, ThreadContext, Vcpu};

@@ -53,7 +53,7 @@ pub struct MachineConfig {
     pub background: bool,
     /// Settings of the translator; the instruction sets are those of the model.
     pub translator: TranslatorConfig,
-    /// Bytes of host code kept at most; translating more drops everything.
+    /// Bytes of host code kept at most. When they are used up, code that has changed goes, and of the rest the older.
     pub code_cache_size: usize,
     /// Most guest instructions in one region.
     pub region_limit: usize,
@@ -155,6 +155,21 @@ pub enum VmExit {
     HookPanicked(u64),
 }
 
+/// How often translated code was left for the engines' loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exits {
+    /// To code that is not translated, by a return.
+    pub returns: u64,
+    /// By a host fault.
+    pub faults: u64,
+    /// The instruction budget was used up.
+    pub budget: u64,
+    /// To go on in another way: another mode or space, changed code, a full host stack.
+    pub redispatches: u64,
+    /// A helper has ended the run.
+    pub ends: u64,
+}
+
 /// What happened so far.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
@@ -186,8 +201,27 @@ pub struct Statistics {
     pub faults: u64,
     /// Regions dropped because their guest code changed.
     pub invalidations: u64,
+    /// Times that the code memory was full.
+    pub evictions: u64,
+    /// Regions in use that were dropped then.
+    pub evicted_regions: u64,
+    /// Why translated code was left for the engines' loop.
+    pub exits: Exits,
+    /// Calls of helpers by translated code, by name, but for SYSCALL and those that only compute something.
+    pub helper_calls: BTreeMap<&'static str, u64>,
     /// Instructions translated to a call of the interpreter, by name.
     pub fallbacks: BTreeMap<String, u64>,
+}
+
+/// A region that was translated ahead: see [`Machine::translate_ahead`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// Guest addresses that it leads to by branches and calls.
+    pub links: Vec<u64>,
+    /// Guest instructions in it.
+    pub instructions: u32,
+    /// It was not in the store before, and is now.
+    pub is_new: bool,
 }
 
 /// Why a machine could not be made.
@@ -306,6 +340,13 @@ impl Machine {
     /// Code that runs instruction by instruction (single steps, breakpoints) does not count.
     pub fn coverage(&mut self) -> Vec<CoveredBlock> {
         self.core.coverage()
+    }
+
+    /// Translates the region of 64-bit user code at `entry`, whether it has run or not, for the store
+    /// ([`Machine::use_code_store`]); `None` where there is no code. Regions that depend on where indirect jumps go are left to
+    /// runs, which know.
+    pub fn translate_ahead(&mut self, entry: u64) -> Result<Option<Ahead>, MachineError> {
+        self.core.translate_ahead(entry)
     }
 
     /// Host address and size of each region in use, and the guest address it begins at.

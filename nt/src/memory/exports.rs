@@ -1,8 +1,8 @@
 //! Exports of an image file, and the service numbers in a DLL's system-call stubs.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -132,6 +132,31 @@ impl<'a> ImageReader<'a> {
             }
         }
         Some(exports)
+    }
+
+    /// Where functions begin, as offsets from the base: named exports and what the exception directory lists (PE format, .pdata),
+    /// but for the further parts of functions that it splits up.
+    #[must_use]
+    pub fn functions(&self) -> BTreeSet<u32> {
+        let mut functions: BTreeSet<u32> = self.exports().into_values().collect();
+        functions.extend(self.listed_functions().unwrap_or_default());
+        functions
+    }
+
+    fn listed_functions(&self) -> Option<Vec<u32>> {
+        const EXCEPTION_DIRECTORY: usize = 3;
+        /// RUNTIME_FUNCTION.
+        const ENTRY: usize = 12;
+        const MOST: usize = 1 << 20;
+        /// UNW_FLAG_CHAININFO, in the first byte of UNWIND_INFO.
+        const CHAINED: u8 = 4 << 3;
+        let (directory, size) = self.section.image()?.directory(EXCEPTION_DIRECTORY)?;
+        let count = (size as usize / ENTRY).min(MOST);
+        let table = self.read(directory, count * ENTRY)?;
+        let field =
+            |entry: &[u8], at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let is_further_part = |entry: &[u8]| self.read(field(entry, 8), 1).is_some_and(|info| info[0] & CHAINED != 0);
+        Some(table.chunks_exact(ENTRY).filter(|entry| !is_further_part(entry)).map(|entry| field(entry, 0)).collect())
     }
 
     /// Names of services by their numbers, as the stubs of a DLL say. `Zw` names are aliases and left out.

@@ -57,6 +57,20 @@ impl CodeArena {
         Some(self.executable as u64 + start as u64)
     }
 
+    /// Bytes of the whole.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// A copy of code that was handed out.
+    pub fn bytes(&self, code: &std::ops::Range<u64>) -> Vec<u8> {
+        let start = code.start.saturating_sub(self.executable as u64) as usize;
+        let length = (code.end - code.start) as usize;
+        assert!(start.saturating_add(length) <= self.used, "not of this arena");
+        // SAFETY: within the part of the mapping that has been handed out; only this thread writes there.
+        unsafe { std::slice::from_raw_parts(self.writable.add(start), length) }.to_vec()
+    }
+
     /// Where the slot at executable address `address` can be written; `None` when it is not in the used part.
     fn slot(&self, address: u64) -> Option<*mut Slot> {
         let offset = usize::try_from(address.checked_sub(self.executable as u64)?).ok()?;

@@ -6,6 +6,7 @@
 //! code and common to all spaces; on a switch those are pointed elsewhere whose target is another one.
 
 mod arena;
+mod evict;
 
 use std::io;
 use std::ops::Range;
@@ -34,6 +35,8 @@ struct Region {
     mode: Mode,
     /// Executable host addresses.
     code: Range<u64>,
+    /// Where the link slots begin in it.
+    links_offset: u32,
     sites: Vec<Site>,
     /// Guest addresses it was translated from, and what was there.
     source: Vec<(Range<u64>, Box<[u8]>)>,
@@ -199,6 +202,7 @@ impl CodeCache {
             entry: region.entry,
             mode: region.mode,
             code: start..start + region.code.len() as u64,
+            links_offset,
             source: source.collect(),
             sites: region.sites,
             map: region.map,

@@ -218,7 +218,7 @@ fn update(half: &mut Half, views: &Views, space: SpaceId, range: &Range<u64>, wa
     let extents: Vec<(u64, u64)> = half.extents.iter().map(|(&start, extent)| (start, start + extent.size)).collect();
     for (start, end) in extents {
         let start = start.max(range.start & !(PAGE_SIZE - 1));
-        let end = end.min(range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX & !(PAGE_SIZE - 1)));
+        let end = end.min(range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(!(PAGE_SIZE - 1)));
         if start >= end {
             continue;
         }

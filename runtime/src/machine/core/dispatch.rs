@@ -75,7 +75,8 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
                 this.block_mut().exit = ExitReason::Redispatch as u64;
                 return UNWIND;
             }
-            this.cache.clear();
+            this.statistics.evictions += 1;
+            this.statistics.evicted_regions += this.cache.evict() as u64;
             this.cache_full = false;
         }
         let mode = this.mode();
@@ -109,6 +110,7 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
         // SAFETY: by contract; translated code has returned.
         let this = unsafe { &mut *core };
         this.fold_flags();
+        this.count_exit(result);
         let step = match result {
             UNWIND if this.exit.is_none() && this.block().exit == ExitReason::Budget as u64 => {
                 this.finishing = true;
@@ -136,6 +138,20 @@ pub(super) unsafe fn dispatch(core: *mut Core, nested: bool) -> u64 {
             Next::Again => {}
             Next::Leave(value) => return value,
         }
+    }
+}
+
+impl Core {
+    fn count_exit(&mut self, result: u64) {
+        let reason = self.block().exit;
+        let exits = &mut self.statistics.exits;
+        *match result {
+            UNWIND if reason == ExitReason::Budget as u64 => &mut exits.budget,
+            UNWIND if reason == ExitReason::Helper as u64 => &mut exits.ends,
+            UNWIND => &mut exits.redispatches,
+            FAULT => &mut exits.faults,
+            _ => &mut exits.returns,
+        } += 1;
     }
 }
 

@@ -190,10 +190,10 @@ impl Core {
                     }
                     called
                 }
-                // SAFETY: as in `service_gate`. What a panic leaves of the gate is its owner's business, who learns of it.
-                (None, Some(gate)) => {
-                    catch_unwind(AssertUnwindSafe(|| unsafe { (*gate).hooked(&mut self.vcpu(), event) }))
-                }
+                (None, Some(gate)) => catch_unwind(AssertUnwindSafe(|| {
+                    // SAFETY: as in `service_gate`. What a panic leaves of the gate is its owner's business, who learns of it.
+                    unsafe { (*gate).hooked(&mut self.vcpu(), event) }
+                })),
                 (None, None) => continue,
             };
             match called {

@@ -1,6 +1,22 @@
 //! What the machine is made of, and the work that helpers and the engines' loop ask of it.
 #![expect(unsafe_code, reason = "shares the vCPU block with translated code")]
 
+/// A [`Fetcher`] that borrows just what it needs of a core.
+macro_rules! source {
+    ($core:ident) => {
+        Fetcher {
+            memory: &mut $core.memory,
+            interpreter: &$core.interpreter,
+            mistranslate: $core.config.mistranslate,
+            region_limit: $core.translator_config.max_instructions,
+            stops: $core.stops.all(),
+            hooked: $core.hooks.code(),
+            lacks_targets: false,
+        }
+    };
+}
+
+mod ahead;
 mod dispatch;
 mod hooks;
 mod source;
@@ -90,6 +106,8 @@ pub(crate) struct Core {
     /// Code memory is full; cleared from the outermost loop.
     cache_full: bool,
     statistics: Statistics,
+    /// By [`Helper`].
+    helper_calls: [u64; Helper::COUNT],
     fallbacks: BTreeMap<String, u64>,
     /// CR0, CR4 and XCR0 as they were when vector instructions last were found to be switched on.
     vector_state: [u64; 3],
@@ -112,20 +130,6 @@ fn new_interpreter(coverage: bool, stops: &BTreeSet<u64>, hooked: &Arc<HookedCod
     }
     interpreter.set_hooked(hooked.clone());
     interpreter
-}
-
-/// A [`Fetcher`] that borrows just what it needs of a core.
-macro_rules! source {
-    ($core:ident) => {
-        Fetcher {
-            memory: &mut $core.memory,
-            interpreter: &$core.interpreter,
-            mistranslate: $core.config.mistranslate,
-            region_limit: $core.translator_config.max_instructions,
-            stops: $core.stops.all(),
-            hooked: $core.hooks.code(),
-        }
-    };
 }
 
 impl std::fmt::Debug for Core {
@@ -182,6 +186,7 @@ impl Core {
             exit: None,
             cache_full: false,
             statistics: Statistics::default(),
+            helper_calls: [0; Helper::COUNT],
             fallbacks: BTreeMap::new(),
             vector_state: [u64::MAX; 3],
             finishing: false,
@@ -262,7 +267,15 @@ impl Core {
         let mut statistics = self.statistics.clone();
         statistics.instructions = self.retired();
         statistics.fallbacks = self.fallbacks.clone();
+        let called = Helper::ALL.iter().map(|&helper| (helper.name(), self.helper_calls[helper as usize]));
+        statistics.helper_calls = called.filter(|(_, calls)| *calls > 0).collect();
         statistics
+    }
+
+    /// Takes note that translated code has called a helper.
+    #[inline(always)]
+    pub fn count_call(&mut self, helper: Helper) {
+        self.helper_calls[helper as usize] += 1;
     }
 
     pub fn read_tsc(&mut self) -> u64 {

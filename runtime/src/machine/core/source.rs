@@ -25,6 +25,8 @@ pub(super) struct Fetcher<'a> {
     pub stops: &'a BTreeSet<u64>,
     /// Whose hooks regions call.
     pub hooked: &'a Arc<HookedCode>,
+    /// Targets of an indirect jump have been asked for, and none is known.
+    pub lacks_targets: bool,
 }
 
 impl Fetcher<'_> {
@@ -56,7 +58,9 @@ impl CodeSource for Fetcher<'_> {
     }
 
     fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
-        self.interpreter.indirect_targets(jump)
+        let targets = self.interpreter.indirect_targets(jump);
+        self.lacks_targets |= targets.is_empty();
+        targets
     }
 
     fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
