@@ -10,7 +10,7 @@
 
 use std::ptr;
 
-use lstar_interpreter::{Outcome, RunOptions};
+use lstar_interpreter::{Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Mode, UNWIND};
 
 use super::stops::Arrival;
