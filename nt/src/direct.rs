@@ -10,13 +10,13 @@
 
 use std::ops::Range;
 
-use lstar_arch::system::FastCall;
-use lstar_arch::{Gpr, GuestMemory, PAGE_SIZE, Privilege, Rflags, is_canonical};
+use lstar_arch::system::{self, FastCall};
+use lstar_arch::{CpuState, Gpr, GuestMemory, PAGE_SIZE, Privilege, Rflags, is_canonical};
 use lstar_guest_images::kernel::{FastPathLayout, MAX_STACK_ARGUMENTS};
 use lstar_guest_images::layout::{
     Build, TEB_GDI_BATCH_COUNT, THREAD_FLAG_GUI, TRAP_FRAME_BIAS, kpcr, ktrap_frame as frame,
 };
-use lstar_runtime::{AddressSpace, Fields, Pin, PinGroup, Pinned, Registers, Vcpu};
+use lstar_runtime::{AddressSpace, Deferred, Fields, Pin, PinGroup, Pinned, Registers, SystemCall, Vcpu};
 
 const KERNEL: Privilege = Privilege::Supervisor;
 /// Room below the trap frame for home slots and copied arguments.
@@ -35,6 +35,10 @@ const KPCR_PART: usize = kpcr::RSP_BASE as usize + 8;
 const THREAD_PART: usize = 0x240;
 const USER_CS: u64 = 0x33;
 const USER_SS: u64 = 0x2B;
+/// MXCSR's exception masks.
+const SIMD_MASKS: u32 = 0x1F80;
+/// What MXCSR may else contain.
+const SIMD_FLAGS_AND_MODES: u32 = 0xFFFF & !SIMD_MASKS;
 
 /// Bytes below a trap frame that the path writes: copied arguments, home slots, the service's return address.
 const BELOW: usize = ARGUMENT_AREA as usize + 8;
@@ -123,6 +127,8 @@ impl Pins {
 struct Ready {
     call: FastCall,
     pins: Pins,
+    /// Addresses of KTHREAD and trap frame.
+    arrival: [u64; 2],
 }
 
 impl Ready {
@@ -142,8 +148,8 @@ impl Ready {
 struct Line {
     place: Pin<4>,
     entry: u32,
-    /// Arguments on the caller's stack.
-    count: u32,
+    /// Arguments on the caller's stack ([`COUNT`]), and [`SHADOW`].
+    shape: u64,
     /// What the stub puts into EAX.
     id: u64,
     /// The stub, and the distance of it from the table.
@@ -151,6 +157,40 @@ struct Line {
     distance: u64,
     /// Instructions up to the stub's gate.
     instructions: u64,
+}
+
+/// Bits of [`Line::shape`]: how many arguments are on the caller's stack.
+const COUNT: u64 = 0xF;
+/// Bit of [`Line::shape`]: the service is in the shadow table.
+const SHADOW: u64 = 0x10;
+
+/// What SYSCALL, the entry code and the stub up to its gate do to the registers, but for RAX.
+///
+/// The details: KTHREAD and trap frame, the stub, what is left in R11, where the arguments on the caller's stack are if
+/// there are any, and [`Line::shape`].
+fn arrive(cpu: &mut CpuState, deferred: &Deferred) {
+    let [thread, trap_frame, target, scratch, arguments, shape] = deferred.detail;
+    // Neither raises an exception where direct dispatch applies.
+    let _ = system::syscall(cpu);
+    let _ = system::swapgs(cpu);
+    let count = shape & COUNT;
+    let mut status = Rflags::ZF | Rflags::PF;
+    let mut rdi = if shape & SHADOW != 0 { 0x20 } else { 0 };
+    if count != 0 {
+        cpu.set_reg(Gpr::Rsi, arguments);
+        rdi = deferred.rsp.wrapping_add(0x20);
+        status = status_of_sub(scratch.wrapping_add(count * 8), count * 8);
+    }
+    cpu.set_reg(Gpr::Rdi, rdi);
+    cpu.set_mxcsr(deferred.mxcsr);
+    cpu.set_reg(Gpr::Rcx, cpu.reg(Gpr::R10));
+    cpu.set_reg(Gpr::Rbx, thread);
+    cpu.set_reg(Gpr::Rsp, deferred.rsp);
+    cpu.set_reg(Gpr::Rbp, trap_frame.wrapping_add(TRAP_FRAME_BIAS.into()));
+    cpu.set_reg(Gpr::R10, target);
+    cpu.set_reg(Gpr::R11, scratch);
+    cpu.set_rflags(cpu.rflags() & !Rflags::STATUS.bits() | (status | Rflags::IF).bits());
+    cpu.set_rip(target.wrapping_add(GATE_OFFSET));
 }
 
 /// Why [`DirectDispatch::enter`] leaves a call to the guest's code.
@@ -174,8 +214,6 @@ pub struct DirectDispatch {
     ready: Option<Ready>,
     /// By number: first those of the service table, then those of the shadow table.
     lines: Box<[Option<Line>; 2 * SERVICES]>,
-    /// Behind the gate of the stub that was entered last, if that is as it was.
-    behind_gate: u64,
 }
 
 impl DirectDispatch {
@@ -188,7 +226,7 @@ impl DirectDispatch {
             pages.all(|page| memory.fetch(page, &mut [0], KERNEL).is_ok())
         };
         let pristine = fetch(&layout.code) && fetch(&layout.gate_stubs);
-        Self { layout, copy_end, pristine, ready: None, lines: no_lines(), behind_gate: 0 }
+        Self { layout, copy_end, pristine, ready: None, lines: no_lines() }
     }
 
     /// Takes note that guest code was overwritten: a change of the path's own code ends direct dispatch.
@@ -199,7 +237,6 @@ impl DirectDispatch {
         }
         if range.start < self.layout.gate_stubs.end && self.layout.gate_stubs.start < range.end {
             self.lines.fill(None);
-            self.behind_gate = 0;
         }
     }
 
@@ -215,14 +252,28 @@ impl DirectDispatch {
     }
 
     /// From behind a plain stub's gate to behind SYSRETQ, for the call that [`DirectDispatch::enter`] entered last on this
-    /// `vcpu`. `false`, with nothing changed, when the guest's code must run.
+    /// `vcpu`. Where the guest's code must run for that, it is still behind the gate.
     #[inline]
-    pub fn leave(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
-        match self.layout.build {
-            Build::Windows7 => self.try_leave::<false>(vcpu),
-            Build::Windows11 => self.try_leave::<true>(vcpu),
+    pub fn leave(&mut self, vcpu: &mut Vcpu<'_>) -> SystemCall {
+        let windows7 = self.layout.build == Build::Windows7;
+        if vcpu.is_deferred() {
+            let left = if windows7 { self.leave_unseen::<false>(vcpu) } else { self.leave_unseen::<true>(vcpu) };
+            if left {
+                return SystemCall::Returned;
+            }
+        } else {
+            self.leave_slowly(vcpu);
         }
-        .is_some()
+        SystemCall::Resume
+    }
+
+    #[inline(never)]
+    fn leave_slowly(&mut self, vcpu: &mut Vcpu<'_>) {
+        // Where it declines, the guest's code does it.
+        let _ = match self.layout.build {
+            Build::Windows7 => self.leave_seen::<false>(vcpu),
+            Build::Windows11 => self.leave_seen::<true>(vcpu),
+        };
     }
 
     /// [`DirectDispatch::enter`] where something must be found out first.
@@ -255,10 +306,11 @@ impl DirectDispatch {
             return false;
         }
         let kpcr_base = vcpu.kernel_gs_base();
-        let pins = Pins::new(&self.layout, vcpu.memory, kpcr_base);
-        let call = vcpu.fast_call().filter(|call| call.target() == self.layout.lstar);
-        self.ready = call.zip(pins).map(|(call, pins)| Ready { call, pins });
-        self.ready.is_some()
+        let Some(pins) = Pins::new(&self.layout, vcpu.memory, kpcr_base) else { return false };
+        let Some(call) = vcpu.fast_call().filter(|call| call.target() == self.layout.lstar) else { return false };
+        call.forget_segments(vcpu.parts().0);
+        self.ready = Some(Ready { call, arrival: [pins.thread(), pins.trap_frame()], pins });
+        true
     }
 
     /// Examines a service that was not called yet, or whose table entry has changed.
@@ -288,7 +340,7 @@ impl DirectDispatch {
             // Behind the fetch, which can end pins.
             place: memory.pin(address)?,
             entry,
-            count,
+            shape: u64::from(count) | if service >= SERVICES { SHADOW } else { 0 },
             id: instructions >> 8 & 0xFFFF_FFFF,
             target,
             distance: target.wrapping_sub(base),
@@ -306,7 +358,8 @@ impl DirectDispatch {
 
     #[inline(always)]
     fn try_enter_build<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Result<(), Refusal> {
-        let Ready { call, pins } = self.ready.as_ref().ok_or(Refusal::Unprepared)?;
+        let Ready { call, pins, arrival: [thread_address, trap_frame] } =
+            self.ready.as_ref().ok_or(Refusal::Unprepared)?;
         let (cpu, memory) = vcpu.parts();
         let pinned = memory.pinned();
         let kernel = pins.fields(&pinned).ok_or(Refusal::Unprepared)?;
@@ -315,42 +368,36 @@ impl DirectDispatch {
         }
         let Structures { pcr, thread, stack, tables, shadow_tables } = kernel;
         let thread_at = const { build::<WINDOWS11>().thread_offsets() };
-        let trap_frame = pins.trap_frame();
-        let user_rsp = cpu.reg(Gpr::Rsp);
-        let rax = cpu.reg(Gpr::Rax);
-        let r10 = cpu.reg(Gpr::R10);
-        // As SYSCALL leaves it in R11.
-        let user_flags = cpu.rflags() & !Rflags::RF.bits();
 
         // The entry code has written the frame and its other notes by the time it looks at the tables; doing so first
-        // is right even if it has to do it again.
-        pcr.put_quad(kpcr::USER_RSP, user_rsp);
-        let kernel_mxcsr = pcr.double(kpcr::MXCSR);
-        thread.put_quad(thread_at.first_argument, r10);
-        thread.put(thread_at.system_call_number, (rax as u32).to_le_bytes());
-        thread.put_quad(thread_at.trap_frame, trap_frame);
-        let gui = thread.double(thread_at.thread_flags) & THREAD_FLAG_GUI != 0;
-        let teb = thread.quad(thread_at.teb);
-        for (offset, value) in [
-            (frame::RIP, cpu.rip()),
-            (frame::SEG_CS, USER_CS),
-            (frame::EFLAGS, user_flags),
-            (frame::RSP, user_rsp),
-            (frame::SEG_SS, USER_SS),
-            (frame::RBX, cpu.reg(Gpr::Rbx)),
-            (frame::RDI, cpu.reg(Gpr::Rdi)),
-            (frame::RSI, cpu.reg(Gpr::Rsi)),
-            (frame::RBP, cpu.reg(Gpr::Rbp)),
-            (frame::RAX, rax),
-            (frame::RCX, r10),
-            (frame::RDX, cpu.reg(Gpr::Rdx)),
-            (frame::R8, cpu.reg(Gpr::R8)),
-            (frame::R9, cpu.reg(Gpr::R9)),
-            (frame::R10, r10),
-            (frame::R11, user_flags),
+        // is right even if it has to do it again. Registers are read anew where they are needed: to hold all of them would
+        // only mean to put them on the stack.
+        pcr.put_quad(kpcr::USER_RSP, cpu.reg(Gpr::Rsp));
+        thread.put_quad(thread_at.first_argument, cpu.reg(Gpr::R10));
+        thread.put(thread_at.system_call_number, (cpu.reg(Gpr::Rax) as u32).to_le_bytes());
+        thread.put_quad(thread_at.trap_frame, *trap_frame);
+        for (offset, register) in [
+            (frame::RSP, Gpr::Rsp),
+            (frame::RBX, Gpr::Rbx),
+            (frame::RDI, Gpr::Rdi),
+            (frame::RSI, Gpr::Rsi),
+            (frame::RBP, Gpr::Rbp),
+            (frame::RAX, Gpr::Rax),
+            (frame::RCX, Gpr::R10),
+            (frame::RDX, Gpr::Rdx),
+            (frame::R8, Gpr::R8),
+            (frame::R9, Gpr::R9),
+            (frame::R10, Gpr::R10),
         ] {
-            stack.put_quad(IN_STACK + offset, value);
+            stack.put_quad(IN_STACK + offset, cpu.reg(register));
         }
+        // As SYSCALL leaves it in R11.
+        let user_flags = cpu.rflags() & !Rflags::RF.bits();
+        stack.put_quad(IN_STACK + frame::RIP, cpu.rip());
+        stack.put_quad(IN_STACK + frame::SEG_CS, USER_CS);
+        stack.put_quad(IN_STACK + frame::EFLAGS, user_flags);
+        stack.put_quad(IN_STACK + frame::R11, user_flags);
+        stack.put_quad(IN_STACK + frame::SEG_SS, USER_SS);
         stack.put(IN_STACK + frame::EXCEPTION_ACTIVE, [2]);
         stack.put(IN_STACK + frame::PREVIOUS_MODE, [1]);
         stack.put(IN_STACK + frame::MXCSR, cpu.mxcsr().to_le_bytes());
@@ -360,9 +407,10 @@ impl DirectDispatch {
         }
 
         // KiSystemServiceStart and KiSystemServiceRepeat.
-        let service = rax as usize % (2 * SERVICES);
+        let service = cpu.reg(Gpr::Rax) as usize % (2 * SERVICES);
         let table = (service / SERVICES * 0x20) as u32;
         let index = (service % SERVICES) as u64;
+        let gui = thread.double(thread_at.thread_flags) & THREAD_FLAG_GUI != 0;
         let tables = if gui { shadow_tables } else { tables };
         if index >= u64::from(tables.double(table + 0x10)) {
             return Err(Refusal::Declined);
@@ -377,62 +425,100 @@ impl DirectDispatch {
             }
             _ => return Err(Refusal::Unknown { base, service }),
         };
-        let mut scratch = line.distance;
-        let (mut top, mut new_rsi, mut new_rdi) = (trap_frame, cpu.reg(Gpr::Rsi), u64::from(table));
-        let mut status = Rflags::ZF | Rflags::PF;
-        if table != 0 || line.count != 0 {
-            if table != 0 {
-                if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into())) != Some(0) {
-                    return Err(Refusal::Declined);
-                }
-                scratch = teb;
-            }
-            // The arguments on the caller's stack.
-            if line.count != 0 {
-                let count = u64::from(line.count);
-                new_rsi = copy_arguments(memory, pins, user_rsp, count).ok_or(Refusal::Declined)?;
-                top = trap_frame.wrapping_sub(ARGUMENT_AREA);
-                new_rdi = top.wrapping_add(0x18);
-                scratch = self.copy_end.wrapping_sub(count * 8);
-                status = status_of_sub(self.copy_end, count * 8);
-            }
-            top = top.wrapping_sub(8);
-            let pinned = memory.pinned();
-            let stack = pins.fields(&pinned).ok_or(Refusal::Declined)?.stack;
-            stack.put_quad(top.wrapping_sub(pins.stack()) as u32, self.layout.service_return);
-        } else {
-            top = top.wrapping_sub(8);
+        let mxcsr = pcr.double(kpcr::MXCSR);
+        // Made where it is put, not moved there.
+        let deferred = || {
+            let detail = [*thread_address, *trap_frame, line.target, line.distance, 0, line.shape];
+            Deferred { work: arrive, rsp: trap_frame.wrapping_sub(8), detail, mxcsr }
+        };
+        let (id, instructions) = (line.id, line.instructions);
+        if line.shape == 0 {
             stack.put_quad(IN_STACK - 8, self.layout.service_return);
+            cpu.set_reg(Gpr::Rax, id);
+            vcpu.defer(deferred());
+        } else {
+            let teb = thread.quad(thread_at.teb);
+            let more = self.more_to_do(memory, pins, teb, cpu.reg(Gpr::Rsp), deferred()).ok_or(Refusal::Declined)?;
+            vcpu.set_result(id);
+            vcpu.defer(more);
         }
-        self.behind_gate = line.target.wrapping_add(GATE_OFFSET);
-
-        call.enter(cpu);
-        // SWAPGS.
-        let user_gs = cpu.gs_base();
-        cpu.set_gs_base(pins.kpcr());
-        cpu.set_kernel_gs_base(user_gs);
-        cpu.set_mxcsr(kernel_mxcsr);
-        cpu.set_reg(Gpr::Rax, line.id);
-        cpu.set_reg(Gpr::Rcx, r10);
-        cpu.set_reg(Gpr::Rbx, pins.thread());
-        cpu.set_reg(Gpr::Rsp, top);
-        cpu.set_reg(Gpr::Rbp, trap_frame.wrapping_add(TRAP_FRAME_BIAS.into()));
-        cpu.set_reg(Gpr::Rsi, new_rsi);
-        cpu.set_reg(Gpr::Rdi, new_rdi);
-        cpu.set_reg(Gpr::R10, line.target);
-        cpu.set_reg(Gpr::R11, scratch);
-        cpu.set_rflags(cpu.rflags() & !Rflags::STATUS.bits() | (status | Rflags::IF).bits());
-        cpu.set_rip(self.behind_gate);
-        vcpu.retired += line.instructions;
+        vcpu.retired += instructions;
         Ok(())
     }
 
+    /// What [`DirectDispatch::enter`] does more where a service is in the shadow table, or has arguments on the caller's
+    /// stack. `None` where the guest's code must run.
+    #[inline(never)]
+    fn more_to_do(
+        &self,
+        memory: &mut AddressSpace,
+        pins: &Pins,
+        teb: u64,
+        user_rsp: u64,
+        mut deferred: Deferred,
+    ) -> Option<Deferred> {
+        let [_, trap_frame, _, scratch, arguments, shape] = &mut deferred.detail;
+        if *shape & SHADOW != 0 {
+            if read_u32(memory, teb.wrapping_add(TEB_GDI_BATCH_COUNT.into())) != Some(0) {
+                return None;
+            }
+            *scratch = teb;
+        }
+        let count = *shape & COUNT;
+        let mut rsp = *trap_frame;
+        if count != 0 {
+            *arguments = copy_arguments(memory, pins, user_rsp, count)?;
+            rsp = rsp.wrapping_sub(ARGUMENT_AREA);
+            *scratch = self.copy_end.wrapping_sub(count * 8);
+        }
+        deferred.rsp = rsp.wrapping_sub(8);
+        let pinned = memory.pinned();
+        let stack = pins.fields(&pinned)?.stack;
+        stack.put_quad(deferred.rsp.wrapping_sub(pins.stack()) as u32, self.layout.service_return);
+        Some(deferred)
+    }
+
+    /// [`DirectDispatch::leave`] while the registers are as user code left them: the service has not looked at others.
     #[inline(always)]
-    fn try_leave<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
-        let Ready { call, pins } = self.ready.as_ref()?;
+    fn leave_unseen<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> bool {
+        let Some(Ready { pins, .. }) = &self.ready else { return false };
+        let top = vcpu.reg(Gpr::Rsp);
+        let (cpu, memory) = vcpu.parts();
+        let pinned = memory.pinned();
+        let Some(Structures { thread, stack, .. }) = pins.fields(&pinned) else { return false };
+        let thread_at = const { build::<WINDOWS11>().thread_offsets() };
+        // The service can have written what it likes to the kernel's memory.
+        let below = top.wrapping_sub(pins.stack());
+        if below >= BELOW as u64 || stack.quad(below as u32) != self.layout.service_return {
+            return false;
+        }
+        let saved = |offset| stack.quad(IN_STACK + offset);
+        let flags = saved(frame::EFLAGS);
+        let mxcsr = stack.double(IN_STACK + frame::MXCSR);
+        let [cs] = stack.get(IN_STACK + frame::SEG_CS);
+        let [apc_pending] = thread.get(thread_at.user_apc_pending);
+        // In one word, so that there is one branch.
+        let unusual = u64::from(cs ^ USER_CS as u8 | apc_pending)
+            | u64::from(mxcsr & !SIMD_FLAGS_AND_MODES ^ SIMD_MASKS)
+            | flags & (Rflags::TF | Rflags::RF | Rflags::AC).bits()
+            | saved(frame::RIP) ^ cpu.rip();
+        if unusual != 0 {
+            return false;
+        }
+        Self::put_back::<WINDOWS11>(cpu, stack);
+        cpu.set_reg(Gpr::Rcx, cpu.rip());
+        FastCall::return_rflags(cpu, flags);
+        vcpu.forget_deferred();
+        vcpu.retired += LEFT;
+        true
+    }
+
+    /// [`DirectDispatch::leave`] from the registers behind the gate.
+    fn leave_seen<const WINDOWS11: bool>(&mut self, vcpu: &mut Vcpu<'_>) -> Option<()> {
         if vcpu.is_touched() && !self.is_behind_gate(vcpu) {
             return None;
         }
+        let Ready { call, pins, .. } = self.ready.as_ref()?;
         let top = vcpu.reg(Gpr::Rsp);
         let (cpu, memory) = vcpu.parts();
         let pinned = memory.pinned();
@@ -443,18 +529,15 @@ impl DirectDispatch {
         }
         let thread_at = const { build::<WINDOWS11>().thread_offsets() };
         let saved = |offset| stack.quad(IN_STACK + offset);
-        let [return_rip, flags, user_rsp] = [frame::RIP, frame::EFLAGS, frame::RSP].map(saved);
-        let [rbx, rdi, rsi, rbp] = [frame::RBX, frame::RDI, frame::RSI, frame::RBP].map(saved);
-        let mxcsr = stack.double(IN_STACK + frame::MXCSR);
+        let [return_rip, flags] = [frame::RIP, frame::EFLAGS].map(saved);
         let [cs] = stack.get(IN_STACK + frame::SEG_CS);
         let [apc_pending] = thread.get(thread_at.user_apc_pending);
-        // In one word, so that there is one branch.
-        let non_canonical = u64::from(!is_canonical(return_rip));
-        let unusual = u64::from(cs ^ USER_CS as u8 | apc_pending)
-            | u64::from(mxcsr & !0xFFFF)
-            | flags & Rflags::TF.bits()
-            | non_canonical;
-        if unusual != 0 {
+        let unusual = cs != USER_CS as u8
+            || apc_pending != 0
+            || stack.double(IN_STACK + frame::MXCSR) > 0xFFFF
+            || flags & Rflags::TF.bits() != 0
+            || !is_canonical(return_rip);
+        if unusual {
             return None;
         }
         // SWAPGS and SYSRETQ.
@@ -463,32 +546,39 @@ impl DirectDispatch {
         call.leave(cpu, flags);
         cpu.set_rip(return_rip);
         cpu.set_reg(Gpr::Rcx, return_rip);
-        cpu.set_reg(Gpr::R11, flags);
-        let r9 = if WINDOWS11 { 0 } else { rbp };
-        cpu.set_reg(Gpr::Rbx, rbx);
-        cpu.set_reg(Gpr::Rdi, rdi);
-        cpu.set_reg(Gpr::Rsi, rsi);
+        Self::put_back::<WINDOWS11>(cpu, stack);
+        vcpu.retired += LEFT;
+        Some(())
+    }
+
+    /// What the exit code loads from the trap frame, and clears, but for RCX and RFLAGS.
+    #[inline(always)]
+    fn put_back<const WINDOWS11: bool>(cpu: &mut CpuState, stack: Fields<'_, STACK_PART>) {
+        let saved = |offset| stack.quad(IN_STACK + offset);
+        let user_rsp = saved(frame::RSP);
+        let rbp = saved(frame::RBP);
+        cpu.set_reg(Gpr::R11, saved(frame::EFLAGS));
+        cpu.set_reg(Gpr::Rbx, saved(frame::RBX));
+        cpu.set_reg(Gpr::Rdi, saved(frame::RDI));
+        cpu.set_reg(Gpr::Rsi, saved(frame::RSI));
         cpu.set_reg(Gpr::Rbp, rbp);
         cpu.set_reg(Gpr::Rsp, user_rsp);
         cpu.set_reg(Gpr::Rdx, 0);
         cpu.set_reg(Gpr::R8, user_rsp);
-        cpu.set_reg(Gpr::R9, r9);
+        cpu.set_reg(Gpr::R9, if WINDOWS11 { 0 } else { rbp });
         cpu.set_reg(Gpr::R10, 0);
         for index in 0..6 {
             cpu.set_xmm(index, 0);
         }
-        cpu.set_mxcsr(mxcsr);
-        vcpu.retired += LEFT;
-        Some(())
+        cpu.set_mxcsr(stack.double(IN_STACK + frame::MXCSR));
     }
 
     /// Whether a call is still behind a plain stub's gate, after a service that may have changed registers.
     #[inline(never)]
     fn is_behind_gate(&self, vcpu: &mut Vcpu<'_>) -> bool {
         let rip = vcpu.rip();
-        let behind_plain_gate = rip == self.behind_gate
-            || self.layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET))
-                && vcpu.memory.load::<1>(rip, KERNEL).is_ok_and(|byte| byte == [RET]);
+        let behind_plain_gate = self.layout.gate_stubs.contains(&rip.wrapping_sub(GATE_OFFSET))
+            && vcpu.memory.load::<1>(rip, KERNEL).is_ok_and(|byte| byte == [RET]);
         behind_plain_gate && self.ready.as_ref().is_some_and(|ready| ready.still_holds(vcpu))
     }
 }
@@ -523,11 +613,11 @@ fn no_lines() -> Box<[Option<Line>; 2 * SERVICES]> {
 const fn entered(shadow: bool, arguments: u64) -> u64 {
     const PLAIN: u64 = 73;
     /// A look at the GDI batch.
-    const SHADOW: u64 = 3;
+    const SHADOW_TABLE: u64 = 3;
     /// Finding the arguments on the caller's stack, and copying each.
     const ARGUMENTS: u64 = 12;
     const ARGUMENT: u64 = 2;
-    let plain = if shadow { PLAIN + SHADOW } else { PLAIN };
+    let plain = if shadow { PLAIN + SHADOW_TABLE } else { PLAIN };
     if arguments == 0 { plain } else { plain + ARGUMENTS + arguments * ARGUMENT }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lstar_arch::{Gpr, Privilege};
 use lstar_guest_images::GateId;
-use lstar_runtime::{AddressSpace, Frames, GateAction, HookEvent, Registers, ServiceGate, SpaceId, Vcpu};
+use lstar_runtime::{AddressSpace, Frames, GateAction, HookEvent, Registers, ServiceGate, SpaceId, SystemCall, Vcpu};
 
 use crate::block_trace::BlockTracer;
 use crate::crash::{CrashReport, LastException};
@@ -234,18 +234,14 @@ impl ServiceGate for Kernel {
         }
     }
 
-    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
-        if !self.direct.as_mut()?.enter(vcpu) {
-            return None;
+    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> SystemCall {
+        if !self.direct.as_mut().is_some_and(|direct| direct.enter(vcpu)) {
+            return SystemCall::Declined;
         }
-        let action = self.service(vcpu);
-        if action == GateAction::Resume
-            && let Some(direct) = &mut self.direct
-        {
-            // Where it declines, the guest's own exit code runs from behind the gate.
-            direct.leave(vcpu);
+        match (self.service(vcpu), &mut self.direct) {
+            (GateAction::Resume, Some(direct)) => direct.leave(vcpu),
+            (action, _) => action.into(),
         }
-        Some(action)
     }
 
     fn address_reached(&mut self, vcpu: &mut Vcpu<'_>) -> GateAction {

@@ -26,7 +26,11 @@ impl HostMxcsr {
         crate::x87::leave(unsafe { &mut *block });
         // SAFETY: stores the control register to the live block, loads it from a constant.
         let guest = unsafe {
-            std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut (*block).cpu.mxcsr, options(nostack));
+            // Slow: 15 cycles.
+            if (*block).mxcsr_newer != 0 {
+                (*block).mxcsr_newer = 0;
+                std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut (*block).cpu.mxcsr, options(nostack));
+            }
             let guest = (*block).cpu.mxcsr;
             if guest & !0x3F != HOST_MXCSR {
                 std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const HOST_MXCSR, options(nostack, readonly));
@@ -134,7 +138,7 @@ extern "C" fn service_gate(block: *mut VcpuBlock, next: u64) -> u64 {
 extern "C" fn read_flags(block: *mut VcpuBlock, _: u64) -> u64 {
     // SAFETY: translated code passes its own live block and is stopped.
     let block = unsafe { &mut *block };
-    lstar_translator::flags::materialize(block);
+    crate::host_flags::materialize(block);
     block.cpu.rflags
 }
 

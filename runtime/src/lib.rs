@@ -11,6 +11,7 @@ mod entry;
 mod fault;
 mod helpers;
 pub mod hooks;
+mod host_flags;
 mod host_ops;
 #[cfg(target_arch = "x86_64")]
 mod host_x87;
@@ -23,8 +24,8 @@ pub use hooks::{Hook, HookEvent, HookHandler, HookId};
 pub use machine::core::learn_stack_limit;
 pub use machine::{
     Ahead, CoveredBlock, Engine, Exits, GateAction, Machine, MachineConfig, MachineError, ServiceGate, Statistics,
-    SyscallDispatch, VmExit,
+    SyscallDispatch, SystemCall, VmExit,
 };
 pub use memory::{AddressSpace, Fields, Frames, MapError, ModifiedCode, Pin, PinGroup, Pinned, Protection, SpaceId};
-pub use vcpu::{Registers, ThreadContext, Vcpu};
+pub use vcpu::{Deferred, Registers, ThreadContext, Vcpu};
 pub use x87::provide_transcendentals;

@@ -93,6 +93,32 @@ pub enum GateAction {
     Stop,
 }
 
+/// What has become of a system call that was offered to [`ServiceGate::system_call`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SystemCall {
+    /// It was served and has come back: SYSRETQ has returned behind SYSCALL, TF, RF and AC are clear, MXCSR masks all exceptions,
+    /// and no other register has changed than by the guest's entry and exit code.
+    Returned,
+    /// Nothing, and the registers are unchanged: SYSCALL is to execute and the guest's code to run.
+    Declined,
+    /// It was served and is behind the gate or behind SYSRETQ: as [`GateAction::Resume`].
+    Resume,
+    /// As [`GateAction::Redirect`].
+    Redirect,
+    /// As [`GateAction::Stop`].
+    Stop,
+}
+
+impl From<GateAction> for SystemCall {
+    fn from(action: GateAction) -> Self {
+        match action {
+            GateAction::Resume => Self::Resume,
+            GateAction::Redirect => Self::Redirect,
+            GateAction::Stop => Self::Stop,
+        }
+    }
+}
+
 /// Serves the reserved gate instruction, VMCALL at CPL 0.
 ///
 /// When called, RIP is behind the instruction, and RAX says what is asked for.
@@ -103,11 +129,10 @@ pub trait ServiceGate {
     /// Offers the work of SYSCALL and the guest's entry code at the system call of 64-bit code at CPL 3 that ends at RIP;
     /// only with [`SyscallDispatch::Direct`] in translated code.
     ///
-    /// `None`, with the registers unchanged, lets SYSCALL execute and the guest's code run. Otherwise the state must be exactly
-    /// what that code would have left: behind SYSRET for [`GateAction::Resume`], anything consistent for the others.
-    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
+    /// The state must be exactly what that code would have left.
+    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> SystemCall {
         let _ = vcpu;
-        None
+        SystemCall::Declined
     }
 
     /// RIP has got to a hooked address ([`Machine::hook_address`]); the instruction there has not executed. With

@@ -1,4 +1,9 @@
 //! What code above the runtime sees of the processor while a guest is stopped at the service gate or between runs.
+#![expect(unsafe_code, reason = "registers that are brought up to date when somebody first looks at them")]
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 use lstar_arch::control::efer;
 use lstar_arch::system::FastCall;
@@ -177,16 +182,33 @@ impl Registers for ThreadContext {
     }
 }
 
+/// What SYSCALL and the guest's entry code do to the registers, put off until somebody looks at them: most services do not.
+#[derive(Clone, Copy, Debug)]
+pub struct Deferred {
+    /// Does it. Until then the registers are as user code left them at SYSCALL, with RIP behind the instruction, but RAX, which
+    /// is as it will be. RDX, R8, R9 and R12 to R15 stay as they are, and RCX will be what R10 is now.
+    pub work: fn(&mut CpuState, &Self),
+    /// RSP afterwards.
+    pub rsp: u64,
+    /// For `work` to use.
+    pub detail: [u64; 6],
+    /// MXCSR afterwards.
+    pub mxcsr: u32,
+}
+
 /// The stopped processor and its memory.
 #[derive(Debug)]
 pub struct Vcpu<'a> {
-    pub(crate) cpu: &'a mut CpuState,
+    /// Not to be looked at while there is deferred work, but by those that know of it.
+    cpu: NonNull<CpuState>,
+    borrow: PhantomData<&'a mut CpuState>,
     /// Guest memory.
     pub memory: &'a mut AddressSpace,
     /// Guest instructions retired since the machine was made.
     pub retired: u64,
     /// See [`Vcpu::is_touched`].
-    pub(crate) touched: bool,
+    touched: bool,
+    deferred: Cell<Option<Deferred>>,
 }
 
 impl Registers for CpuState {
@@ -203,27 +225,90 @@ impl Registers for CpuState {
 impl Registers for Vcpu<'_> {
     #[inline]
     fn state(&self) -> &CpuState {
-        self.cpu
+        self.settle();
+        // SAFETY: made from a reference that `self` has borrowed. Nothing is deferred any more, so that `settle`, the only one to
+        // change the registers through a shared reference, does not as long as this one lives.
+        unsafe { self.cpu.as_ref() }
     }
     #[inline]
     fn state_mut(&mut self) -> &mut CpuState {
+        self.settle();
         self.touched = true;
-        self.cpu
+        // SAFETY: made from a reference that `self` has borrowed, and borrowed exclusively.
+        unsafe { self.cpu.as_mut() }
+    }
+
+    /// What services look at: arguments and the stack they are on. Deferred work need not be done for that.
+    #[inline]
+    fn reg(&self, register: Gpr) -> u64 {
+        // SAFETY: nothing is written to the cell meanwhile: it belongs to this thread, and `settle` does not run.
+        let Some(deferred) = (unsafe { &*self.deferred.as_ptr() }) else { return self.state().reg(register) };
+        let as_now = match register {
+            Gpr::Rsp => return deferred.rsp,
+            Gpr::Rcx => Gpr::R10,
+            Gpr::Rax | Gpr::Rdx | Gpr::R8 | Gpr::R9 | Gpr::R12 | Gpr::R13 | Gpr::R14 | Gpr::R15 => register,
+            _ => return self.state().reg(register),
+        };
+        // SAFETY: as in `state`; the reference ends here.
+        unsafe { self.cpu.as_ref() }.reg(as_now)
     }
 }
 
-impl Vcpu<'_> {
+impl<'a> Vcpu<'a> {
+    /// Puts registers and memory together.
+    #[inline(always)]
+    pub(crate) fn new(cpu: &'a mut CpuState, memory: &'a mut AddressSpace, retired: u64) -> Self {
+        let cpu = NonNull::from(cpu);
+        Self { cpu, borrow: PhantomData, memory, retired, touched: false, deferred: Cell::new(None) }
+    }
+
+    /// Does what was deferred.
+    #[inline(always)]
+    pub(crate) fn settle(&self) {
+        if self.is_deferred() {
+            self.carry_out();
+        }
+    }
+
+    #[inline(never)]
+    fn carry_out(&self) {
+        if let Some(deferred) = self.deferred.take() {
+            // SAFETY: made from a reference that `self` has borrowed. While work is deferred nobody has a reference to the registers:
+            // `defer` takes `self` exclusively, `parts` gives them out as long as it is borrowed exclusively, and all others settle first.
+            (deferred.work)(unsafe { &mut *self.cpu.as_ptr() }, &deferred);
+        }
+    }
+
+    /// Puts off work on the registers until somebody looks at them.
+    #[inline(always)]
+    pub fn defer(&mut self, deferred: Deferred) {
+        self.deferred.set(Some(deferred));
+    }
+
+    /// Whether work on the registers is still put off.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_deferred(&self) -> bool {
+        // SAFETY: nothing is written to the cell meanwhile.
+        unsafe { &*self.deferred.as_ptr() }.is_some()
+    }
+
+    /// Drops what was put off: it has become void.
+    #[inline(always)]
+    pub fn forget_deferred(&mut self) {
+        self.deferred.set(None);
+    }
+
     /// Copies the registers out.
     #[must_use]
     pub fn save(&self) -> ThreadContext {
-        ThreadContext(Box::new(self.cpu.clone()))
+        ThreadContext(Box::new(self.state().clone()))
     }
 
     /// Puts a thread's registers on the processor; control registers, system MSRs and descriptor tables stay.
     pub fn restore(&mut self, context: &ThreadContext) {
         let thread = &context.0;
-        self.touched = true;
-        let cpu = &mut *self.cpu;
+        let cpu = self.state_mut();
         cpu.gpr = thread.gpr;
         cpu.rip = thread.rip;
         cpu.rflags = thread.rflags;
@@ -245,25 +330,26 @@ impl Vcpu<'_> {
     /// Reads a model-specific register as RDMSR at CPL 0 would; `None` for one that does not exist.
     #[must_use]
     pub fn read_msr(&self, index: u32) -> Option<u64> {
-        lstar_arch::msr::rdmsr(self.cpu, index).ok()
+        lstar_arch::msr::rdmsr(self.state(), index).ok()
     }
 
     /// Writes a model-specific register as WRMSR at CPL 0 would; `false` where that raises #GP.
     pub fn write_msr(&mut self, index: u32, value: u64) -> bool {
-        self.touched = true;
-        lstar_arch::msr::wrmsr(self.cpu, index, value).is_ok()
+        lstar_arch::msr::wrmsr(self.state_mut(), index, value).is_ok()
     }
 
     /// Seeds what RDRAND and RDSEED yield; before the first call that is the same in every run.
     pub fn seed_entropy(&mut self, seed: [u8; 32]) {
-        self.cpu.entropy = lstar_arch::entropy::Entropy::from_seed(seed);
+        self.state_mut().entropy = lstar_arch::entropy::Entropy::from_seed(seed);
     }
 
     /// Registers and memory, to use side by side. For those who do what SYSCALL's entry and exit code does: they leave debug
-    /// and control registers alone, and put back what user code had in RFLAGS and in the code segment.
-    #[inline]
+    /// and control registers alone, and put back what user code had in RFLAGS and in the code segment. [Deferred](Deferred) work is
+    /// not done.
+    #[inline(always)]
     pub fn parts(&mut self) -> (&mut CpuState, &mut AddressSpace) {
-        (&mut *self.cpu, &mut *self.memory)
+        // SAFETY: made from a reference that `self` has borrowed, and borrowed exclusively.
+        (unsafe { self.cpu.as_mut() }, &mut *self.memory)
     }
 
     /// Whether registers may have been changed otherwise than by [`Vcpu::parts`] and [`Vcpu::set_result`].
@@ -277,31 +363,32 @@ impl Vcpu<'_> {
     /// expects it.
     #[inline]
     pub fn set_result(&mut self, value: u64) {
-        self.cpu.set_reg(Gpr::Rax, value);
+        // Right while work is deferred, too.
+        self.parts().0.set_reg(Gpr::Rax, value);
     }
 
     /// What SYSCALL and SYSRETQ now do; `None` where SYSCALL raises an exception.
     #[must_use]
     pub fn fast_call(&self) -> Option<FastCall> {
-        FastCall::new(self.cpu)
+        FastCall::new(self.state())
     }
 
     /// The IDTR (descriptor tables are set by the guest kernel itself).
     #[must_use]
     pub fn idtr(&self) -> DescriptorTable {
-        self.cpu.idtr
+        self.state().idtr
     }
 
     /// Page-fault linear address of the last #PF.
     #[must_use]
     pub fn cr2(&self) -> u64 {
-        self.cpu.cr2
+        self.state().cr2
     }
 
     /// Whether SYSCALL is enabled.
     #[must_use]
     pub fn syscall_enabled(&self) -> bool {
-        self.cpu.efer & efer::SCE != 0
+        self.state().efer & efer::SCE != 0
     }
 }
 

@@ -9,7 +9,7 @@ use lstar_guest_images::image::map_pe;
 use lstar_guest_images::kernel::{GateId, KernelConfig, KernelImage, ServiceEntry};
 use lstar_guest_images::layout::Build;
 use lstar_nt::direct::DirectDispatch;
-use lstar_runtime::{GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, Vcpu, VmExit};
+use lstar_runtime::{GateAction, Machine, MachineConfig, Protection, Registers, ServiceGate, SystemCall, Vcpu, VmExit};
 
 /// Where user code is loaded.
 pub const USER_CODE: u64 = 0x1_4000_0000;
@@ -43,19 +43,16 @@ impl ServiceGate for Gate<'_> {
         (self.observer)(vcpu, id)
     }
 
-    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> Option<GateAction> {
-        let direct = self.direct.as_mut()?;
+    fn system_call(&mut self, vcpu: &mut Vcpu<'_>) -> SystemCall {
+        let Some(direct) = &mut self.direct else { return SystemCall::Declined };
         if !direct.enter(vcpu) {
-            return None;
+            return SystemCall::Declined;
         }
         self.short_cuts += 1;
         let id = vcpu.reg(Gpr::Rax) as u32;
         match (self.observer)(vcpu, id) {
-            GateAction::Resume => {
-                direct.leave(vcpu);
-                Some(GateAction::Resume)
-            }
-            other => Some(other),
+            GateAction::Resume => direct.leave(vcpu),
+            other => other.into(),
         }
     }
 

@@ -156,6 +156,8 @@ pub struct VcpuBlock {
     pub host_ops: [u64; HostOp::COUNT],
     /// Addresses of string comparisons, by [`StringOp`].
     pub string_ops: [u64; StringOp::COUNT],
+    /// Not 0 if the processor's MXCSR may be newer than the one in `cpu`: translated code says so before it calculates.
+    pub mxcsr_newer: u64,
     /// Not 0 while the guest's x87 state is in the host's x87: see [`crate::x87`].
     pub x87_live: u64,
     /// While it is there, [`crate::x87::last`] of the last instruction; 0 before the first one.
@@ -230,7 +232,7 @@ macro_rules! foreach_helper {
             LoadMxcsr(1) Leaf;
             /// The processor's MXCSR. Argument: unused.
             StoreMxcsr(1) Leaf;
-            /// Folds `lazy` into `cpu.rflags` (as [`crate::flags::materialize`]) and returns the exact RFLAGS. Argument: unused.
+            /// Folds `lazy` into `cpu.rflags` and returns the exact RFLAGS. Argument: unused.
             ReadFlags(1) Leaf;
         }
     };

@@ -63,6 +63,8 @@ pub(crate) struct Effects {
     pub faults: bool,
     /// It changes guest memory, or something else that executing it again would change again.
     pub stores: bool,
+    /// It can change MXCSR.
+    pub calculates: bool,
 }
 
 /// Bits of a register in a [`RegSet`]: two for a YMM register (or a ZMM register, of which there is no more), 0 for
@@ -212,6 +214,7 @@ pub(crate) fn effects(insn: &Instruction, factory: &mut InstructionInfoFactory) 
         flag_reads: insn.rflags_read() as FlagSet & ALL_FLAGS,
         flag_write,
         stores: stores || x87 || changes_system_state(insn.mnemonic()),
+        calculates: crate::lift::calculates(insn),
         faults: x87
             || memory
             || divides

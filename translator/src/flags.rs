@@ -5,7 +5,7 @@
 //! computes single bits in SSA form by the same formulas. Flags that the manual leaves undefined get a fixed value,
 //! listed at [`FlagKind`].
 
-use crate::abi::{LazyFlags, VcpuBlock};
+use crate::abi::LazyFlags;
 
 /// Carry, as a bit of RFLAGS.
 pub const CF: u64 = 1 << 0;
@@ -78,6 +78,7 @@ impl LazyOp {
     const HAS_OPERAND: u64 = 1 << 8;
 
     /// The second operand, if it is part of a stored number.
+    #[inline(always)]
     fn operand(number: u64) -> Option<u64> {
         (number & Self::HAS_OPERAND != 0).then_some((number as i64 >> 16) as u64)
     }
@@ -108,6 +109,15 @@ impl LazyOp {
             _ => return None,
         };
         Some((kind, 8 << (number & 3)))
+    }
+}
+
+impl LazyFlags {
+    /// The second operand, wherever it is.
+    #[inline(always)]
+    #[must_use]
+    pub fn second(&self) -> u64 {
+        LazyOp::operand(self.op).unwrap_or(self.b)
     }
 }
 
@@ -199,14 +209,4 @@ fn parity(byte: u8) -> u64 {
         flags
     };
     EVEN[usize::from(byte)].into()
-}
-
-/// Folds the lazy flags into `cpu.rflags`, which is exact afterwards.
-#[inline]
-pub fn materialize(block: &mut VcpuBlock) {
-    let LazyFlags { op, a, b, c, .. } = block.lazy;
-    if op != 0 {
-        block.cpu.rflags = block.cpu.rflags & !STATUS | status(op, a, b, c);
-        block.lazy.op = 0;
-    }
 }

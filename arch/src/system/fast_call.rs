@@ -12,15 +12,13 @@ use crate::state::{CpuState, Gpr};
 /// RFLAGS bits that SYSRET takes from R11 (SDM vol. 2, SYSRET).
 const SYSRET_RFLAGS: u64 = 0x3C_7FD7;
 
-/// SYSCALL of 64-bit code at CPL 3 and SYSRETQ back to it, with what they load worked out once for the MSRs that say it.
+/// SYSCALL of 64-bit code at CPL 3 and SYSRETQ back to it, with what the latter loads worked out once for the MSRs that say it.
 #[derive(Clone, Copy, Debug)]
 pub struct FastCall {
     efer: u64,
     star: u64,
     lstar: u64,
     fmask: u64,
-    /// CS and SS behind SYSCALL.
-    kernel: [Segment; 2],
     /// CS and SS behind SYSRETQ.
     user: [Segment; 2],
 }
@@ -35,16 +33,18 @@ impl FastCall {
         // Any address will do: only the segments are looked at.
         back.set_reg(Gpr::Rcx, 0);
         sysret(&mut back, OperandSize::Qword).ok()?;
-        let segments = |cpu: &CpuState| [*cpu.segment(SegmentIndex::Cs), *cpu.segment(SegmentIndex::Ss)];
-        let (kernel, user) = (segments(&there), segments(&back));
-        Some(Self { efer: cpu.efer, star: cpu.star, lstar: cpu.lstar, fmask: cpu.fmask, kernel, user })
+        let user = [*back.segment(SegmentIndex::Cs), *back.segment(SegmentIndex::Ss)];
+        Some(Self { efer: cpu.efer, star: cpu.star, lstar: cpu.lstar, fmask: cpu.fmask, user })
     }
 
-    /// Whether SYSCALL would now do what [`FastCall::enter`] does.
+    /// Whether SYSCALL would now lead to [`FastCall::target`], and SYSRETQ from there put back the code and the stack segment.
     #[inline(always)]
     #[must_use]
     pub fn applies(&self, cpu: &CpuState) -> bool {
-        self.is_current(cpu) && cpu.cpl == 3 && cpu.is_64bit()
+        let [code, stack] = &self.user;
+        let changed =
+            difference(code, cpu.segment(SegmentIndex::Cs)) | difference(stack, cpu.segment(SegmentIndex::Ss));
+        self.is_current(cpu) && changed | u64::from(cpu.cpl ^ 3) == 0
     }
 
     /// Whether SYSRETQ to a canonical address would now do what [`FastCall::leave`] does.
@@ -66,19 +66,34 @@ impl FastCall {
         self.lstar
     }
 
-    /// SYSCALL, where it [applies](Self::applies), but for the general-purpose registers and RIP.
-    #[inline(always)]
-    pub fn enter(&self, cpu: &mut CpuState) {
-        cpu.rflags = inside(cpu.rflags, cpu.fmask);
-        load_flat(cpu, &self.kernel, 0);
+    /// Loads CS and SS of 64-bit code at CPL 3, which SYSCALL forgets, with what SYSRETQ will load, so that they need not change
+    /// any more.
+    pub fn forget_segments(&self, cpu: &mut CpuState) {
+        if cpu.cpl == 3 && cpu.is_64bit() {
+            load_flat(cpu, &self.user, 3);
+        }
     }
 
     /// SYSRETQ, where it [leads back](Self::is_behind), but for RIP; `r11` is what R11 holds.
     #[inline(always)]
     pub fn leave(&self, cpu: &mut CpuState, r11: u64) {
-        cpu.rflags = r11 & SYSRET_RFLAGS | Rflags::FIXED.bits();
+        Self::return_rflags(cpu, r11);
         load_flat(cpu, &self.user, 3);
     }
+
+    /// What SYSRETQ does to RFLAGS, `r11` being what R11 holds.
+    #[inline(always)]
+    pub fn return_rflags(cpu: &mut CpuState, r11: u64) {
+        cpu.rflags = r11 & SYSRET_RFLAGS | Rflags::FIXED.bits();
+    }
+}
+
+/// 0 if they are the same.
+#[inline(always)]
+fn difference(a: &Segment, b: &Segment) -> u64 {
+    // One load, where they follow one another.
+    let rest = |it: &Segment| u64::from(it.limit) | u64::from(it.selector) << 32 | u64::from(it.attributes) << 48;
+    a.base ^ b.base | rest(a) ^ rest(b)
 }
 
 #[inline(always)]

@@ -375,6 +375,7 @@ impl Emitter<'_> {
         self.local.zero_high = 0;
         self.local.segments = [None; 2];
         self.local.x87 = X87::UNKNOWN;
+        self.local.mxcsr_newer = false;
         self.local.checkpoint = None;
         self.local.flags = FlagState::in_memory();
         self.local.dirty = 0;

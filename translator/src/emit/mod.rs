@@ -169,6 +169,8 @@ struct Local {
     segments: [Option<Value>; 2],
     /// The x87 state.
     x87: x87::X87,
+    /// The block says that MXCSR may be newer than the one there.
+    mxcsr_newer: bool,
     /// Instructions not yet subtracted from the budget variable.
     pending: u32,
     /// Instructions since the budget was last stored in the block.
@@ -304,6 +306,7 @@ impl<'a> Emitter<'a> {
                 ready: SmallVec::new(),
                 segments: [None; 2],
                 x87: x87::X87::UNKNOWN,
+                mxcsr_newer: false,
                 pending: 0,
                 since_store: Some(0),
             },
@@ -365,6 +368,9 @@ impl<'a> Emitter<'a> {
             };
             match insn.lowering {
                 Lowering::Lift(lift) => {
+                    if insn.effects.calculates && !self.local.mxcsr_newer {
+                        self.note_newer_mxcsr();
+                    }
                     if insn.effects.faults {
                         self.synchronize();
                     } else {
@@ -409,6 +415,16 @@ impl<'a> Emitter<'a> {
         self.terminate(block.insns.last().map(|insn| &insn.raw), &block.end);
     }
 
+    /// Says in the block that the MXCSR there may be outdated, so that system calls of code that does not calculate need not ask
+    /// the processor for it.
+    fn note_newer_mxcsr(&mut self) {
+        self.local.mxcsr_newer = true;
+        let view = self.view();
+        let yes = self.iconst(types::I64, 1);
+        let offset = VCPU_OFFSET + std::mem::offset_of!(VcpuBlock, mxcsr_newer) as i32;
+        self.b.ins().store(MemFlagsData::trusted(), yes, view, offset);
+    }
+
     /// Sets a byte behind the vCPU block. It belongs to no alias region of the guest's state.
     fn set_probe(&mut self, number: u32) {
         let view = self.view();
@@ -443,6 +459,7 @@ impl<'a> Emitter<'a> {
             ready: SmallVec::new(),
             segments: [None; 2],
             x87: x87::X87::UNKNOWN,
+            mxcsr_newer: false,
             pending: 0,
             since_store: None,
         }

@@ -84,6 +84,20 @@ pub(crate) fn lifter(insn: &Instruction) -> Option<Lifter> {
     FAMILIES.iter().find_map(|family| family(mnemonic))
 }
 
+/// Families whose instructions set MXCSR's flags or load it.
+const CALCULATING: &[fn(Mnemonic) -> Option<Lifter>] =
+    &[sse_scalar::lifter, sse_float::lifter, sse_convert::lifter, sse_state::lifter, fma::lifter];
+
+/// Whether `insn` can change MXCSR.
+pub(crate) fn calculates(insn: &Instruction) -> bool {
+    let is_vector = |op| insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_vector_register();
+    let mnemonic = base(insn);
+    if !(0..insn.op_count()).any(is_vector) && !matches!(mnemonic, Mnemonic::Ldmxcsr) {
+        return false;
+    }
+    is_mmx(insn) || CALCULATING.iter().any(|family| family(mnemonic).is_some())
+}
+
 /// For each mnemonic, that of the legacy SSE instruction that does the same, or itself.
 static BASES: LazyLock<Vec<Mnemonic>> = LazyLock::new(|| {
     let lower = |mnemonic: Mnemonic| format!("{mnemonic:?}").to_lowercase();

@@ -36,7 +36,7 @@ use lstar_arch::{CpuState, GuestMemory, HookedCode, PAGE_SIZE, Rflags, Vendor};
 use lstar_interpreter::{Interpreter, Outcome, RunOptions, TSC_PER_INSTRUCTION};
 use lstar_translator::abi::{ExitReason, Helper, Mode, PROBES, Stub, UNWIND, VCPU_OFFSET, VcpuBlock};
 use lstar_translator::host_op::{HostOp, StringOp};
-use lstar_translator::{Translator, TranslatorConfig, flags};
+use lstar_translator::{Translator, TranslatorConfig};
 
 use super::coverage::{Coverage, CoveredBlock};
 use super::{Engine, MachineConfig, MachineError, ServiceGate, Statistics, SyscallDispatch, VmExit};
@@ -215,6 +215,7 @@ impl Core {
             context: context.cast(),
             stubs,
             helpers: helper_table,
+            mxcsr_newer: 0,
             x87_live: 0,
             x87_last: 0,
             x87_segment: 0,
@@ -256,7 +257,7 @@ impl Core {
     pub fn vcpu(&mut self) -> Vcpu<'_> {
         let retired = self.retired();
         let (block, memory, _) = self.parts();
-        Vcpu { cpu: &mut block.cpu, memory, retired, touched: false }
+        Vcpu::new(&mut block.cpu, memory, retired)
     }
 
     pub fn retired(&self) -> u64 {
@@ -284,7 +285,7 @@ impl Core {
 
     /// Makes `cpu.rflags` exact.
     pub fn fold_flags(&mut self) {
-        flags::materialize(self.block_mut());
+        crate::host_flags::materialize(self.block_mut());
     }
 
     /// The mode of the code at hand; `None` for code that is not translated: at CPL 1 and 2, where instructions fault that

@@ -5,8 +5,8 @@ use lstar_arch::control::dr;
 use lstar_arch::delivery::Event;
 use lstar_arch::{Exception, Rflags, system};
 
-use super::{After, Core, MXCSR_MASKS};
-use crate::machine::{GateAction, VmExit};
+use super::{After, Core};
+use crate::machine::{GateAction, SystemCall, VmExit};
 
 /// More instructions than direct dispatch does the work of.
 const MOST_DISPATCHED: i64 = 512;
@@ -76,23 +76,24 @@ impl Core {
         let mut vcpu = self.vcpu();
         let before = vcpu.retired;
         // SAFETY: as in `service_gate`.
-        let action = unsafe { (*gate).system_call(&mut vcpu) }?;
+        let outcome = unsafe { (*gate).system_call(&mut vcpu) };
+        if outcome != SystemCall::Returned {
+            vcpu.settle();
+        }
         let done = vcpu.retired.wrapping_sub(before);
-        let touched = vcpu.touched;
-        let block = self.block_mut();
-        block.budget -= done as i64;
-        // Entry and exit code can change these only, by way of the trap frame.
-        let unusual = block.cpu.rflags & (Rflags::TF | Rflags::RF | Rflags::AC).bits()
-            | u64::from(!block.cpu.mxcsr & MXCSR_MASKS)
-            | block.cpu.rip ^ next;
-        let unusual = unusual | u64::from(touched) | u64::from(self.memory.has_changes());
-        if action == GateAction::Resume && unusual == 0 {
+        self.block_mut().budget -= done as i64;
+        if outcome == SystemCall::Returned && !self.memory.has_changes() {
             // Back in user mode: `next` is there.
             self.statistics.syscalls += 1;
             self.statistics.privilege_switches += 2;
             return Some(After::Continue);
         }
-        Some(self.come_back(action, next))
+        match outcome {
+            SystemCall::Declined => None,
+            SystemCall::Returned | SystemCall::Resume => Some(self.come_back(GateAction::Resume, next)),
+            SystemCall::Redirect => Some(self.come_back(GateAction::Redirect, next)),
+            SystemCall::Stop => Some(self.come_back(GateAction::Stop, next)),
+        }
     }
 
     /// What follows a system call that has not simply come back.
