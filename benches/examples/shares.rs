@@ -12,12 +12,13 @@ const WARM_UP: usize = 100;
 /// How a technique is left out.
 type Change = fn(&mut TranslatorConfig);
 /// What is left out, and how.
-const VARIANTS: [(&str, Change); 9] = [
+const VARIANTS: [(&str, Change); 10] = [
     ("nothing", |_| {}),
     ("maps", |config| config.precise = PreciseState::Checkpoints),
     ("host calls", |config| config.calls = CallMode::Jump),
     ("regions", |config| config.max_instructions = 8),
     ("targets", |config| config.known_targets = false),
+    ("executed", |config| config.executed_only = false),
     ("leaves", |config| config.inline_leaves = false),
     ("look-ahead", |config| config.look_ahead = false),
     ("pairs", |config| config.scalar_pairs = false),

@@ -42,8 +42,13 @@ impl Key {
             return Self::NOT_CANONICAL;
         }
         let cs = cpu.segment(SegmentIndex::Cs);
-        let mode = u64::from(cs.attributes >> 13 & 3) << 1 | u64::from(cpu.cpl == 3);
-        Self(cpu.rip & ((1 << 56) - 1) | mode << 56)
+        Self::new(cpu.rip, u64::from(cs.attributes >> 13 & 3), cpu.cpl == 3)
+    }
+
+    /// `size` is CS.L, and CS.D as bit 1.
+    fn new(rip: u64, size: u64, user: bool) -> Self {
+        let mode = size << 1 | u64::from(user);
+        Self(rip & ((1 << 56) - 1) | mode << 56)
     }
 
     fn direct_index(self) -> usize {
@@ -231,6 +236,12 @@ impl BlockCache {
         let kept = self.by_key.values().map(|&slot| &self.slots[slot as usize]);
         let kept = kept.filter(|block| block.visits > 0 && !block.stops).map(|block| block.span);
         kept.chain(self.executed.iter().flatten().copied())
+    }
+
+    /// Whether a block that begins at `rip` was executed since it was decoded, in 64-bit or in 32-bit mode, as user or not.
+    pub fn was_executed(&self, rip: u64, is_64bit: bool, user: bool) -> bool {
+        let slot = self.by_key.get(&Key::new(rip, if is_64bit { 1 } else { 2 }, user));
+        slot.is_some_and(|&slot| self.slots[slot as usize].visits > 0)
     }
 
     /// Where the indirect jump at linear address `jump` has gone, most frequent first.

@@ -203,6 +203,13 @@ impl Interpreter {
         self.cache.indirect_targets(jump)
     }
 
+    /// Whether [`Interpreter::run`] has executed a basic block that begins at `rip`, as far as is known, in 64-bit or in 32-bit
+    /// mode, as user or not.
+    #[must_use]
+    pub fn has_executed(&self, rip: u64, is_64bit: bool, user: bool) -> bool {
+        self.cache.was_executed(rip, is_64bit, user)
+    }
+
     /// From now on, what was executed is still known after its decodings are dropped.
     pub fn remember_executed(&mut self) {
         self.cache.remember_executed();

@@ -60,6 +60,8 @@ pub struct TranslatorConfig {
     pub precise: PreciseState,
     /// Make known targets of indirect jumps part of the region.
     pub known_targets: bool,
+    /// Leave out what has not been executed yet, as far as the source of the code knows.
+    pub executed_only: bool,
     /// Look at the code at known exits, so that flags that it overwrites at once need not be stored. Whoever stops the guest
     /// between two regions then does not see them, so this is off unless asked for.
     pub look_ahead: bool,
@@ -91,6 +93,7 @@ impl Default for TranslatorConfig {
             calls: CallMode::Host,
             precise: PreciseState::default(),
             known_targets: true,
+            executed_only: true,
             look_ahead: false,
             inline_leaves: true,
             inline_system_calls: false,

@@ -263,6 +263,7 @@ fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>)
         }
         return Explored { decoded, leaders, leaves };
     }
+    let warm = |reader: &mut Reader<'_>, rip| !limits.executed_only || !reader.is_cold(rip);
     // Breadth first: when the limit is reached, what is near the entry has been taken.
     let mut work = std::collections::VecDeque::from([entry]);
     while let Some(start) = work.pop_front() {
@@ -273,15 +274,22 @@ fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>)
             match flow(&insn, mode) {
                 Flow::Next => {}
                 Flow::Jump(target) => {
-                    if target.abs_diff(rip) <= NEAR_JUMP {
+                    if target.abs_diff(rip) <= NEAR_JUMP && warm(reader, target) {
                         leaders.insert(target);
                         work.push_back(target);
                     }
                     break;
                 }
                 Flow::Branch(target) => {
+                    let [taken, next] = [target, insn.next_ip()].map(|rip| warm(reader, rip));
                     leaders.extend([target, insn.next_ip()]);
-                    work.push_back(target);
+                    // A branch that was not executed either leads to both.
+                    if taken || !next {
+                        work.push_back(target);
+                    }
+                    if taken && !next {
+                        break;
+                    }
                 }
                 Flow::Call if limits.host_calls => {
                     leaders.insert(insn.next_ip());
@@ -294,6 +302,9 @@ fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>)
                             inlined += leaf.decoded.len();
                             leaves.insert(rip, leaf.clone());
                         }
+                    }
+                    if !warm(reader, insn.next_ip()) {
+                        break;
                     }
                 }
                 Flow::IndirectJump => {
@@ -624,7 +635,8 @@ mod tests {
 
     const BASE: u64 = 0x40_1FF8;
 
-    struct Bytes(&'static [u8]);
+    /// Code, and the offsets in it that were not executed.
+    struct Bytes(&'static [u8], &'static [u64]);
 
     impl CodeSource for Bytes {
         fn fetch(&mut self, address: u64, buf: &mut [u8], _: Mode) -> usize {
@@ -642,21 +654,30 @@ mod tests {
             }
             count
         }
+
+        fn is_cold(&mut self, rip: u64, _: Mode) -> bool {
+            self.1.contains(&(rip - BASE))
+        }
     }
 
     fn region(code: &'static [u8], max_instructions: usize) -> Region {
+        region_without(code, max_instructions, &[])
+    }
+
+    fn region_without(code: &'static [u8], max_instructions: usize, cold: &'static [u64]) -> Region {
         let declined = HashSet::new();
         let limits = Limits {
             max_instructions,
             host_calls: true,
             features: Features::all(),
             known_targets: true,
+            executed_only: true,
             look_ahead: true,
             inline_leaves: true,
             inline_system_calls: true,
             declined: &declined,
         };
-        discover(BASE, Mode::User, &mut Bytes(code), &limits)
+        discover(BASE, Mode::User, &mut Bytes(code, cold), &limits)
     }
 
     fn starts(region: &Region) -> Vec<u64> {
@@ -674,6 +695,28 @@ mod tests {
             panic!("{:?}", region.blocks[3].end)
         };
         assert_eq!((taken, next), (0, 4));
+    }
+
+    #[test]
+    fn what_was_not_executed_is_left_out() {
+        // test ecx,ecx; je +5; mov eax, 1; dec eax; ret
+        let code = &[0x85, 0xC9, 0x74, 5, 0xB8, 1, 0, 0, 0, 0xFF, 0xC8, 0xC3];
+        for (cold, expected) in [
+            (&[][..], &[0, 4, 9][..]),
+            (&[4], &[0, 9]),
+            // It follows what was executed.
+            (&[9], &[0, 4, 9]),
+            // The branch itself was not executed.
+            (&[4, 9], &[0, 4, 9]),
+        ] {
+            let region = region_without(code, 100, cold);
+            assert_eq!(starts(&region), expected, "without {cold:?}");
+            let mut outside: Vec<u64> = region.blocks.iter().flat_map(outside_targets).map(|rip| rip - BASE).collect();
+            outside.sort_unstable();
+            outside.dedup();
+            let left: Vec<u64> = [4, 9].into_iter().filter(|start| !expected.contains(start)).collect();
+            assert!(left.iter().all(|start| outside.contains(start)), "{outside:?} without {cold:?}");
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Limits<'a> {
     /// See [`crate::TranslatorConfig`].
     pub known_targets: bool,
     /// See [`crate::TranslatorConfig`].
+    pub executed_only: bool,
+    /// See [`crate::TranslatorConfig`].
     pub look_ahead: bool,
     /// See [`crate::TranslatorConfig`].
     pub inline_leaves: bool,

@@ -61,6 +61,12 @@ pub trait CodeSource {
         Vec::new()
     }
 
+    /// Whether the code at `rip` is known not to have been executed yet. A hint: it does not become part of the region.
+    fn is_cold(&mut self, rip: u64, mode: Mode) -> bool {
+        let _ = (rip, mode);
+        false
+    }
+
     /// Addresses in `range` at which no translated code is wanted: regions end before them.
     fn stops(&mut self, range: std::ops::Range<u64>) -> Vec<u64> {
         let _ = range;

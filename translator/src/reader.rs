@@ -21,6 +21,8 @@ pub struct Snapshot {
     /// On those pages.
     stops: BTreeSet<u64>,
     hooked: Arc<HookedCode>,
+    /// Code that was not executed yet.
+    cold: BTreeSet<u64>,
 }
 
 impl Snapshot {
@@ -41,6 +43,10 @@ impl CodeSource for Snapshot {
 
     fn indirect_targets(&mut self, jump: u64, _: Mode) -> Vec<u64> {
         self.targets.get(&jump).cloned().unwrap_or_default()
+    }
+
+    fn is_cold(&mut self, rip: u64, _: Mode) -> bool {
+        self.cold.contains(&rip)
     }
 
     fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
@@ -124,6 +130,15 @@ impl<'a> Reader<'a> {
         let insn = Decoder::with_ip(bitness, &joined, rip, DecoderOptions::NONE).decode();
         let insn = if depends_on_vendor(&insn, &joined) { as_amd_does(&joined, rip, bitness) } else { insn };
         (!insn.is_invalid()).then_some(insn)
+    }
+
+    /// Whether the source knows that the code at `rip` was not executed yet.
+    pub fn is_cold(&mut self, rip: u64) -> bool {
+        let cold = self.source.is_cold(rip, self.mode);
+        if cold {
+            self.seen.cold.insert(rip);
+        }
+        cold
     }
 
     /// What the source knows of where the indirect jump at `rip` goes, most frequent target first.

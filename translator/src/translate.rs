@@ -143,6 +143,7 @@ impl Translator {
             host_calls: mode.is_user() && config.calls == CallMode::Host,
             features: config.features,
             known_targets: config.known_targets,
+            executed_only: config.executed_only,
             look_ahead: config.look_ahead,
             inline_leaves: config.inline_leaves,
             inline_system_calls: config.inline_system_calls,

@@ -230,6 +230,15 @@ impl CodeCache {
         Some(start)
     }
 
+    /// Whether the instruction at `rip` belongs to a region of the current space.
+    pub fn covers(&self, rip: u64, mode: Mode) -> bool {
+        let regions = self.map.by_page.get(&(rip & !(PAGE_SIZE - 1))).map_or(&[][..], |regions| regions);
+        regions
+            .iter()
+            .map(|&index| &self.regions[index])
+            .any(|region| region.mode == mode && region.source.iter().any(|(range, _)| range.contains(&rip)))
+    }
+
     /// Drops the regions translated from any page of `range` in a space, or in all; returns how many. Their host code
     /// stays in place, since it may be on the stack, but nothing in that space leads to it any more.
     pub fn invalidate(&mut self, space: Option<SpaceId>, range: &Range<u64>) -> u64 {

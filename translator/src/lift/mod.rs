@@ -90,11 +90,7 @@ const CALCULATING: &[fn(Mnemonic) -> Option<Lifter>] =
 
 /// Whether `insn` can change MXCSR.
 pub(crate) fn calculates(insn: &Instruction) -> bool {
-    let is_vector = |op| insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_vector_register();
     let mnemonic = base(insn);
-    if !(0..insn.op_count()).any(is_vector) && !matches!(mnemonic, Mnemonic::Ldmxcsr) {
-        return false;
-    }
     is_mmx(insn) || CALCULATING.iter().any(|family| family(mnemonic).is_some())
 }
 

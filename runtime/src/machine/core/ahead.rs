@@ -16,7 +16,8 @@ impl Core {
                 self.translator.insert(made.map_err(|error| MachineError::Translation(error.to_string()))?)
             }
         };
-        let mut source = source!(self);
+        // Nothing was executed.
+        let mut source = Fetcher { knows_executed: false, ..source!(self) };
         if let Some(region) = self.store.as_ref().and_then(|store| store.find(entry, Mode::User, &mut source)) {
             let (instructions, links) = (region.instructions, region.links);
             return Ok(Some(Ahead { links, instructions, is_new: false }));

@@ -4,6 +4,9 @@
 /// A [`Fetcher`] that borrows just what it needs of a core.
 macro_rules! source {
     ($core:ident) => {
+        source!($core, Some(&$core.cache))
+    };
+    ($core:ident, $cache:expr) => {
         Fetcher {
             memory: &mut $core.memory,
             interpreter: &$core.interpreter,
@@ -12,6 +15,8 @@ macro_rules! source {
             stops: $core.stops.all(),
             hooked: $core.hooks.code(),
             lacks_targets: false,
+            knows_executed: $core.config.hot_threshold >= LEAST_PROFILE,
+            cache: $cache,
         }
     };
 }
@@ -57,6 +62,8 @@ use stops::Stops;
 
 /// MXCSR's exception masks.
 const MXCSR_MASKS: u32 = 0x1F80;
+/// Visits before translation from which on a block without any counts as cold.
+const LEAST_PROFILE: u32 = 100;
 
 /// How the guest goes on after a helper's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -725,7 +732,7 @@ impl Core {
             // Its probes belong to the space it was translated for.
             return None;
         }
-        let mut source = source!(self);
+        let mut source = source!(self, None);
         self.cache.adopt(rip, mode, |address, bytes| source.holds(address, bytes, mode))
     }
 

@@ -9,6 +9,7 @@ use lstar_interpreter::Interpreter;
 use lstar_translator::CodeSource;
 use lstar_translator::abi::Mode;
 
+use crate::code_cache::CodeCache;
 use crate::code_store::GuestCode;
 use crate::memory::AddressSpace;
 
@@ -19,6 +20,10 @@ pub(super) struct Fetcher<'a> {
     pub interpreter: &'a Interpreter,
     /// See [`crate::MachineConfig::mistranslate`].
     pub mistranslate: Option<fn(u64, &mut [u8], usize)>,
+    /// Whether code is interpreted often enough before it is translated to know what is executed.
+    pub knows_executed: bool,
+    /// Translated code, where it is asked for.
+    pub cache: Option<&'a CodeCache>,
     /// The translator's limit.
     pub region_limit: usize,
     /// Where regions end.
@@ -61,6 +66,13 @@ impl CodeSource for Fetcher<'_> {
         let targets = self.interpreter.indirect_targets(jump);
         self.lacks_targets |= targets.is_empty();
         targets
+    }
+
+    fn is_cold(&mut self, rip: u64, mode: Mode) -> bool {
+        // What belongs to another region may have been executed there.
+        self.knows_executed
+            && !self.interpreter.has_executed(rip, !mode.is_32bit(), mode.is_user())
+            && !self.cache.is_some_and(|cache| cache.covers(rip, mode))
     }
 
     fn stops(&mut self, range: Range<u64>) -> Vec<u64> {
