@@ -4,13 +4,13 @@
 //! else ends a block. A block ends before the next leader. Blocks are kept in reverse postorder, entry first, so that
 //! an edge to a block with an index not above its source's closes a loop.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, OpKind};
-
 use lstar_arch::Hooked;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::CodeSource;
 use crate::abi::{Helper, Mode};
@@ -172,9 +172,9 @@ pub(crate) struct Region {
     /// Guest bytes covered, sorted.
     pub ranges: Vec<Range<u64>>,
     /// Addresses outside whose code overwrites all status flags before anything can look at them.
-    ignoring_flags: HashSet<u64>,
+    ignoring_flags: FxHashSet<u64>,
     /// Addresses outside at which a basic block goes on that hooks may want to know of.
-    inside_blocks: HashSet<u64>,
+    inside_blocks: FxHashSet<u64>,
 }
 
 impl Region {
@@ -246,7 +246,7 @@ struct Explored {
 fn explore(entry: u64, mode: Mode, limits: &Limits<'_>, reader: &mut Reader<'_>) -> Explored {
     let mut decoded = BTreeMap::new();
     let mut leaves = BTreeMap::new();
-    let mut known_leaves: HashMap<u64, Option<Rc<Leaf>>> = HashMap::new();
+    let mut known_leaves: FxHashMap<u64, Option<Rc<Leaf>>> = FxHashMap::default();
     let mut inlined = 0;
     let mut leaders = BTreeSet::from([entry]);
     reader.in_hooked_code = reader.hooked_at(entry).is_some();
@@ -338,7 +338,7 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
         limits,
         factory: InstructionInfoFactory::new(),
         blocks: Vec::new(),
-        inside_blocks: HashSet::new(),
+        inside_blocks: FxHashSet::default(),
     };
     let function = Function { decoded: &decoded, leaders: &leaders, leaves: Some(&leaves), back: None };
     let index_of = builder.add(entry, &function);
@@ -367,7 +367,7 @@ pub(crate) fn discover(entry: u64, mode: Mode, source: &mut dyn CodeSource, limi
         .filter_map(|block| Some(block.start..block.insns.last()?.raw.next_ip()))
         .filter(|span| span.start < span.end)
         .collect();
-    let mut ignoring_flags = HashSet::new();
+    let mut ignoring_flags = FxHashSet::default();
     for target in blocks.iter().flat_map(outside_targets).filter(|_| limits.look_ahead) {
         if let Some(end) = overwrites_flags(target, &mut reader, limits, &mut factory)
             && ignoring_flags.insert(target)
@@ -428,7 +428,7 @@ fn overwrites_flags(
 }
 
 /// Turns an address into a block's index, if there is one.
-fn resolve(successor: &mut Successor, index_of: &HashMap<u64, usize>) {
+fn resolve(successor: &mut Successor, index_of: &FxHashMap<u64, usize>) {
     if let Successor::Outside(rip) = *successor
         && let Some(&index) = index_of.get(&rip)
     {
@@ -452,14 +452,14 @@ struct Builder<'a, 'r> {
     limits: &'a Limits<'a>,
     factory: InstructionInfoFactory,
     blocks: Vec<BasicBlock>,
-    inside_blocks: HashSet<u64>,
+    inside_blocks: FxHashSet<u64>,
 }
 
 impl Builder<'_, '_> {
     /// Adds the blocks of a function; returns their indices by address. A call of an inlined function still leads to its address.
-    fn add(&mut self, entry: u64, function: &Function<'_>) -> HashMap<u64, usize> {
+    fn add(&mut self, entry: u64, function: &Function<'_>) -> FxHashMap<u64, usize> {
         let first = self.blocks.len();
-        let mut index_of = HashMap::new();
+        let mut index_of = FxHashMap::default();
         let decoded = |leader: u64| leader == entry || function.decoded.contains_key(&leader);
         for &start in function.leaders.iter().filter(|&&leader| decoded(leader)) {
             index_of.insert(start, self.blocks.len());
@@ -665,7 +665,7 @@ mod tests {
     }
 
     fn region_without(code: &'static [u8], max_instructions: usize, cold: &'static [u64]) -> Region {
-        let declined = HashSet::new();
+        let declined = FxHashSet::default();
         let limits = Limits {
             max_instructions,
             host_calls: true,

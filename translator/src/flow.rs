@@ -1,9 +1,8 @@
 //! Where control goes from a single instruction, and what may be asked about code: common to regions and inlined functions.
 
-use std::collections::HashSet;
-
 use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 use lstar_arch::cpuid::Features;
+use rustc_hash::FxHashSet;
 
 use crate::abi::{Helper, Mode};
 use crate::effects::Effects;
@@ -28,7 +27,7 @@ pub(crate) struct Limits<'a> {
     /// See [`crate::TranslatorConfig`].
     pub inline_system_calls: bool,
     /// Addresses of instructions whose lifter has declined.
-    pub declined: &'a HashSet<u64>,
+    pub declined: &'a FxHashSet<u64>,
 }
 
 /// How an instruction ends its block, before targets are known to be in the region.

@@ -1,11 +1,12 @@
 //! Reading and decoding guest code, and remembering what was read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 use lstar_arch::{Hooked, HookedCode, PAGE_SIZE};
+use rustc_hash::FxHashMap;
 
 use crate::CodeSource;
 use crate::abi::Mode;
@@ -16,8 +17,8 @@ const MAX_INSTRUCTION: usize = 15;
 /// Everything that discovery asked of a [`CodeSource`], to be asked again on another thread.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    pages: HashMap<u64, Vec<u8>>,
-    targets: HashMap<u64, Vec<u64>>,
+    pages: FxHashMap<u64, Vec<u8>>,
+    targets: FxHashMap<u64, Vec<u64>>,
     /// On those pages.
     stops: BTreeSet<u64>,
     hooked: Arc<HookedCode>,

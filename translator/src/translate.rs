@@ -1,6 +1,5 @@
 //! The translator: from an entry address to a compiled region.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use cranelift_codegen::isa::{self, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CodegenResult, CompiledCode, Context, FinalizedRelocTarget};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use rustc_hash::FxHashSet;
 
 use crate::abi::{Mode, PROBES, Slot};
 use crate::config::{CallMode, HostTarget, OptLevel, PreciseState, TranslatorConfig, TranslatorError, TranslatorStats};
@@ -134,10 +134,10 @@ impl Translator {
 
     /// Reads the code of the region at `entry` and around it, so that it can be translated elsewhere.
     pub fn read_ahead(config: &TranslatorConfig, entry: u64, mode: Mode, code: &mut dyn CodeSource) -> Snapshot {
-        read_ahead(entry, mode, code, &Self::limits(config, mode, &HashSet::new()))
+        read_ahead(entry, mode, code, &Self::limits(config, mode, &FxHashSet::default()))
     }
 
-    fn limits<'a>(config: &TranslatorConfig, mode: Mode, declined: &'a HashSet<u64>) -> Limits<'a> {
+    fn limits<'a>(config: &TranslatorConfig, mode: Mode, declined: &'a FxHashSet<u64>) -> Limits<'a> {
         Limits {
             max_instructions: config.max_instructions.max(1),
             host_calls: mode.is_user() && config.calls == CallMode::Host,
@@ -266,7 +266,7 @@ impl Translator {
 
     /// Discovers the region and fills `self.context` with its function.
     fn build(&mut self, entry: u64, mode: Mode, code: &mut dyn CodeSource) -> (Region, Emitted) {
-        let mut declined = HashSet::new();
+        let mut declined = FxHashSet::default();
         loop {
             let limits = Self::limits(&self.config, mode, &declined);
             let region = discover(entry, mode, code, &limits);

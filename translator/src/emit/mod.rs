@@ -15,7 +15,6 @@ mod register;
 mod vector;
 mod x87;
 
-use std::collections::HashMap;
 use std::mem::offset_of;
 
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -26,6 +25,7 @@ use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::{FunctionBuilder, Variable};
 use iced_x86::{Code, Instruction};
 use lstar_arch::CpuState;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::SiteFlags;
@@ -136,7 +136,7 @@ pub(crate) struct Emitted {
     /// Addresses whose lifters declined: the function is unusable unless this is empty.
     pub declined: Vec<u64>,
     /// Instructions lowered to a call of the interpreter.
-    pub fallbacks: HashMap<Code, u32>,
+    pub fallbacks: FxHashMap<Code, u32>,
     /// Number of calls of host operations.
     pub host_operations: u32,
     /// Helpers that are called, a bit for each.
@@ -230,7 +230,7 @@ pub(crate) struct Emitter<'a> {
     instructions: Vec<ir::FuncRef>,
     blocks: Vec<ir::Block>,
     /// States at the ends of emitted blocks, for successors with one predecessor.
-    inherited: HashMap<usize, Local>,
+    inherited: FxHashMap<usize, Local>,
     index: usize,
     local: Local,
     current: Current,
@@ -292,7 +292,7 @@ impl<'a> Emitter<'a> {
             host_signatures: [None; HostSignature::COUNT],
             instructions: Vec::new(),
             blocks,
-            inherited: HashMap::new(),
+            inherited: FxHashMap::default(),
             index: 0,
             local: Local {
                 dirty: 0,

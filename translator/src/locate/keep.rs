@@ -4,23 +4,23 @@
 //! does not follow from others, the block is split behind the access and the value handed to a parameter of the second
 //! half that nobody reads: no code, but the register allocator keeps the value up to there.
 
-use std::collections::{HashMap, HashSet};
-
 use cranelift_codegen::cursor::{Cursor, FuncCursor};
+use cranelift_codegen::entity::SecondaryMap;
 use cranelift_codegen::ir::{Block, BlockArg, Function, Inst, InstBuilder, Opcode, Value};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::recipe::{DEPTH, Recipe, recipe};
 use super::{Access, has_effect};
 
 /// Values of interest, numbered.
 struct Numbering<'a> {
-    numbers: HashMap<Value, usize>,
+    numbers: FxHashMap<Value, usize>,
     func: &'a Function,
 }
 
 impl<'a> Numbering<'a> {
     fn new(func: &'a Function, roots: impl Iterator<Item = Value>) -> Self {
-        let mut numbering = Self { numbers: HashMap::new(), func };
+        let mut numbering = Self { numbers: FxHashMap::default(), func };
         for root in roots {
             numbering.add(root, DEPTH);
         }
@@ -113,8 +113,8 @@ impl Analysis<'_> {
 }
 
 /// The instructions whose results are used by code with an effect, as a set of values of interest.
-fn wanted(func: &Function, numbering: &Numbering<'_>) -> (Vec<bool>, HashSet<Inst>) {
-    let mut needed = HashSet::new();
+fn wanted(func: &Function, numbering: &Numbering<'_>) -> (Vec<bool>, FxHashSet<Inst>) {
+    let mut needed = FxHashSet::default();
     let mut work: Vec<Inst> = Vec::new();
     for block in func.layout.blocks() {
         for inst in func.layout.block_insts(block).filter(|&inst| has_effect(func, inst)) {
@@ -144,24 +144,34 @@ fn is_transparent(opcode: Opcode) -> bool {
     matches!(opcode, O::Bitcast | O::Ireduce | O::Uextend | O::Sextend | O::ScalarToVector | O::Splat)
 }
 
+/// Who uses a value.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Users {
+    #[default]
+    None,
+    One(Inst),
+    Several,
+}
+
 /// Accesses by the last instruction at which they can happen: a load may be fused into the one that uses it, if nothing else does and
 /// nothing in between has an effect. What is used between the two only, is not alive any more then.
-fn by_latest_point(func: &Function, accesses: &HashMap<Inst, Access>) -> HashMap<Inst, Vec<Inst>> {
-    let mut users: HashMap<Value, Option<Inst>> = HashMap::new();
+fn by_latest_point(func: &Function, accesses: &FxHashMap<Inst, Access>) -> FxHashMap<Inst, Vec<Inst>> {
+    // By value: the only user, or that there are several.
+    let mut users: SecondaryMap<Value, Users> = SecondaryMap::with_capacity(func.dfg.num_values());
     for block in func.layout.blocks() {
         for inst in func.layout.block_insts(block) {
             for value in func.dfg.inst_values(inst) {
-                users.entry(value).and_modify(|user| *user = None).or_insert(Some(inst));
+                users[value] = if users[value] == Users::None { Users::One(inst) } else { Users::Several };
             }
         }
     }
     let opcode = |inst: Inst| func.dfg.insts[inst].opcode();
-    let mut points: HashMap<Inst, Vec<Inst>> = HashMap::new();
+    let mut points: FxHashMap<Inst, Vec<Inst>> = FxHashMap::default();
     for &access in accesses.keys() {
         let mut at = access;
         while opcode(access).can_load()
             && let Some(value) = func.dfg.inst_results(at).first()
-            && let Some(&Some(user)) = users.get(value)
+            && let Users::One(user) = users[*value]
             && (at == access || is_transparent(opcode(at)) || opcode(user).can_store())
         {
             let mut next = func.layout.next_inst(at);
@@ -179,7 +189,7 @@ fn by_latest_point(func: &Function, accesses: &HashMap<Inst, Access>) -> HashMap
 }
 
 /// Finds what has to be kept alive behind which access.
-fn find(func: &Function, accesses: &HashMap<Inst, Access>) -> Vec<(Inst, Vec<Value>)> {
+fn find(func: &Function, accesses: &FxHashMap<Inst, Access>) -> Vec<(Inst, Vec<Value>)> {
     let insts = || func.layout.blocks().flat_map(|block| func.layout.block_insts(block));
     let roots = insts().filter_map(|inst| accesses.get(&inst)).flat_map(|access| access.needs.iter().copied());
     let mut points = by_latest_point(func, accesses);
@@ -190,7 +200,7 @@ fn find(func: &Function, accesses: &HashMap<Inst, Access>) -> Vec<(Inst, Vec<Val
     let number = |value: Value| analysis.numbering.numbers.get(&value).copied();
 
     let blocks: Vec<Block> = func.layout.blocks().collect();
-    let index: HashMap<Block, usize> = blocks.iter().enumerate().map(|(index, &block)| (block, index)).collect();
+    let index: FxHashMap<Block, usize> = blocks.iter().enumerate().map(|(index, &block)| (block, index)).collect();
     let mut steps: Vec<Vec<Step>> = Vec::with_capacity(blocks.len());
     let mut successors: Vec<Vec<usize>> = Vec::with_capacity(blocks.len());
     for &block in &blocks {
@@ -265,7 +275,7 @@ fn split_point(func: &Function, access: Inst, values: &[Value]) -> Option<Inst> 
 }
 
 /// Keeps alive what sites need.
-pub(super) fn keep_alive(func: &mut Function, accesses: &HashMap<Inst, Access>) {
+pub(super) fn keep_alive(func: &mut Function, accesses: &FxHashMap<Inst, Access>) {
     for (inst, values) in find(func, accesses) {
         let Some(before) = split_point(func, inst, &values) else { continue };
         let Some(old) = func.layout.inst_block(inst) else { continue };

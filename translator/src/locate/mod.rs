@@ -13,8 +13,6 @@
 mod keep;
 mod recipe;
 
-use std::collections::{HashMap, HashSet};
-
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::dominator_tree::DominatorTree;
 use cranelift_codegen::flowgraph::ControlFlowGraph;
@@ -24,6 +22,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_codegen::{CodegenError, CodegenResult, CompiledCode, LabelValueLoc};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::Site;
 use crate::abi::VCPU_OFFSET;
@@ -138,9 +137,9 @@ impl Locator<'_> {
     }
 
     /// The accesses, with what their sites need. Those in cold blocks get stores.
-    fn accesses(&mut self) -> HashMap<Inst, Access> {
-        let mut accesses: HashMap<Inst, Access> = HashMap::new();
-        let mut cold = HashSet::new();
+    fn accesses(&mut self) -> FxHashMap<Inst, Access> {
+        let mut accesses: FxHashMap<Inst, Access> = FxHashMap::default();
+        let mut cold = FxHashSet::default();
         for block in self.func.layout.blocks() {
             for inst in self.func.layout.block_insts(block) {
                 let Some(code) = trap_code(self.func, inst) else { continue };
@@ -180,7 +179,7 @@ impl Locator<'_> {
 
     /// Labels all values that sites need, and those that they follow from.
     fn label(&mut self) {
-        let mut seen = HashSet::new();
+        let mut seen = FxHashSet::default();
         let mut work: Vec<(Value, u32)> = self.found.iter().flatten().map(|found| (found.value, DEPTH)).collect();
         while let Some((value, depth)) = work.pop() {
             if !seen.insert(value) {
@@ -205,7 +204,7 @@ struct Mapper<'a> {
     func: &'a Function,
     compiled: &'a CompiledCode,
     map: StateMap,
-    numbers: HashMap<Location, u32>,
+    numbers: FxHashMap<Location, u32>,
 }
 
 impl Mapper<'_> {
@@ -264,9 +263,9 @@ impl Mapper<'_> {
 }
 
 /// Where the state is looked up for traps that are out of line: at the branches that lead there.
-fn branches_to(code: &[u8], traps: impl Iterator<Item = u32>) -> HashMap<u32, Vec<u32>> {
+fn branches_to(code: &[u8], traps: impl Iterator<Item = u32>) -> FxHashMap<u32, Vec<u32>> {
     const UD2: [u8; 2] = [0x0F, 0x0B];
-    let mut found: HashMap<u32, Vec<u32>> = traps
+    let mut found: FxHashMap<u32, Vec<u32>> = traps
         .filter(|&trap| code.get(trap as usize..trap as usize + 2) == Some(&UD2))
         .map(|trap| (trap, Vec::new()))
         .collect();
@@ -339,13 +338,13 @@ pub(crate) fn compile(
 }
 
 /// The sites of compiled code, their map, and the carriers whose values are nowhere.
-fn map_sites(locator: &Locator<'_>, compiled: &CompiledCode) -> (Vec<Site>, StateMap, HashSet<usize>) {
+fn map_sites(locator: &Locator<'_>, compiled: &CompiledCode) -> (Vec<Site>, StateMap, FxHashSet<usize>) {
     let records = locator.sites.records;
     let locations = compiled.buffer.get_srclocs_sorted();
     let traps = compiled.buffer.traps();
     let out_of_line = branches_to(compiled.code_buffer(), traps.iter().map(|trap| trap.offset));
-    let mut mapper = Mapper { func: locator.func, compiled, map: StateMap::default(), numbers: HashMap::new() };
-    let (mut found, mut missing) = (Vec::new(), HashSet::new());
+    let mut mapper = Mapper { func: locator.func, compiled, map: StateMap::default(), numbers: FxHashMap::default() };
+    let (mut found, mut missing) = (Vec::new(), FxHashSet::default());
     for trap in traps {
         let Some(at) = locations.partition_point(|location| location.start <= trap.offset).checked_sub(1) else {
             continue;

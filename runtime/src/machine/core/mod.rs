@@ -15,7 +15,7 @@ macro_rules! source {
             stops: $core.stops.all(),
             hooked: $core.hooks.code(),
             lacks_targets: false,
-            knows_executed: $core.config.hot_threshold >= LEAST_PROFILE,
+            knows_executed: $core.config.hot_threshold >= $crate::machine::core::LEAST_PROFILE,
             cache: $cache,
         }
     };
