@@ -344,7 +344,7 @@ impl<'a> Vcpu<'a> {
     }
 
     /// Registers and memory, to use side by side. For those who do what SYSCALL's entry and exit code does: they leave debug
-    /// and control registers alone, and put back what user code had in RFLAGS and in the code segment. [Deferred](Deferred) work is
+    /// and control registers alone, and put back what user code had in RFLAGS and in the code segment. [Deferred] work is
     /// not done.
     #[inline(always)]
     pub fn parts(&mut self) -> (&mut CpuState, &mut AddressSpace) {
