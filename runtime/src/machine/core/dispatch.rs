@@ -225,6 +225,11 @@ fn interpret(this: &mut Core, mode: Option<Mode>, nested: bool, depth: &mut u64)
         }
         Outcome::Return if nested && this.cpu().cpl == 3 => {
             if *depth == 0 {
+                // What was interpreted can have unmasked an exception, say, with which translated code must not go on.
+                if this.must_redispatch() {
+                    this.block_mut().exit = ExitReason::Redispatch as u64;
+                    return Next::Leave(UNWIND);
+                }
                 return Next::Leave(this.cpu().rip);
             }
             *depth -= 1;
